@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up what it needs.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check smoke env clean
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 8
+
+env: $(STAMP)  ## create .venv with everything pinned in constraints.txt (uv when present, else venv and pip)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --allow-existing --python '>=3.11' $(VENV) && \
+		uv pip install --quiet --python $(RUN) --constraints constraints.txt --editable '.[dev]'; \
+	else \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")' && \
+		$(PYTHON) -m venv $(VENV) && \
+		$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+	fi
+	@touch $@
+
+demo: $(STAMP)  ## short Experiment 1 on real Fashion-MNIST: a class table and Figure 1
+	$(RUN) train.py -m experiment=exp1_short
+	$(RUN) scripts/plot.py figure=1 runs=outputs/exp1_short out=outputs/exp1_short
+	@echo "Figure 1: outputs/exp1_short/figure1.png (.svg, .pdf; numbers in figure1.csv)"
+
+test: check  ## static checks and the fast test suite, with coverage
+	$(RUN) -m pytest --cov --cov-report=term
+
+check: $(STAMP)  ## ruff, mypy, import-linter
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+smoke: $(STAMP)  ## one short run on real data, and the tests that need it
+	$(RUN) train.py dataset.num_train=2000 dataset.num_test=500 trainer.num_epochs=1 force=true output_dir=outputs/smoke
+	$(RUN) -m pytest -m data
+
+clean:  ## remove the environment and caches; outputs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist

@@ -1,0 +1,65 @@
+"""Writes that either happen completely or not at all: no reader ever meets half a file."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY_PATTERN = ".*.tmp"
+"""Glob of the temporary files that a killed process may leave behind; they can be deleted at any time."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path`` that takes the place of ``path`` when the block succeeds.
+
+    The caller writes and closes the temporary file inside the block. Missing parent folders are created. When the
+    block raises, the temporary file is removed and ``path`` keeps what it held.
+
+    Parameters
+    ----------
+    path : Path
+        The file to create or to replace.
+
+    Yields
+    ------
+    Path
+        ``.<name>.<pid>-<random>.tmp``, not yet existing.
+
+    Raises
+    ------
+    OSError
+        When the folder cannot be created or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere folders cannot be opened, and the rename is durable enough
+        _flush_to_disk(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically; see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    r"""Write ``text`` to ``path`` atomically as UTF-8, newlines as they are (``\n`` on every system)."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until the file (or the folder's list of names) is on disk, so that a power cut cannot undo the rename."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
