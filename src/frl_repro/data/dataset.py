@@ -1,0 +1,102 @@
+"""Value types of the data: images and labels as whole tensors in memory, and the splits of one data set."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)  # eq would compare tensors to one boolean, which raises
+class Split:
+    """Images and labels of one split.
+
+    Attributes
+    ----------
+    images : Tensor, shape (N, C, H, W), uint8
+        Pixels in 0..255; :func:`batch_to_float` turns a batch into [0, 1].
+    labels : Tensor, shape (N,), int64
+        Class ids in 0..K-1.
+
+    Raises
+    ------
+    ValueError
+        When dtypes, dimensions or lengths differ from the above.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 of shape (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 of shape ({len(self.images)},), "
+                f"got {self.labels.dtype} {tuple(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Tensor) -> "Split":
+        """Return the images and labels at ``indices`` (Tensor, shape (M,), int64), in that order."""
+        return Split(images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One data set with its splits.
+
+    Attributes
+    ----------
+    name : str
+        The name under which the config asked for it.
+    class_names : tuple of str, length K
+        Name of each class id.
+    train, test : Split
+        What the training may and may not see.
+    validation : Split or None
+        Part of the training files held back; ``None`` when the validation fraction is 0.
+    train_indices, validation_indices : Tensor, shape (N_train,) and (N_validation,), int64
+        Positions of the two splits' images in the source's training files, disjoint.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split | None
+    test: Split
+    train_indices: Tensor
+    validation_indices: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+
+def batch_to_float(images: Tensor) -> Tensor:
+    """Return images in [0, 1]: exactly ``images / 255`` in float32, on every device.
+
+    Parameters
+    ----------
+    images : Tensor, uint8
+        Pixels in 0..255, any shape.
+
+    Returns
+    -------
+    Tensor, float32
+        Same shape and device.
+
+    Raises
+    ------
+    TypeError
+        When ``images`` is not uint8: scaled twice, images would be almost black without any error.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"batch_to_float takes uint8 pixels in 0..255, got {images.dtype}")
+    # By a Python number, torch's CUDA kernel multiplies with the rounded reciprocal, which is off in the last bit.
+    divisor = torch.full((), 255.0, device=images.device)
+    return images.to(torch.float32) / divisor

@@ -1,0 +1,124 @@
+"""Stratified subsets and validation splits, each drawn from a generator of its own.
+
+Nothing here reads or changes the global random state, so the split stays the same whatever the training seed is.
+"""
+
+import torch
+from torch import Tensor
+
+from frl_repro.errors import UserError
+
+
+def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random order of the samples of which every prefix is as stratified as whole samples allow.
+
+    The r-th sample (r = 0, 1, ...) of a class with c samples stands at (r + 1/2) / c of the way. Sorting by this
+    position makes each prefix the Webster (Sainte-Lague) apportionment of its length to the class counts: with equal
+    class counts, the counts in a prefix differ by at most one.
+
+    Parameters
+    ----------
+    labels : Tensor, shape (N,), integer
+        Class of each sample; any values, any number of classes, any counts.
+    generator : torch.Generator
+        The only source of randomness, on the CPU. The draw depends on N alone, so that renaming the classes leaves
+        the order as it is.
+
+    Returns
+    -------
+    Tensor, shape (N,), int64
+        A permutation of 0..N-1.
+    """
+    labels = labels.cpu()
+    shuffled = torch.randperm(len(labels), generator=generator)
+    _, class_ids, counts = torch.unique(labels[shuffled], return_inverse=True, return_counts=True)
+
+    # Sorted by class, the rank within the class is the distance from where the class starts. The sorts are stable,
+    # so ranks within a class and ties between classes both follow the shuffled order: random.
+    by_class = torch.argsort(class_ids, stable=True)
+    class_starts = torch.cumsum(counts, dim=0) - counts
+    rank = torch.empty_like(class_ids)
+    rank[by_class] = torch.arange(len(labels)) - class_starts[class_ids[by_class]]
+
+    # One correctly rounded division of exact float64 numbers: positions that are equal as fractions stay equal.
+    position = (rank.to(torch.float64) + 0.5) / counts[class_ids]
+    return shuffled[torch.argsort(position, stable=True)]
+
+
+def split_train_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split samples into training and validation, stratified by class.
+
+    Parameters
+    ----------
+    labels : Tensor, shape (N,), integer
+        Class of each sample.
+    fraction : float
+        Share of validation samples, 0 <= fraction < 1; their number is ``round(fraction * N)``.
+    seed : int
+        Seed of the split alone.
+
+    Returns
+    -------
+    train_indices : Tensor, int64
+        Sorted.
+    validation_indices : Tensor, int64
+        In stratified order: its first M entries are a stratified sample of M. Empty for fraction 0.
+
+    Raises
+    ------
+    UserError
+        When the fraction is out of range, or leaves a class without a training or a validation sample.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"validation_fraction={fraction} is out of range: allowed are 0 (no validation) to below 1")
+    order = stratified_order(labels, torch.Generator().manual_seed(seed))
+    num_validation = round(fraction * len(labels))
+    validation_indices, train_indices = order[:num_validation], order[num_validation:].sort().values
+
+    num_classes = _num_distinct(labels)
+    parts = {"training": train_indices} | ({"validation": validation_indices} if fraction > 0 else {})
+    for part, indices in parts.items():
+        if (num_present := _num_distinct(labels[indices])) < num_classes:
+            raise UserError(
+                f"validation_fraction={fraction} of {len(labels)} training images leaves {num_classes - num_present} "
+                f"of {num_classes} classes without a {part} image: "
+                f"use {'a smaller' if part == 'training' else 'a larger'} fraction or more images"
+            )
+    return train_indices, validation_indices
+
+
+def subset(labels: Tensor, num: int, seed: int) -> Tensor:
+    """Return the sorted indices of a stratified random subset of ``num`` samples.
+
+    Parameters
+    ----------
+    labels : Tensor, shape (N,), integer
+        Class of each sample.
+    num : int
+        Size of the subset, at most N and large enough for one sample a class.
+    seed : int
+        Seed of the choice alone. For one seed, a smaller subset is contained in every larger one.
+
+    Returns
+    -------
+    Tensor, shape (num,), int64
+        All of 0..N-1 when ``num`` is N.
+
+    Raises
+    ------
+    UserError
+        When there are fewer than ``num`` samples, or a class would lose all of its samples.
+    """
+    if not 1 <= num <= len(labels):
+        raise UserError(f"{num} images asked for, but there are {len(labels)}: give a number from 1 to {len(labels)}")
+    indices = stratified_order(labels, torch.Generator().manual_seed(seed))[:num].sort().values
+    num_classes = _num_distinct(labels)
+    if (num_present := _num_distinct(labels[indices])) < num_classes:
+        raise UserError(
+            f"{num} images leave {num_classes - num_present} of {num_classes} classes without an image: use more images"
+        )
+    return indices
+
+
+def _num_distinct(labels: Tensor) -> int:
+    return len(torch.unique(labels))
