@@ -1,0 +1,125 @@
+"""The one place where attacks meet a model's gradient: a step's gradient, and the steps themselves, in PyTorch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from frl_repro.attacks.linf import project
+
+
+class Ascend(Protocol):
+    """The steps of an attack, from a start inside the ball; see `ascend`."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        target: Tensor,
+        start: Tensor,
+        epsilon: float | Tensor,
+        step_size: float | Tensor,
+        *,
+        num_steps: int,
+        early_stop: bool,
+    ) -> Tensor:
+        """Return the attacked images, shape of ``x``."""
+
+
+def input_gradient(model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of ``x`` and the gradient of the summed cross-entropy with respect to ``x``.
+
+    Cross-entropy against a distribution q and KL(q || p) differ by the entropy of q, which does not depend on ``x``:
+    this one function serves both objectives.
+
+    Parameters
+    ----------
+    model : nn.Module
+        [0, 1] images in, logits out.
+    x : Tensor, shape (N, C, H, W)
+        Images.
+    target : Tensor, shape (N,) int64 or (N, K) float
+        Labels, or a distribution over the classes for each sample.
+
+    Returns
+    -------
+    logits : Tensor, shape (N, K)
+    gradient : Tensor, shape (N, C, H, W)
+        Parameter gradients are not touched.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        logits = model(x)
+        loss = nn.functional.cross_entropy(logits, target, reduction="none").sum()
+        (gradient,) = torch.autograd.grad(loss, x)
+    return logits.detach(), gradient
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch every module to evaluation mode and restore each module's own mode, also after an exception.
+
+    Attacks and measurements run in evaluation mode, so that batch-norm statistics stay as they are and dropout draws
+    no random numbers.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor,
+    start: Tensor,
+    epsilon: float | Tensor,
+    step_size: float | Tensor,
+    *,
+    num_steps: int,
+    early_stop: bool,
+) -> Tensor:
+    """Return the last iterate of signed gradient ascent, or with ``early_stop`` each sample's first misclassified one.
+
+    A faster backend takes the place of this function.
+
+    Parameters
+    ----------
+    model : nn.Module
+        [0, 1] images in, logits out, in evaluation mode.
+    x, start : Tensor, shape (N, C, H, W)
+        Clean images and first iterates.
+    y : Tensor, shape (N,), int64
+        True classes, for ``early_stop``.
+    target : Tensor, shape (N,) int64 or (N, K) float
+        What the loss is measured against; see `input_gradient`.
+    epsilon, step_size : float, or Tensor of shape (N, 1, 1, 1)
+        Pixel units.
+    num_steps : int
+    early_stop : bool
+    """
+    if not early_stop:
+        x_adv = start
+        for _ in range(num_steps):
+            _, gradient = input_gradient(model, x_adv, target)
+            x_adv = project(x_adv + step_size * gradient.sign(), x, epsilon)
+        return x_adv
+
+    result = start.clone()
+    active = torch.arange(len(x), device=x.device)
+    for _ in range(num_steps):
+        logits, gradient = input_gradient(model, result[active], target[active])
+        is_standing = logits.argmax(1) == y[active]
+        active, gradient = active[is_standing], gradient[is_standing]
+        if len(active) == 0:
+            break
+        radius, step = (v[active] if isinstance(v, Tensor) else v for v in (epsilon, step_size))
+        result[active] = project(result[active] + step * gradient.sign(), x[active], radius)
+    return result

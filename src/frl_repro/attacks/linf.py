@@ -1,0 +1,55 @@
+"""The L-infinity ball around an image, inside the image range [0, 1]."""
+
+import torch
+from torch import Tensor
+
+from frl_repro.errors import UserError
+
+
+def per_sample(value: float | Tensor, x: Tensor, *, name: str) -> float | Tensor:
+    """Return ``value`` in a shape that broadcasts against ``x``, one number per sample or one for all.
+
+    Parameters
+    ----------
+    value : float or Tensor, shape () or (N,)
+        Pixel units, non-negative.
+    x : Tensor, shape (N, C, H, W)
+        Images; gives N, dtype and device.
+    name : str
+        What the value is, for the message.
+
+    Raises
+    ------
+    UserError
+        When the value is negative, not finite or of another shape.
+    """
+    if isinstance(value, Tensor) and value.ndim > 0:
+        if value.shape != (len(x),):
+            raise UserError(f"{name} has shape {tuple(value.shape)}; give one number or one per sample ({len(x)},)")
+        value = value.to(x).view(-1, *[1] * (x.ndim - 1))
+        is_valid = bool((torch.isfinite(value) & (value >= 0)).all())
+    else:
+        value = float(value)
+        is_valid = 0 <= value < float("inf")
+    if not is_valid:
+        raise UserError(f"{name} must be finite and at least 0")
+    return value
+
+
+def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
+    """Return the point of the ball around ``x`` and of [0, 1] that is nearest to ``x_adv``.
+
+    Shapes: ``x_adv`` and ``x`` (N, C, H, W); ``epsilon`` a float or broadcastable to ``x`` (see `per_sample`).
+    The order of operations is foolbox's, so that both give the same bits.
+    """
+    bound = epsilon if isinstance(epsilon, Tensor) else torch.tensor(epsilon, dtype=x.dtype, device=x.device)
+    return (x + torch.clamp(x_adv - x, -bound, bound)).clamp(0, 1)
+
+
+def random_start(x: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
+    """Return a point drawn uniformly from the ball around each image, clipped to [0, 1].
+
+    The noise is drawn on the unit ball and scaled, so that one generator gives the same direction for every radius.
+    """
+    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+    return project(x + epsilon * (2 * noise - 1), x, epsilon)

@@ -1,0 +1,137 @@
+"""Who does the heavy arithmetic: PyTorch for every model and device, native code for LeNet-5 on the processor.
+
+A backend answers three questions: the logits of images, the steps of an attack, and the gradients of a training step.
+Which one answers changes speed, and numbers only by rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from frl_repro import attacks
+from frl_repro.attacks import Ascend
+from frl_repro.errors import UserError
+from frl_repro.models import LeNet5
+from frl_repro.native import lenet5 as native
+from frl_repro.progress import LOGGER
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of functions that do the arithmetic.
+
+    Attributes
+    ----------
+    name : str
+        ``"torch"`` or ``"native"``.
+    logits : callable (model, x) -> Tensor
+        x (N, C, H, W) to logits (N, K), without gradients; the model is in evaluation mode.
+    ascend : Ascend
+        The steps of an attack.
+    backward : callable (model, x, y, weights) -> (losses, logits)
+        Puts the gradient of ``sum_i weights[i] * cross_entropy_i`` into the parameters' ``grad``, replacing what was
+        there, and returns the unweighted losses, shape (N,), and the logits, shape (N, K), detached.
+    """
+
+    name: str
+    logits: Callable[[nn.Module, Tensor], Tensor]
+    ascend: Ascend
+    backward: Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def _torch_logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    return logits
+
+
+def _torch_backward(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    model.zero_grad(set_to_none=True)
+    logits = model(x)
+    losses = nn.functional.cross_entropy(logits, y, reduction="none")
+    (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
+    return losses.detach(), logits.detach()
+
+
+TORCH = Backend(name="torch", logits=_torch_logits, ascend=attacks.ascend, backward=_torch_backward)
+
+
+def _native_logits(model: nn.Module, x: Tensor) -> Tensor:
+    return native.logits(list(model.parameters()), x, num_threads=torch.get_num_threads())
+
+
+def _native_ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor,
+    start: Tensor,
+    epsilon: float | Tensor,
+    step_size: float | Tensor,
+    *,
+    num_steps: int,
+    early_stop: bool,
+) -> Tensor:
+    return native.pgd(
+        list(model.parameters()),
+        x,
+        target,
+        start=start,
+        epsilon=_one_per_sample(epsilon, x),
+        step_size=_one_per_sample(step_size, x),
+        num_steps=num_steps,
+        early_stop=early_stop,
+        labels=y,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def _one_per_sample(value: float | Tensor, x: Tensor) -> Tensor:
+    return value.flatten() if isinstance(value, Tensor) and value.ndim > 0 else x.new_full((len(x),), float(value))
+
+
+def _native_backward(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    parameters = list(model.parameters())
+    losses, logits, gradients = native.loss_and_parameter_gradients(
+        parameters, x, y, weights, num_threads=torch.get_num_threads()
+    )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return losses, logits
+
+
+NATIVE = Backend(name="native", logits=_native_logits, ascend=_native_ascend, backward=_native_backward)
+
+
+def choose_backend(name: str, model: nn.Module, device: torch.device) -> Backend:
+    """Return the backend for a model on a device.
+
+    Parameters
+    ----------
+    name : {"auto", "torch", "native"}
+        ``auto`` takes native code where it serves, and PyTorch with one logged line where it could but does not build.
+    model : nn.Module
+    device : torch.device
+
+    Raises
+    ------
+    UserError
+        ``native`` was asked for and cannot be had.
+    """
+    serves = isinstance(model, LeNet5) and model.conv1.in_channels == 1 and device.type == "cpu"
+    if name == "torch" or (name == "auto" and not serves):
+        return TORCH
+    if not serves:
+        raise UserError("backend=native serves LeNet-5 with one input channel on the CPU; use backend=auto")
+    try:
+        native.library()
+    except native.NativeUnavailable as reason:
+        if name == "native":
+            raise UserError(f"backend=native: {reason}") from None
+        LOGGER.info("native backend not available, PyTorch takes over: %s", reason)
+        return TORCH
+    return NATIVE
