@@ -1,0 +1,273 @@
+"""The command line: help at once, every override checked before anything runs, one line for each mistake.
+
+Hydra composes and sweeps. Before it starts, `check_command_line` composes every job of the command itself, so that a
+typo in the last job of a sweep stops the first one, and nothing is read or written for a command that cannot work.
+
+Hydra, OmegaConf and torch are imported inside functions: ``--help`` and completion must not wait for them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frl_repro.errors import UserError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+    from frl_repro.config import EvaluateConfig, RunConfig
+
+    Kind = type[RunConfig] | type[EvaluateConfig]
+
+# Everything Hydra prints for itself stays within reach, unchecked.
+_HYDRA_OWN_FLAGS = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun")
+_INTERRUPTED = 130  # the shell's convention for a command ended by Ctrl-C
+
+
+def main() -> int:
+    """Train: the entry point of ``train.py`` and of the console script ``frl-repro``. Returns the exit code."""
+    return _main("config", _train)
+
+
+def evaluate_main() -> int:
+    """Measure a checkpoint: the entry point of ``scripts/evaluate.py`` and ``frl-evaluate``. Returns the exit code."""
+    return _main("evaluate", _evaluate)
+
+
+def _train(composed: dict[str, Any], command: str) -> None:
+    from frl_repro.config import RunConfig, parse
+    from frl_repro.experiment import run
+
+    run(parse(composed, RunConfig), command=command)
+
+
+def _evaluate(composed: dict[str, Any], command: str) -> None:
+    from frl_repro.config import EvaluateConfig, parse
+    from frl_repro.measure import measure_checkpoint
+
+    measure_checkpoint(parse(composed, EvaluateConfig), command=command)
+
+
+def _main(config_name: str, act: Callable[[dict[str, Any], str], None]) -> int:
+    arguments = sys.argv[1:]
+    if "-h" in arguments or "--help" in arguments:
+        return _print_help(config_name)
+    failures: list[str] = []
+    try:
+        _register_resolvers()
+        if not any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
+            check_command_line(arguments, config_name)
+        _run_hydra(config_name, _guarded(act, failures))
+    except UserError as mistake:
+        return _fail(str(mistake))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues where this one stopped\n")
+        return _INTERRUPTED
+    return 1 if failures else 0
+
+
+def _print_help(config_name: str) -> int:
+    from frl_repro.helptext import help_text
+
+    sys.stdout.write(help_text(_config_dir(), config_name, _program()))
+    return 0
+
+
+def _program() -> str:
+    called = Path(sys.argv[0])
+    return f"python {os.path.relpath(called)}" if called.suffix == ".py" else called.name
+
+
+def _config_dir() -> Path:
+    from frl_repro import paths
+
+    return paths.CONFIG_DIR
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 1
+
+
+def _guarded(act: Callable[[dict[str, Any], str], None], failures: list[str]) -> Callable[[DictConfig], None]:
+    """Return the task that Hydra runs for each job: a mistake in one job is reported and the others go on."""
+
+    def task(cfg: DictConfig) -> None:
+        from omegaconf import OmegaConf
+
+        from frl_repro.progress import set_up_logging
+
+        set_up_logging()
+        composed = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(composed, dict)
+        try:
+            act({str(key): value for key, value in composed.items()}, _command())
+        except UserError as mistake:
+            failures.append(str(mistake))
+            _fail(str(mistake))
+        except OSError as problem:
+            failures.append(str(problem))
+            _fail(f"{problem.filename or 'input/output'}: {problem.strerror or problem}")
+
+    return task
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _run_hydra(config_name: str, task: Callable[[DictConfig], None]) -> None:
+    import hydra
+
+    hydra.main(version_base="1.3", config_path=str(_config_dir()), config_name=config_name)(task)()
+
+
+def _register_resolvers() -> None:
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("px", lambda grey_levels: float(grey_levels) / 255, replace=True)
+
+
+def check_command_line(arguments: Sequence[str], config_name: str) -> None:
+    """Compose and check every job of a command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The command line without the program.
+    config_name : str
+        ``"config"`` (train) or ``"evaluate"``.
+
+    Raises
+    ------
+    UserError
+        The first mistake: unknown key or choice, wrong type or range, settings that contradict or ignore one another.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from frl_repro.config import EvaluateConfig, RunConfig, parse
+
+    kind: Kind = RunConfig if config_name == "config" else EvaluateConfig
+    flags = get_args_parser().parse_args(list(arguments))
+    parser = OverridesParser.create()
+    try:
+        overrides = [_parse_override(parser, text) for text in flags.overrides]
+        for override in overrides:
+            _check_override(override, kind)
+        with initialize_config_dir(str(_config_dir()), version_base="1.3"):
+            # Groups decide which keys exist; an experiment's sweep is read before keys are set.
+            fixed = [
+                override.input_line or ""
+                for override in overrides
+                if not override.is_sweep_override() and "." not in override.key_or_group
+            ]
+            hydra_settings = compose(config_name, fixed, return_hydra_config=True).hydra
+            swept = parser.parse_overrides([f"{k}={v}" for k, v in (hydra_settings.sweeper.params or {}).items()])
+            for job in _jobs(overrides, swept, is_sweep=bool(flags.multirun)):
+                _refuse_ignored(job, config_name, kind)
+                composed = OmegaConf.to_container(compose(config_name, list(job)), resolve=True)
+                assert isinstance(composed, dict)
+                parse({str(key): value for key, value in composed.items()}, kind)
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_first_line(error)) from None
+
+
+def _parse_override(parser: Any, text: str) -> Override:
+    from hydra.errors import HydraException
+
+    try:
+        (override,) = parser.parse_overrides([text])
+    except HydraException:
+        hint = "quote values with special characters" if "=" in text else "an override has the form key=value"
+        raise UserError(f"cannot read {text!r}: {hint}") from None
+    assert override is not None
+    parsed: Override = override
+    return parsed
+
+
+def _check_override(override: Override, kind: Kind) -> None:
+    """Refuse an override whose key or choice does not exist."""
+    from frl_repro.config import all_keys, unknown_key
+
+    key = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return
+    groups = [path.name for path in _config_dir().iterdir() if path.is_dir()]
+    known_groups = [group for group in groups if group == "experiment" or group in kind.__dataclass_fields__]
+    if override.is_delete():
+        raise UserError(f"{override.input_line}: keys cannot be removed")
+    if key in known_groups and (key != "experiment" or "checkpoint" not in all_keys(kind)):
+        choices = sorted(path.stem for path in (_config_dir() / key).glob("*.yaml"))
+        for choice in _values(override):
+            if choice not in choices and not (key == "experiment" and choice == "null"):
+                close = difflib.get_close_matches(choice, choices, n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise UserError(f"{key}={choice}: unknown choice; {hint}known: {', '.join(choices)}")
+    elif key not in all_keys(kind):
+        raise UserError(unknown_key(key, kind))
+    if override.is_add() or override.is_force_add():
+        raise UserError(f"{override.input_line}: {key} exists already, write it without +")
+
+
+def _refuse_ignored(job: Sequence[str], config_name: str, kind: Kind) -> None:
+    """Refuse a key that exists but that the job's choice of its group does not read."""
+    from hydra import compose
+
+    from frl_repro.config import all_keys
+
+    readers = {text.split("=", 1)[0].lstrip("+"): text for text in job}
+    readers = {key: text for key, text in readers.items() if len(all_keys(kind).get(key, ())) > 0}
+    if not readers:
+        return
+    choosing = [text for text in job if "." not in text.split("=", 1)[0]]
+    choices = compose(config_name, choosing, return_hydra_config=True).hydra.runtime.choices
+    for key in readers:
+        group = key.split(".", 1)[0]
+        chosen, known = f"{group}={choices[group]}", all_keys(kind)[key]
+        if chosen not in known:
+            raise UserError(f"{key} has no effect with {chosen}; it belongs to {' and '.join(known)}")
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [override.get_value_element_as_str()]
+
+
+def _jobs(overrides: Sequence[Override], swept: Sequence[Override], *, is_sweep: bool) -> list[tuple[str, ...]]:
+    """Return the overrides of each job: the product of all swept values, as Hydra's basic sweeper builds it."""
+    given = {override.key_or_group for override in overrides}
+    missing = [override for override in swept if override.key_or_group not in given]
+    if not is_sweep:
+        for override in overrides:
+            if override.is_sweep_override():
+                raise UserError(f"{override.input_line}: add -m to sweep over several values")
+        if missing:
+            lines = " ".join(override.input_line or "" for override in missing)
+            raise UserError(f"this experiment is a sweep over {lines}: add -m, or choose one value")
+        missing = []
+    axes: dict[str, list[str]] = {}
+    for override in [*missing, *overrides]:
+        key = override.get_key_element()
+        axes[key] = [f"{key}={value}" for value in _values(override)]
+    return list(itertools.product(*axes.values()))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,421 @@
+"""The typed configuration: what each choice reads, allowed ranges, cross-field checks, the run's hash.
+
+The YAML files of ``conf/`` hold values and documentation; the dataclasses below hold types and ranges. A composed
+configuration is merged onto a fresh structured one, so that a key that nothing reads cannot slip through.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from frl_repro.errors import UserError
+
+
+def _key(bounds: str | None = None, *, one_of: Sequence[str] | None = None, is_machine: bool = False) -> Any:
+    """Declare a key: its range in interval notation, or its choices, and whether it is a machine setting."""
+    return field(default="???", metadata={"bounds": bounds, "one_of": one_of, "is_machine": is_machine})
+
+
+@dataclass
+class LeNet5Config:
+    """conf/model/lenet5.yaml."""
+
+    name: str = _key()
+
+
+@dataclass
+class FashionMNISTConfig:
+    """conf/dataset/fashion_mnist.yaml."""
+
+    name: str = _key()
+    validation_fraction: float = _key("[0, 1)")
+    split_seed: int = _key("[0, inf)")
+    num_train: int | None = _key("[1, inf)")
+    num_test: int | None = _key("[1, inf)")
+    root: str | None = _key(is_machine=True)
+    download: bool = _key(is_machine=True)
+    cache_dir: str | None = _key(is_machine=True)
+
+
+@dataclass
+class SyntheticConfig:
+    """conf/dataset/synthetic.yaml."""
+
+    name: str = _key()
+    num_classes: int = _key("[2, inf)")
+    num_train: int = _key("[1, inf)")
+    num_test: int = _key("[1, inf)")
+    validation_fraction: float = _key("[0, 1)")
+    split_seed: int = _key("[0, inf)")
+
+
+@dataclass
+class NoAttackConfig:
+    """conf/attack/none.yaml."""
+
+    name: str = _key()
+
+
+@dataclass
+class PGDConfig:
+    """conf/attack/pgd.yaml."""
+
+    name: str = _key()
+    epsilon: float = _key("(0, 1]")
+    step_size: float = _key("(0, 1]")
+    num_steps: int = _key("[1, inf)")
+    random_start: bool = _key()
+    num_restarts: int = _key("[1, inf)")
+    objective: str = _key(one_of=("cross_entropy", "kl"))
+    fraction: float = _key("(0, 1]")
+
+
+@dataclass
+class FGSMConfig:
+    """conf/attack/fgsm.yaml."""
+
+    name: str = _key()
+    epsilon: float = _key("(0, 1]")
+    step_size: float | None = _key("(0, 1]")
+    random_start: bool = _key()
+    fraction: float = _key("(0, 1]")
+
+
+@dataclass
+class NoPolicyConfig:
+    """conf/frl/none.yaml."""
+
+    name: str = _key()
+
+
+@dataclass
+class AdamConfig:
+    """conf/trainer/adam.yaml."""
+
+    name: str = _key()
+    num_epochs: int = _key("[1, inf)")
+    batch_size: int = _key("[1, inf)")
+    learning_rate: float = _key("(0, inf)")
+    lr_decay_every: int = _key("[1, inf)")
+    lr_decay_factor: float = _key("(0, 1]")
+    weight_decay: float = _key("[0, inf)")
+    ema_decay: float | None = _key("(0, 1)")
+
+
+@dataclass
+class PGDEvaluationConfig:
+    """conf/evaluation/pgd.yaml."""
+
+    name: str = _key()
+    epsilons: list[float] = _key("[0, 1]")
+    step_size: float = _key("(0, 1]")
+    num_steps: int = _key("[1, inf)")
+    random_start: bool = _key()
+    num_restarts: int = _key("[1, inf)")
+    early_stop: bool = _key()
+    batch_size: int = _key("[1, inf)")
+    num_validation: int | None = _key("[1, inf)")
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "model": {"lenet5": LeNet5Config},
+    "dataset": {"fashion_mnist": FashionMNISTConfig, "synthetic": SyntheticConfig},
+    "attack": {"none": NoAttackConfig, "pgd": PGDConfig, "fgsm": FGSMConfig},
+    "frl": {"none": NoPolicyConfig},
+    "trainer": {"adam": AdamConfig},
+    "evaluation": {"pgd": PGDEvaluationConfig},
+}
+
+
+@dataclass
+class _Machine:
+    """Keys of conf/config.yaml and conf/evaluate.yaml that never change a number."""
+
+    output_dir: str = _key(is_machine=True)
+    device: str = _key(is_machine=True)
+    backend: str = _key(one_of=("auto", "torch", "native"), is_machine=True)
+    num_threads: int | None = _key("[1, inf)", is_machine=True)
+
+
+@dataclass
+class _RunKeys(_Machine):
+    """Keys of conf/config.yaml outside every group."""
+
+    seed: int = _key("[0, inf)")
+    run_dir: str | None = _key(is_machine=True)
+    force: bool = _key(is_machine=True)
+
+
+@dataclass
+class _EvaluateKeys(_Machine):
+    """Keys of conf/evaluate.yaml outside every group."""
+
+    seed: int = _key("[0, inf)")
+    checkpoint: str = _key()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A checked configuration of one training run; see the YAML files for the meaning of the keys."""
+
+    model: LeNet5Config
+    dataset: FashionMNISTConfig | SyntheticConfig
+    attack: NoAttackConfig | PGDConfig | FGSMConfig
+    frl: NoPolicyConfig
+    trainer: AdamConfig
+    evaluation: PGDEvaluationConfig
+    keys: _RunKeys
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.keys.seed
+
+    @property
+    def method(self) -> str:
+        """What the run stands for in tables: ``natural``, ``adversarial`` (PGD) or ``adversarial_<attack>``."""
+        if isinstance(self.attack, NoAttackConfig):
+            return "natural"
+        return "adversarial" if isinstance(self.attack, PGDConfig) else f"adversarial_{self.attack.name}"
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits of the sha256 of every setting that can change a number."""
+        return _hash(self)
+
+    @property
+    def run_id(self) -> str:
+        """Readable name plus hash; names the run's folder."""
+        parts = (self.dataset.name, self.model.name, self.attack.name, self.frl.name, f"seed{self.seed}", self.hash)
+        return "-".join(parts)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        if self.keys.run_dir is not None:
+            return Path(self.keys.run_dir)
+        return Path(self.keys.output_dir) / self.run_id
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """A checked configuration of one measurement of a checkpoint."""
+
+    model: LeNet5Config
+    dataset: FashionMNISTConfig | SyntheticConfig
+    evaluation: PGDEvaluationConfig
+    keys: _EvaluateKeys
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits of the sha256 of every setting that can change a number."""
+        return _hash(self)
+
+
+Config = RunConfig | EvaluateConfig
+C = TypeVar("C", bound=Config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the resolved configuration as plain nested containers, as it would be written in YAML."""
+    nested = dataclasses.asdict(config)
+    return {**nested.pop("keys"), **nested}
+
+
+def _hash(config: Config) -> str:
+    canonical = json.dumps(_science(config), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _science(node: Any) -> dict[str, Any]:
+    """Return the settings that can change a number, as plain containers."""
+    values = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("is_machine")}
+    return {name: _science(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
+
+
+def _groups_of(kind: type[Any]) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind) if f.name != "keys"]
+
+
+def _top_level_of(kind: type[Any]) -> type:
+    return _RunKeys if kind is RunConfig else _EvaluateKeys
+
+
+def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
+    """Check a composed configuration and return it typed.
+
+    Parameters
+    ----------
+    composed : mapping
+        Plain nested containers, interpolations resolved.
+    kind : type
+        `RunConfig` or `EvaluateConfig`.
+
+    Raises
+    ------
+    UserError
+        Unknown key or choice, wrong type, value out of range, or settings that contradict or ignore one another.
+    """
+    groups = _groups_of(kind)
+    parts = {group: _parse_group(group, composed.get(group)) for group in groups}
+    top_values = {name: value for name, value in composed.items() if name not in groups}
+    config = kind(**parts, keys=_parse_node(_top_level_of(kind), top_values, ""))
+    _check_dataset(config.dataset, config.evaluation)
+    _check_evaluation(config.evaluation)
+    if isinstance(config, RunConfig):
+        _check_attack(config.attack)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.keys.device):
+        raise UserError(f"device={config.keys.device}: unknown choice; known: auto, cpu, cuda, cuda:N")
+    return config
+
+
+def _parse_group(group: str, node: Any) -> Any:
+    choices = GROUPS[group]
+    name = node.get("name") if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or name not in choices:
+        raise UserError(f"{group}={name if name is not None else node}: unknown choice; known: {', '.join(choices)}")
+    return _parse_node(choices[name], node, f"{group}.")
+
+
+def _parse_node(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(schema)
+    known = {f.name: f for f in dataclasses.fields(schema)}
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
+            raise UserError(f"unknown key {prefix}{name}; {hint}")
+    result = {}
+    for name, item in known.items():
+        full = f"{prefix}{name}"
+        if name not in values:
+            raise UserError(f"{full} is missing")
+        value = _as_numbers(values[name]) if "float" in str(hints[name]) else values[name]
+        # One key at a time, so that the message can name the key and show the value as it was typed.
+        single = dataclasses.make_dataclass("Single", [(name, hints[name], dataclasses.field(default=MISSING))])
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(single), {name: value})
+            result[name] = OmegaConf.to_container(merged)[name]  # type: ignore[index, call-overload]
+        except OmegaConfBaseException:
+            raise UserError(f"{full}={_shown(values[name])}: expected {_type_name(hints[name])}") from None
+        _check_value(full, result[name], item.metadata, shown=_shown(values[name]))
+    return schema(**result)
+
+
+def _check_value(key: str, value: Any, metadata: Mapping[str, Any], *, shown: str) -> None:
+    if value is None:
+        return
+    if metadata["one_of"] is not None and value not in metadata["one_of"]:
+        raise UserError(f"{key}={shown}: unknown choice; known: {', '.join(metadata['one_of'])}")
+    if metadata["bounds"] is not None:
+        for number in value if isinstance(value, list) else [value]:
+            if not within(number, metadata["bounds"]):
+                raise UserError(f"{key}={shown}: must lie in {metadata['bounds']}")
+
+
+def within(number: float, bounds: str) -> bool:
+    """Return whether a number lies in an interval such as ``"(0, 1]"`` or ``"[1, inf)"``."""
+    low, high = (float(part) for part in bounds[1:-1].split(","))
+    above = number > low if bounds[0] == "(" else number >= low
+    below = number < high if bounds[-1] == ")" else number <= high
+    return above and below
+
+
+_FRACTION = re.compile(r"\s*([-+]?[0-9.eE+-]+?)\s*/\s*([0-9.eE+-]+)\s*")
+
+
+def _as_numbers(value: Any) -> Any:
+    """Return the value with fractions such as ``"8/255"`` worked out; anything else is left for the type check."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_as_numbers(v) for v in value]
+    match = _FRACTION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    try:
+        quotient = float(match[1]) / float(match[2])
+    except (ValueError, ZeroDivisionError):
+        return value
+    return quotient if math.isfinite(quotient) else value
+
+
+def _type_name(hint: Any) -> str:
+    names = {
+        "int": "a whole number",
+        "float": "a number or a fraction such as 8/255",
+        "bool": "true or false",
+        "str": "a text",
+        "list[float]": "a list of numbers such as [8/255,16/255]",
+    }
+    text = hint.__name__ if isinstance(hint, type) and "[" not in str(hint) else str(hint)
+    parts = [part.strip() for part in text.split("|")]
+    return " or ".join(names.get(part, "null" if part == "None" else part) for part in parts)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def all_keys(kind: type[Config]) -> dict[str, list[str]]:
+    """Return every key of every choice, with the choices (``"attack=pgd"``) that read it."""
+    keys: dict[str, list[str]] = {f.name: [] for f in dataclasses.fields(_top_level_of(kind))}
+    for group in _groups_of(kind):
+        for choice, schema in GROUPS[group].items():
+            for item in dataclasses.fields(schema):
+                if item.name != "name":
+                    keys.setdefault(f"{group}.{item.name}", []).append(f"{group}={choice}")
+    return keys
+
+
+def unknown_key(key: str, kind: type[Config]) -> str:
+    """Return the message for a key that no choice reads, with the nearest key that exists."""
+    keys = all_keys(kind)
+    names = [*keys, *_groups_of(kind), *(["experiment"] if kind is RunConfig else [])]
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if not close:  # the right name in the wrong place: num_epochs for trainer.num_epochs
+        tails = {name.rpartition(".")[2]: name for name in keys}
+        close = [tails[t] for t in difflib.get_close_matches(key.rpartition(".")[2], tails, n=1, cutoff=0.7)]
+    if close:
+        return f"unknown key {key}; did you mean {close[0]}?"
+    group = key.split(".", 1)[0]
+    inside = sorted(name.split(".", 1)[1] for name in keys if name.startswith(f"{group}."))
+    if inside:
+        return f"unknown key {key}; {group} has {', '.join(inside)}"
+    return f"unknown key {key}; the groups are {', '.join(_groups_of(kind))} (--help lists every key)"
+
+
+def _check_dataset(dataset: FashionMNISTConfig | SyntheticConfig, evaluation: PGDEvaluationConfig) -> None:
+    if dataset.validation_fraction == 0 and evaluation.num_validation is not None:
+        raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")
+    if isinstance(dataset, FashionMNISTConfig) and dataset.split_seed != 0:
+        takes_all = (dataset.validation_fraction, dataset.num_train, dataset.num_test) == (0, None, None)
+        if takes_all:
+            raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")
+
+
+def _check_attack(attack: NoAttackConfig | PGDConfig | FGSMConfig) -> None:
+    if isinstance(attack, PGDConfig) and not attack.random_start:
+        if attack.num_restarts > 1:
+            raise UserError("attack.num_restarts > 1 needs attack.random_start=true: without it all are the same")
+        if attack.objective == "kl":
+            raise UserError("attack.objective=kl needs attack.random_start=true: it has no gradient at the clean image")
+    if isinstance(attack, FGSMConfig) and attack.random_start and attack.step_size is None:
+        raise UserError("attack.random_start=true needs attack.step_size with attack=fgsm, e.g. 10/255 for 8/255")
+
+
+def _check_evaluation(evaluation: PGDEvaluationConfig) -> None:
+    if not evaluation.random_start and evaluation.num_restarts > 1:
+        raise UserError("evaluation.num_restarts > 1 needs evaluation.random_start=true: without it all are the same")
+    if not evaluation.epsilons or len(set(evaluation.epsilons)) < len(evaluation.epsilons):
+        raise UserError("evaluation.epsilons must name at least one radius, and each once")

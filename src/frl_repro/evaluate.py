@@ -1,0 +1,91 @@
+"""Measure class-wise errors of a model on a split. Nothing of the model is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from frl_repro import streams
+from frl_repro.attacks import evaluation_mode
+from frl_repro.class_errors import ClassErrors
+from frl_repro.data import Split, batch_to_float
+
+
+class EvaluationAttack(Protocol):
+    """An attack whose radius is given with each call."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float, generator: torch.Generator) -> Tensor:
+        """Return attacked images, shape of ``x``."""
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    attack: EvaluationAttack,
+    epsilons: Sequence[float],
+    num_classes: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    logits: Callable[[nn.Module, Tensor], Tensor],
+    advance: Callable[[int], object] = lambda _: None,
+) -> list[ClassErrors]:
+    """Return the class errors of a model at several radii, from one pass over a split.
+
+    Clean predictions are made once and serve every radius. Images that are already misclassified are not attacked:
+    they count as natural errors whatever the attack does. Random starts depend on ``seed`` and the radius alone, so
+    that a radius gives the same numbers whichever others are measured with it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        [0, 1] images in, logits out; measured in evaluation mode, its own mode is restored.
+    split : Split
+        uint8 images, shape (N, C, H, W), and labels, shape (N,).
+    attack : EvaluationAttack
+    epsilons : sequence of float
+        Radii in pixel units.
+    num_classes : int
+        K.
+    batch_size : int
+        Images per batch.
+    seed : int
+        Drives the random starts.
+    device : torch.device
+        Where the model lives.
+    logits : callable (model, x) -> Tensor
+        The backend's forward pass.
+    advance : callable
+        Called with the number of images measured, for a progress bar.
+
+    Returns
+    -------
+    list of ClassErrors
+        One for each radius, in the given order.
+    """
+    is_natural_error = torch.zeros(len(split.labels), dtype=torch.bool)
+    is_attacked_error = torch.zeros(len(epsilons), len(split.labels), dtype=torch.bool)
+    generators = [streams.generator(seed, f"evaluation/{epsilon!r}", device=device) for epsilon in epsilons]
+
+    with evaluation_mode(model):
+        for first in range(0, len(split.labels), batch_size):
+            batch = slice(first, first + batch_size)
+            x, y = batch_to_float(split.images[batch].to(device)), split.labels[batch].to(device)
+            is_wrong = logits(model, x).argmax(1) != y
+            is_natural_error[batch] = is_wrong.cpu()
+            right = (~is_wrong).nonzero().flatten()
+            for row, (epsilon, generator) in enumerate(zip(epsilons, generators, strict=True)):
+                x_adv = attack(model, x[right], y[right], epsilon=epsilon, generator=generator)
+                is_attacked_error[row, first + right.cpu()] = (logits(model, x_adv).argmax(1) != y[right]).cpu()
+            advance(len(y))
+
+    return [
+        ClassErrors.from_samples(
+            split.labels, is_natural_error=is_natural_error, is_attacked_error=row, num_classes=num_classes
+        )
+        for row in is_attacked_error
+    ]

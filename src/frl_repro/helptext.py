@@ -1,0 +1,104 @@
+"""The text of ``--help``, read from the YAML files themselves. Imports nothing slow: help answers at once."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from pathlib import Path
+
+_KEY = re.compile(r"(?P<key>[a-z_]+): (?P<value>.+?)(?:  # (?P<comment>.*))?")
+
+_COLUMN = 42  # where explanations start
+
+_TRAIN = """\
+frl_repro trains image classifiers naturally or adversarially and measures natural, boundary and robust error by class.
+
+Usage
+  {program} [group=choice ...] [key=value ...]         one run
+  {program} -m [group=a,b ...] [key=value1,value2 ...]   a sweep over all combinations
+
+Examples
+  {program}                                    adversarial LeNet-5 on Fashion-MNIST (the defaults below)
+  {program} attack=none seed=3                 natural training, another seed
+  {program} attack.epsilon=4/255 trainer.num_epochs=5
+  {program} -m seed=0,1,2 attack=none,pgd      six runs
+  {program} -m experiment=exp1                 Experiment 1 of the report
+  {program} dataset=synthetic trainer.num_epochs=1   a trial in seconds, without data
+
+Numbers may be written as fractions (8/255). A run's folder is named after its settings: the same command skips a
+finished run, continues an interrupted one, and force=true repeats it.
+
+Flags
+  -m, --multirun    run a sweep
+  --cfg job         print the composed settings instead of running (with --resolve: interpolations worked out)
+  -sc install=bash  print tab completion for your shell: eval "$({program} -sc install=bash)"; also zsh (as bash), fish
+  --hydra-help      Hydra's own flags
+  -h, --help        this text
+"""
+
+_EVALUATE = """\
+Measure natural, boundary and robust error by class of a checkpoint, ours or a plain PyTorch state_dict.
+
+Usage
+  {program} checkpoint=FILE [group=choice ...] [key=value ...]
+
+Examples
+  {program} checkpoint=outputs/<run>/model.safetensors
+  {program} checkpoint=lenet.pt evaluation.epsilons=[4/255,8/255] evaluation.num_steps=50
+
+Flags
+  --cfg job         print the composed settings instead of running
+  -h, --help        this text
+"""
+
+
+def help_text(config_dir: Path, config_name: str, program: str) -> str:
+    """Return usage, examples, and every group, choice and key with its comment and default.
+
+    Parameters
+    ----------
+    config_dir : Path
+        The folder ``conf``.
+    config_name : str
+        ``"config"`` (train) or ``"evaluate"``.
+    program : str
+        How the program was called.
+    """
+    main = (config_dir / f"{config_name}.yaml").read_text(encoding="utf-8")
+    defaults = dict(re.findall(r"^  - ([a-z]+): ([a-z0-9_]+)", main, flags=re.MULTILINE))
+    sections = [(_EVALUATE if config_name == "evaluate" else _TRAIN).format(program=program)]
+    sections.append("\n".join(["Keys", *_key_lines(main, "")]))
+    for group, default in defaults.items():
+        lines = [
+            f"Group {group} (default: {default})" if default != "null" else f"Group {group} (default: none chosen)"
+        ]
+        for path in sorted((config_dir / group).glob("*.yaml"), key=lambda p: (p.stem != default, p.stem)):
+            text = path.read_text(encoding="utf-8")
+            lines += _aligned(f"  {group}={path.stem}", _headline(text))
+            if group != "experiment":
+                lines += _key_lines(text, f"{group}.")
+        sections.append("\n".join(lines))
+    return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
+
+
+def _headline(text: str) -> str:
+    comments = [line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line]
+    return comments[0]
+
+
+def _key_lines(text: str, prefix: str) -> list[str]:
+    """Return one line for each documented top-level key of a YAML file."""
+    lines = []
+    for line in text.splitlines():
+        match = _KEY.fullmatch(line)
+        if match and match["key"] != "name":
+            lines += _aligned(f"    {prefix}{match['key']}={match['value']}", match["comment"] or "")
+    return lines
+
+
+def _aligned(left: str, right: str) -> list[str]:
+    """Return two columns, the right one wrapped to the terminal."""
+    width = max(shutil.get_terminal_size((120, 24)).columns - _COLUMN, 40)
+    wrapped = textwrap.wrap(right, width) or [""]
+    return [f"{left:<{_COLUMN - 1}} {wrapped[0]}".rstrip(), *(" " * _COLUMN + line for line in wrapped[1:])]

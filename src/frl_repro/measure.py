@@ -1,0 +1,159 @@
+"""From a model and a split to rows of class errors; and from a checkpoint file to a table."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from frl_repro import checkpoints, records, streams
+from frl_repro.attacks import pgd
+from frl_repro.backends import Backend, choose_backend
+from frl_repro.config import EvaluateConfig, PGDEvaluationConfig, to_dict
+from frl_repro.data import Split, load_dataset
+from frl_repro.errors import UserError
+from frl_repro.evaluate import EvaluationAttack, evaluate
+from frl_repro.models import build_model
+from frl_repro.progress import LOGGER, bar
+from frl_repro.provenance import describe
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name such as ``auto`` or ``cuda:1``; UserError when this machine lacks it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name}: this machine offers {torch.cuda.device_count()} CUDA devices; use device=cpu")
+    return device
+
+
+def evaluation_attack(settings: PGDEvaluationConfig, backend: Backend) -> EvaluationAttack:
+    """Return the attack that class errors are measured with."""
+    return functools.partial(
+        pgd,
+        step_size=settings.step_size,
+        num_steps=settings.num_steps,
+        use_random_start=settings.random_start,
+        num_restarts=settings.num_restarts,
+        early_stop=settings.early_stop,
+        ascend=backend.ascend,
+    )
+
+
+def evaluation_name(settings: PGDEvaluationConfig) -> str:
+    """Return the evaluation attack's name in tables, e.g. ``pgd-20``, or ``pgd-50x10`` for ten restarts."""
+    restarts = f"x{settings.num_restarts}" if settings.num_restarts > 1 else ""
+    return f"{settings.name}-{settings.num_steps}{restarts}" + ("-early_stop" if settings.early_stop else "")
+
+
+def measure(
+    model: nn.Module,
+    split: Split,
+    settings: PGDEvaluationConfig,
+    *,
+    class_names: Sequence[str],
+    seed: int,
+    device: torch.device,
+    backend: Backend,
+    keys: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the class rows of a split at every radius.
+
+    Parameters
+    ----------
+    model, split, seed, device
+        As in `evaluate`.
+    backend : Backend
+    settings : PGDEvaluationConfig
+        The attack and its radii.
+    class_names : sequence of str, length K
+    keys : mapping
+        The columns that name the run, the split and the epoch.
+    """
+    with bar(f"measure {keys['split']}", len(split.labels)) as advance:
+        errors = evaluate(
+            model,
+            split,
+            attack=evaluation_attack(settings, backend),
+            logits=backend.logits,
+            epsilons=settings.epsilons,
+            num_classes=len(class_names),
+            batch_size=settings.batch_size,
+            seed=seed,
+            device=device,
+            advance=advance,
+        )
+    rows: list[dict[str, Any]] = []
+    for epsilon, class_errors in zip(settings.epsilons, errors, strict=True):
+        rows += records.classwise_rows(
+            {**keys, "attack": evaluation_name(settings), "epsilon": epsilon},
+            class_names,
+            class_errors.count.tolist(),
+            class_errors.num_natural_errors.tolist(),
+            class_errors.num_boundary_errors.tolist(),
+        )
+    return rows
+
+
+def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
+    """Measure a checkpoint on the test split, show its class table and return the folder of its tables.
+
+    The folder is ``<output_dir>/<run>-<hash>``. Repeating the command writes the same bytes.
+
+    Raises
+    ------
+    UserError
+        The file is no checkpoint of this architecture, or data or device are missing.
+    """
+    path = Path(config.keys.checkpoint)
+    if not path.is_file():
+        raise UserError(f"checkpoint={path}: no such file")
+    device = resolve_device(config.keys.device)
+    if config.keys.num_threads is not None:
+        torch.set_num_threads(config.keys.num_threads)
+    dataset = load_dataset(config.dataset)
+    channels, height, width = dataset.test.images.shape[1:]
+    model = build_model(
+        config.model.name, num_classes=dataset.num_classes, image_shape=(channels, height, width), seed=0
+    )
+    matched = checkpoints.load_weights(path, model)
+    LOGGER.info("%s: weights matched %s", path, matched)
+
+    keys = {**_origin(path, config), "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
+    model = model.to(device)
+    backend = choose_backend(config.keys.backend, model, device)
+    rows = measure(
+        model,
+        dataset.test,
+        config.evaluation,
+        class_names=dataset.class_names,
+        seed=streams.derive_seed(config.keys.seed, "measure test", int(keys["epoch"])),
+        device=device,
+        backend=backend,
+        keys=keys,
+    )
+    folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
+    folder.mkdir(parents=True, exist_ok=True)
+    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
+    records.write_json(
+        folder / "run.json",
+        {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)},
+    )
+    LOGGER.info("%s", records.class_table(records.read_classwise([folder / "classwise.csv"])))
+    LOGGER.info("tables: %s", folder)
+    return folder
+
+
+def _origin(path: Path, config: EvaluateConfig) -> dict[str, Any]:
+    """Return run_id, method, seed and epoch: from the file when one of our runs wrote it, else from its content."""
+    origin = checkpoints.read_origin(path)
+    if origin is not None:
+        return {name: origin[name] for name in ("run_id", "method", "seed", "epoch")}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return {"run_id": f"{path.stem}-{digest}", "method": "external", "seed": config.keys.seed, "epoch": 0}

@@ -1,0 +1,29 @@
+"""Progress for people: a bar with the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("frl_repro")
+
+
+def set_up_logging() -> None:
+    """Send the package's messages to standard output as plain lines, once."""
+    if not LOGGER.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        LOGGER.addHandler(handler)
+        LOGGER.propagate = False
+    LOGGER.setLevel(logging.INFO)
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Yield a function that advances a bar of ``total`` images; it draws nothing where there is no terminal."""
+    with tqdm(desc=description, total=total, unit="image", unit_scale=True, leave=False, disable=None) as drawn:
+        yield drawn.update

@@ -1,0 +1,487 @@
+"""Tidy result tables: what a run writes and what figures and reports read. Needs neither torch nor a data set."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from frl_repro.atomic import replacing, write_text
+from frl_repro.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pandas import DataFrame
+
+RUN_COLUMNS = ("run_id", "dataset", "model", "method", "seed")
+"""What tells one trained model from another."""
+
+MEASUREMENT_COLUMNS = (*RUN_COLUMNS, "split", "epoch", "attack", "epsilon")
+"""What tells one evaluation from another; each has one row per class."""
+
+CLASSWISE_COLUMNS = (
+    *MEASUREMENT_COLUMNS,
+    "class_id",
+    "class_name",
+    "count",
+    "num_natural_errors",
+    "num_boundary_errors",
+    "natural_error",
+    "boundary_error",
+    "robust_error",
+)
+"""Columns of ``classwise.csv``, in order. Readers require these and keep any others."""
+
+_INTEGER_COLUMNS = ("seed", "epoch", "class_id", "count", "num_natural_errors", "num_boundary_errors")
+_FLOAT_COLUMNS = ("epsilon", "natural_error", "boundary_error", "robust_error")
+_ERROR_COLUMNS = ("natural_error", "boundary_error", "robust_error")
+
+# Tables hold shortest round-trip floats, so stored and recomputed ratios differ by rounding only.
+_RATIO_TOLERANCE = 1e-9
+# Wide enough for an epsilon that went through float32, far narrower than one step of 1/255.
+_EPSILON_TOLERANCE = 1e-6
+
+
+def classwise_rows(
+    keys: Mapping[str, Any],
+    class_names: Sequence[str],
+    count: Sequence[int],
+    num_natural_errors: Sequence[int],
+    num_boundary_errors: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Rows of ``classwise.csv`` for one evaluation, one per class.
+
+    Parameters
+    ----------
+    keys
+        ``MEASUREMENT_COLUMNS`` and their values; further columns (say ``alpha_nat``) are copied to every row.
+    class_names
+        Names of the K classes, in the order of their labels.
+    count, num_natural_errors, num_boundary_errors
+        Samples, samples wrong when clean, and samples right when clean but wrong when attacked: K integers each.
+
+    Raises
+    ------
+    ValueError
+        A key is missing, a sequence is not of length K, a class has no samples, or errors exceed samples.
+    """
+    missing = [name for name in MEASUREMENT_COLUMNS if name not in keys]
+    if missing:
+        raise ValueError(f"keys lack {', '.join(missing)}; a row needs {', '.join(MEASUREMENT_COLUMNS)}")
+    lengths = {len(class_names), len(count), len(num_natural_errors), len(num_boundary_errors)}
+    if len(lengths) != 1:
+        raise ValueError(f"one name and three counts a class are needed, got sequences of lengths {sorted(lengths)}")
+
+    rows = []
+    for class_id, class_name in enumerate(class_names):
+        total, natural, boundary = (int(c[class_id]) for c in (count, num_natural_errors, num_boundary_errors))
+        if total <= 0 or natural < 0 or boundary < 0 or natural + boundary > total:
+            raise ValueError(
+                f"class {class_name!r}: {natural} natural and {boundary} boundary errors among {total} samples; "
+                "counts must be at least 0, samples at least 1, and errors at most samples"
+            )
+        rows.append(
+            {
+                **keys,
+                "class_id": class_id,
+                "class_name": class_name,
+                "count": total,
+                "num_natural_errors": natural,
+                "num_boundary_errors": boundary,
+                "natural_error": natural / total,
+                "boundary_error": boundary / total,
+                # One division of the summed counts: the identity natural + boundary holds in integers.
+                "robust_error": (natural + boundary) / total,
+            }
+        )
+    return rows
+
+
+def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write ``rows`` as a CSV file, atomically; equal rows give equal bytes on every platform.
+
+    Parameters
+    ----------
+    path
+        File to write or replace.
+    rows
+        One mapping per line with exactly the keys ``columns``; ``None`` becomes an empty cell.
+    columns
+        The header, in order.
+
+    Raises
+    ------
+    ValueError
+        A row lacks a column or holds one that is not in ``columns``.
+    """
+    path = Path(path)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            if row.keys() != set(columns):
+                raise ValueError(f"{path.name}: row and header differ in {sorted(row.keys() ^ set(columns))}")
+            writer.writerow([_cell(row[name]) for name in columns])
+
+
+def read_classwise(paths: str | Path | Iterable[str | Path]) -> DataFrame:
+    """All rows of one or several ``classwise.csv`` files, checked, in the order of the files.
+
+    A run found twice with the same rows (a copied folder) counts once. Columns beyond ``CLASSWISE_COLUMNS`` are kept.
+
+    Parameters
+    ----------
+    paths
+        One file or several, for example from `find_tables`.
+
+    Raises
+    ------
+    UserError
+        A file is unreadable, empty, lacks a column, holds a value that is not a number where one is due, contradicts
+        itself (counts against errors, missing classes), or two files hold different numbers for the same run.
+    """
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not files:
+        raise UserError("no classwise.csv given: name a folder, glob or file of finished runs")
+    tables = [_read_one_classwise(file) for file in files]
+    table = pd.concat(tables, ignore_index=True)
+    sources = np.repeat([str(file) for file in files], [len(part) for part in tables])
+
+    is_copy = table.duplicated()
+    table, sources = table[~is_copy].reset_index(drop=True), sources[~is_copy.to_numpy()]
+    is_clash = table.duplicated([*MEASUREMENT_COLUMNS, "class_id"], keep=False).to_numpy()
+    if is_clash.any():
+        run_id = table["run_id"][int(is_clash.argmax())]
+        held_by = sorted(set(sources[is_clash & (table["run_id"] == run_id).to_numpy()]))
+        raise UserError(f"run {run_id!r} has different numbers for the same class in {' and '.join(held_by)}: keep one")
+    return table
+
+
+def find_tables(runs: str | Path, name: str = "classwise.csv") -> list[Path]:
+    """Sorted paths of the tables called ``name`` that ``runs`` stands for.
+
+    Parameters
+    ----------
+    runs
+        A folder (searched with all its subfolders), a glob of folders or files, a file (of any name), or a
+        comma-separated list of these. A name that exists is taken literally, commas and brackets included.
+    name
+        File name of the tables.
+
+    Raises
+    ------
+    UserError
+        A part of ``runs`` does not exist, or no table of that name is in it.
+    """
+    text = str(runs)
+    parts = [text] if Path(text).expanduser().exists() else [part.strip() for part in text.split(",")]
+    found: set[Path] = set()
+    for part in parts:
+        found.update(_find_tables_in(part, name))
+    return sorted(found)
+
+
+def select_epsilon(df: DataFrame, epsilon: float) -> DataFrame:
+    """Rows of ``df`` evaluated at ``epsilon`` ([0,1] pixel units), up to rounding.
+
+    Raises
+    ------
+    UserError
+        No row has this epsilon; the message names those there are.
+    """
+    is_selected = np.isclose(df["epsilon"].to_numpy(dtype=float), epsilon, rtol=0, atol=_EPSILON_TOLERANCE)
+    if not is_selected.any():
+        available = ", ".join(format_epsilon(value) for value in sorted(df["epsilon"].unique()))
+        raise UserError(f"no rows with epsilon={format_epsilon(epsilon)}; the tables have {available}")
+    return df[is_selected]
+
+
+def select_split(df: DataFrame, split: str) -> DataFrame:
+    """Rows of ``df`` measured on ``split``.
+
+    Raises
+    ------
+    UserError
+        No row has this split; the message names those there are.
+    """
+    selected = df[df["split"] == split]
+    if selected.empty:
+        raise UserError(f"no rows with split={split!r}; the tables have {', '.join(sorted(df['split'].unique()))}")
+    return selected
+
+
+def select_last_epoch(df: DataFrame) -> DataFrame:
+    """Rows of each run's last measured epoch."""
+    last: DataFrame = df[df["epoch"] == df.groupby("run_id")["epoch"].transform("max")]
+    return last
+
+
+def format_epsilon(epsilon: float) -> str:
+    """An epsilon as people write it: ``"8/255"`` where it is a whole number of 8-bit grey levels, else ``%g``."""
+    levels = epsilon * 255
+    nearest = round(levels)
+    is_whole = abs(levels - nearest) < 255 * _EPSILON_TOLERANCE
+    return f"{nearest}/255" if is_whole and 0 < nearest < 255 else f"{epsilon:g}"
+
+
+def parse_fraction(text: str) -> float:
+    """The number that ``"8/255"`` or ``"0.03"`` stands for.
+
+    Raises
+    ------
+    UserError
+        ``text`` is neither a finite decimal number nor a fraction of two.
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / (float(denominator) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{text!r} is not a number: write a decimal such as 0.03 or a fraction such as 8/255")
+    return value
+
+
+def overall(df: DataFrame) -> DataFrame:
+    """Errors over all samples and of the worst class, one row per evaluation.
+
+    Returns
+    -------
+    DataFrame
+        ``MEASUREMENT_COLUMNS``, ``count``, and for each of natural, boundary and robust error
+        ``overall_*`` (from summed counts, so classes weigh by their samples), ``worst_class_*`` (the maximum over
+        classes) and ``worst_class_*_name`` (the first class that attains it). Errors are shares in [0, 1].
+    """
+    keys = list(MEASUREMENT_COLUMNS)
+    totals = df.groupby(keys, sort=True)[["count", "num_natural_errors", "num_boundary_errors"]].sum()
+    result = totals[["count"]].copy()
+    errors = {
+        "natural_error": totals["num_natural_errors"],
+        "boundary_error": totals["num_boundary_errors"],
+        "robust_error": totals["num_natural_errors"] + totals["num_boundary_errors"],
+    }
+    for quantity, num_errors in errors.items():
+        worst = df.sort_values([quantity, "class_id"], ascending=[False, True]).groupby(keys, sort=True).first()
+        result[f"overall_{quantity}"] = num_errors / totals["count"]
+        result[f"worst_class_{quantity}"] = worst[quantity]
+        result[f"worst_class_{quantity}_name"] = worst["class_name"]
+    return result.reset_index()
+
+
+def class_table(df: DataFrame, *, split: str = "test") -> str:
+    """One run's errors in percent as text for people: a line per class, the worst of each column marked ``*``.
+
+    Parameters
+    ----------
+    df
+        Rows of one run; its last epoch is shown, with every attack and epsilon measured there.
+    split
+        The split to show.
+
+    Raises
+    ------
+    UserError
+        ``df`` holds several runs, or no rows of ``split``.
+    """
+    run_ids = df["run_id"].unique()
+    if len(run_ids) > 1:
+        raise UserError(f"a class table shows one run, got {len(run_ids)}: {', '.join(sorted(run_ids))}")
+    rows = select_last_epoch(select_split(df, split))
+    totals = overall(rows)
+    first = rows.iloc[0]
+
+    one_attack = rows[(rows["attack"] == first["attack"]) & (rows["epsilon"] == first["epsilon"])]
+    columns = [["class", "", "", *one_attack.sort_values("class_id")["class_name"], "overall"]]
+    # Natural errors do not depend on the attack: one column stands for all of them.
+    columns.append(["natural", "", "", *_percents(rows, totals.iloc[0], "natural_error")])
+    for _, total in totals.iterrows():
+        header = [str(total["attack"]), format_epsilon(total["epsilon"])]
+        for title in ("boundary", "robust"):
+            columns.append([title, *header, *_percents(rows, total, f"{title}_error")])
+
+    return (
+        f"{first['run_id']}: errors in percent, {split} split, epoch {first['epoch']}, "
+        f"{totals['count'].iloc[0]} samples (* worst class)\n{_aligned(columns)}\n"
+    )
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write ``obj`` as JSON, atomically: sorted keys, two-space indent, newline at the end.
+
+    Raises
+    ------
+    ValueError
+        ``obj`` holds a number that JSON cannot (NaN, infinity).
+    TypeError
+        ``obj`` holds a type that JSON cannot.
+    """
+    write_text(Path(path), json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 decoding errors alike
+        raise UserError(f"{path} is damaged, not valid JSON ({error}): delete it and repeat the run") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    # numpy's floats derive from float or convert to it; float's repr is the shortest that reads back the same.
+    return repr(float(value)) if isinstance(value, float | np.floating) else str(value)
+
+
+def _find_tables_in(part: str, name: str) -> list[Path]:
+    path = Path(part).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        tables = list(path.rglob(name))
+    else:
+        # A glob such as run/* also matches history.csv and checkpoints: of files, only tables are meant.
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (may be absolute)
+        if not matches:
+            raise UserError(f"nothing found at {part!r}: give a folder, glob or file of finished runs")
+        tables = [match for match in matches if match.name == name and match.is_file()]
+        tables += [table for match in matches if match.is_dir() for table in match.rglob(name)]
+    if not tables:
+        raise UserError(f"no {name} under {part!r}: is a run finished there?")
+    return tables
+
+
+def _read_one_classwise(file: Path) -> DataFrame:
+    table = _read_text_table(file)
+    for name in CLASSWISE_COLUMNS:
+        if name not in table.columns:
+            raise UserError(f"{file} lacks column {name!r}{_suggestion(name, table.columns)}")
+    for name in (*_INTEGER_COLUMNS, *_FLOAT_COLUMNS):
+        table[name] = _numbers(table[name], file)
+    for name in _INTEGER_COLUMNS:
+        _refuse(table[name] % 1 != 0, file, name, "is not a whole number", table)
+        table[name] = table[name].astype("int64")
+    for name in table.columns.difference(list(CLASSWISE_COLUMNS)):
+        table[name] = _numbers_where_all_are(table[name])
+    _check_counts(table, file)
+    _check_classes(table, file)
+    return table
+
+
+def _read_text_table(file: Path) -> DataFrame:
+    """All cells as text, so that no class called "None" or "007" changes its name."""
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
+    except pd.errors.EmptyDataError as error:
+        raise UserError(f"{file} is empty") from error
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not a CSV table: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    if table.empty:
+        raise UserError(f"{file} is empty: it has a header and no rows")
+    return table
+
+
+def _numbers(column: pd.Series[Any], file: Path) -> pd.Series[float]:
+    # Python's float, not pandas' faster parser, which may be off in the last digit.
+    values = column.map(_float_or_nan).astype(float)
+    is_bad = ~np.isfinite(values)
+    if is_bad.any():
+        line = int(is_bad.to_numpy().argmax())
+        raise UserError(f"{file}, row {line + 1}, column {column.name!r}: {column.iloc[line]!r} is not a finite number")
+    return values
+
+
+def _numbers_where_all_are(column: pd.Series[Any]) -> pd.Series[Any]:
+    values = column.map(_float_or_nan).astype(float)
+    is_number_or_empty = values.notna() | (column == "")
+    return values if bool(is_number_or_empty.all()) else column
+
+
+def _float_or_nan(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _check_counts(table: DataFrame, file: Path) -> None:
+    natural, boundary, count = table["num_natural_errors"], table["num_boundary_errors"], table["count"]
+    _refuse(count <= 0, file, "count", "is not at least 1: a class without samples has no error", table)
+    _refuse(natural < 0, file, "num_natural_errors", "is negative", table)
+    _refuse(boundary < 0, file, "num_boundary_errors", "is negative", table)
+    for name in _ERROR_COLUMNS:
+        _refuse((table[name] < 0) | (table[name] > 1), file, name, "is outside [0, 1]", table)
+    _refuse((table["epsilon"] < 0) | (table["epsilon"] > 1), file, "epsilon", "is outside [0, 1]", table)
+    from_counts = {
+        "natural_error": (natural, "num_natural_errors / count"),
+        "boundary_error": (boundary, "num_boundary_errors / count"),
+        "robust_error": (natural + boundary, "(num_natural_errors + num_boundary_errors) / count"),
+    }
+    for name, (num_errors, formula) in from_counts.items():
+        is_off = (table[name] - num_errors / count).abs() > _RATIO_TOLERANCE
+        _refuse(is_off, file, name, f"is not {formula}", table)
+
+
+def _check_classes(table: DataFrame, file: Path) -> None:
+    """Refuse a table that lost rows or holds a class twice: every evaluation has the run's classes 0..K-1 once."""
+    num_classes = table.groupby("run_id")["class_id"].transform("max") + 1
+    per_evaluation = table.groupby(list(MEASUREMENT_COLUMNS))["class_id"]
+    is_incomplete = (per_evaluation.transform("nunique") != num_classes) | (
+        per_evaluation.transform("size") != num_classes
+    )
+    if is_incomplete.any():
+        first = table[is_incomplete].iloc[0]
+        raise UserError(
+            f"{file}, column 'class_id': run {first['run_id']!r}, split {first['split']!r}, epoch {first['epoch']}, "
+            f"epsilon {format_epsilon(first['epsilon'])} does not have each of its {num_classes[is_incomplete].iloc[0]}"
+            " classes exactly once"
+        )
+
+
+def _refuse(is_bad: pd.Series[bool], file: Path, name: str, what: str, table: DataFrame) -> None:
+    if is_bad.any():
+        line = int(np.asarray(is_bad).argmax())
+        raise UserError(f"{file}, row {line + 1}, column {name!r}: {table[name].iloc[line]:g} {what}")
+
+
+def _suggestion(name: str, known: Iterable[Any]) -> str:
+    close = difflib.get_close_matches(name, [str(other) for other in known], n=1)
+    return f" (it has {close[0]!r})" if close else ""
+
+
+def _percents(rows: DataFrame, total: pd.Series[Any], quantity: str) -> list[str]:
+    """Per class and overall, the worst class marked, for the evaluation that ``total`` (from `overall`) sums up."""
+    is_shown = (rows["attack"] == total["attack"]) & (rows["epsilon"] == total["epsilon"])
+    values = rows[is_shown].sort_values("class_id")[quantity].tolist()
+    worst = max(values)
+    cells = [f"{100 * value:.1f}{'*' if value == worst else ' '}" for value in values]
+    return [*cells, f"{100 * total[f'overall_{quantity}']:.1f} "]
+
+
+def _aligned(columns: Sequence[Sequence[str]]) -> str:
+    """Lines of a text table with three header lines and a last line set apart; the first column is left-aligned."""
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "  ".join(cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(cells))
+        for cells in (zip(row, widths, strict=True) for row in zip(*columns, strict=True))
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join(text.rstrip() for text in [*lines[:3], rule, *lines[3:-1], rule, lines[-1]])
