@@ -201,7 +201,8 @@ def select_epsilon(df: DataFrame, epsilon: float) -> DataFrame:
     if not is_selected.any():
         available = ", ".join(format_epsilon(value) for value in sorted(df["epsilon"].unique()))
         raise UserError(f"no rows with epsilon={format_epsilon(epsilon)}; the tables have {available}")
-    return df[is_selected]
+    selected: DataFrame = df[is_selected]
+    return selected
 
 
 def select_split(df: DataFrame, split: str) -> DataFrame:
@@ -212,7 +213,7 @@ def select_split(df: DataFrame, split: str) -> DataFrame:
     UserError
         No row has this split; the message names those there are.
     """
-    selected = df[df["split"] == split]
+    selected: DataFrame = df[df["split"] == split]
     if selected.empty:
         raise UserError(f"no rows with split={split!r}; the tables have {', '.join(sorted(df['split'].unique()))}")
     return selected
@@ -402,9 +403,9 @@ def _read_text_table(file: Path) -> DataFrame:
 def _numbers(column: pd.Series[Any], file: Path) -> pd.Series[float]:
     # Python's float, not pandas' faster parser, which may be off in the last digit.
     values = column.map(_float_or_nan).astype(float)
-    is_bad = ~np.isfinite(values)
+    is_bad = ~np.isfinite(values.to_numpy())
     if is_bad.any():
-        line = int(is_bad.to_numpy().argmax())
+        line = int(is_bad.argmax())
         raise UserError(f"{file}, row {line + 1}, column {column.name!r}: {column.iloc[line]!r} is not a finite number")
     return values
 

@@ -1,0 +1,149 @@
+"""The command line, end to end in this process: what is refused, what runs, what is left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from frl_repro import cli
+from frl_repro.data import fashion_mnist
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "dataset=synthetic",
+    "dataset.num_classes=3",
+    "dataset.num_train=90",
+    "dataset.num_test=30",
+    "trainer.num_epochs=1",
+    "attack.num_steps=2",
+    "evaluation.num_steps=2",
+    "num_threads=1",
+    "backend=torch",
+]
+
+
+def call(monkeypatch, *arguments, main=cli.main):
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    return main()
+
+
+REFUSED = {
+    "alpha.natt=5": "unknown key alpha.natt",
+    "+alpha.natt=5": "unknown key alpha.natt",
+    "++trainer.num_epoch=5": "unknown key trainer.num_epoch; did you mean trainer.num_epochs?",
+    "num_epochs=3": "did you mean trainer.num_epochs?",
+    "model=lenet": "model=lenet: unknown choice; did you mean lenet5?",
+    "frl=reweigth": "frl=reweigth: unknown choice; known: none",
+    "experiment=exp0": "experiment=exp0: unknown choice; did you mean exp1?",
+    "trainer.num_epochs=-1": "trainer.num_epochs=-1: must lie in [1, inf)",
+    "attack.epsilon=abc": "attack.epsilon=abc: expected a number or a fraction such as 8/255",
+    "attack=none attack.epsilon=0.1": "attack.epsilon has no effect with attack=none; it belongs to attack=pgd",
+    "-m attack=pgd,none attack.num_steps=3": "attack.num_steps has no effect with attack=none",
+    "-m seed=0,1,x": "seed=x: expected a whole number",
+    "seed=0,1": "add -m to sweep over several values",
+    "experiment=exp1": "sweep over attack=none,pgd: add -m",
+    "seed": "an override has the form key=value",
+    "attack.epsilon=[1": "cannot read 'attack.epsilon=[1'",
+    "~seed": "keys cannot be removed",
+    "+seed=1": "seed exists already, write it without +",
+    "hydra.nonsense=1": "hydra.nonsense",
+    "dataset.root=/nowhere dataset.download=false": "/nowhere",
+    "device=cuda:99": "device=cuda:99: this machine offers",
+    "dataset=synthetic dataset.num_classes=1": "dataset.num_classes=1: must lie in [2, inf)",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_mistake_is_one_line_with_exit_code_1_and_nothing_is_written(line, monkeypatch, capsys, in_tmp):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))
+    assert call(monkeypatch, *line.split()) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert REFUSED[line] in errors
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_a_truncated_image_file_is_refused_by_name_and_never_cached(monkeypatch, capsys, in_tmp):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))
+    monkeypatch.setattr(fashion_mnist, "SYSTEM_FOLDER", in_tmp / "no system copy")
+    raw = in_tmp / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in fashion_mnist.KNOWN_CONTENT:
+        (raw / name).write_bytes(b"\0\0\x08\x03 truncated")
+    assert call(monkeypatch, "dataset.root=data", "dataset.download=false") == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert "idx" in errors
+    assert sorted(path.name for path in in_tmp.iterdir()) == ["data"]
+
+
+def test_a_text_file_is_no_checkpoint(monkeypatch, capsys, in_tmp):
+    Path("notes.txt").write_text("not a checkpoint")
+    arguments = [argument for argument in TINY if argument.startswith(("dataset", "evaluation", "num"))]
+    assert call(monkeypatch, "checkpoint=notes.txt", *arguments, main=cli.evaluate_main) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: notes.txt is not a checkpoint")
+    assert errors.count("\n") == 1
+    assert [path.name for path in in_tmp.iterdir()] == ["notes.txt"]
+
+
+def test_a_sweep_reports_each_failed_job_and_finishes_the_others(monkeypatch, capsys, in_tmp):
+    # Two runs cannot share a folder: the second is refused.
+    assert call(monkeypatch, "-m", "seed=0,1", "run_dir=here", *TINY) == 1
+    out, errors = capsys.readouterr()
+    assert "holds another run" in errors
+    assert "Traceback" not in errors + out
+    assert (in_tmp / "here" / "done.json").exists()
+
+
+def test_train_then_evaluate_gives_the_same_table(monkeypatch, capsys, in_tmp):
+    assert call(monkeypatch, "run_dir=run", *TINY) == 0
+    trained = (in_tmp / "run" / "classwise.csv").read_text()
+    assert "overall" in capsys.readouterr().out
+    arguments = [argument for argument in TINY if argument.startswith(("dataset", "evaluation", "num", "backend"))]
+    assert call(monkeypatch, "checkpoint=run/model.safetensors", *arguments, main=cli.evaluate_main) == 0
+    (measured,) = (in_tmp / "outputs" / "evaluate").glob("*/classwise.csv")
+    assert measured.read_text() == trained
+
+
+def test_train_py_runs_from_another_folder_by_path(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--cfg", "job", "--resolve", "attack.epsilon=${px:4}", "seed=3"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "seed: 3" in done.stdout
+    assert "epsilon: 0.01568627450980392" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "needle"), [("train.py", "attack.epsilon=8/255"), ("scripts/evaluate.py", "checkpoint=")]
+)
+def test_help_lists_every_key_and_imports_nothing_slow(script, needle):
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as done: assert done.code == 0\n"
+        "slow = {'torch', 'hydra', 'omegaconf', 'pandas', 'matplotlib'} & set(sys.modules); assert not slow, slow"
+    )
+    done = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert needle in done.stdout
+    for key in ("evaluation.num_steps", "dataset.validation_fraction", "num_threads"):
+        assert key in done.stdout
+
+
+def test_completion_offers_groups_and_keys_without_torch():
+    code = (
+        "import os, sys; from frl_repro.cli import main\n"
+        "sys.argv = ['train.py', '-sc', 'query=bash']\n"
+        "os.environ.update(COMP_LINE='train.py attack=', COMP_POINT='16')\n"
+        "main(); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["attack=fgsm", "attack=none", "attack=pgd"]

@@ -1,0 +1,170 @@
+"""Runs: tables, skipping, resuming, killing; the test split never steers."""
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from frl_repro import experiment, records
+from frl_repro.config import RunConfig, parse
+from frl_repro.errors import UserError
+from test_config import composed
+
+TABLES = ("classwise.csv", "history.csv", "model.safetensors", "split.safetensors")
+
+
+def tiny(folder, **changes):
+    settings = {
+        "dataset": "synthetic",
+        "dataset__num_classes": 3,
+        "dataset__num_train": 120,
+        "dataset__num_test": 45,
+        "dataset__validation_fraction": 0.25,
+        "trainer__num_epochs": 3,
+        "trainer__batch_size": 30,
+        "trainer__ema_decay": 0.9,
+        "attack__num_steps": 2,
+        "evaluation__num_steps": 2,
+        "run_dir": str(folder),
+        "backend": "torch",
+        **changes,
+    }
+    return parse(composed(**settings), RunConfig)
+
+
+def contents(folder):
+    return {name: (Path(folder) / name).read_bytes() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    torch.set_num_threads(1)
+    experiment.run(tiny(folder))
+    return folder
+
+
+def test_a_run_leaves_tidy_tables(finished):
+    table = records.read_classwise([finished / "classwise.csv"])
+    assert set(table["split"]) == {"validation", "test"}
+    assert sorted(table.loc[table["split"] == "validation", "epoch"].unique()) == [1, 2, 3]
+    assert set(table.loc[table["split"] == "test", "epoch"]) == {3}
+    assert len(table) == (3 + 1) * 2 * 3  # epochs and test, radii, classes
+    assert table.loc[table["split"] == "test", "count"].sum() == 2 * 45
+    with (finished / "history.csv").open() as opened:
+        history = list(csv.DictReader(opened))
+    assert [row["epoch"] for row in history] == ["1", "2", "3"]
+    recorded = json.loads((finished / "run.json").read_text())
+    assert recorded["config"]["attack"]["epsilon"] == 8 / 255
+    assert {"git_commit", "git_dirty", "versions", "device", "backend", "command", "wall_seconds"} <= recorded.keys()
+    done = json.loads((finished / "done.json").read_text())
+    assert done["run_id"] == recorded["run_id"]
+    assert not (finished / "state.pt").exists()
+
+
+def test_a_finished_run_is_skipped_and_repeated_with_force(finished, monkeypatch):
+    before, stamp = contents(finished), (finished / "done.json").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "load_dataset", lambda _: pytest.fail("a finished run reads no data"))
+        experiment.run(tiny(finished))
+    assert (finished / "done.json").stat().st_mtime_ns == stamp
+    experiment.run(tiny(finished, force=True))
+    assert (finished / "done.json").stat().st_mtime_ns > stamp
+    assert contents(finished) == before
+
+
+def test_a_folder_of_another_run_is_refused(finished, tmp_path):
+    with pytest.raises(UserError, match="holds another run"):
+        experiment.run(tiny(finished, seed=1))
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="holds files that are no run"):
+        experiment.run(tiny(tmp_path))
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        experiment.run(tiny(tmp_path / "thesis.tex"))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    config = tiny(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    records.write_json(tmp_path / "run" / "run.json", {"config_hash": config.hash, "run_id": config.run_id})
+    (tmp_path / "run" / "state.pt").write_bytes(b"half of a")
+    with pytest.raises(UserError, match=r"state\.pt is not a readable training state: delete it"):
+        experiment.run(config)
+
+
+def test_the_test_split_never_steers(finished, tmp_path, monkeypatch):
+    """Other test labels change the test rows and nothing else: not the weights, not the history, not validation."""
+    load = experiment.load_dataset
+
+    def load_with_other_test_labels(config):
+        dataset = load(config)
+        other = dataclasses.replace(dataset.test, labels=(dataset.test.labels + 1) % 3)
+        return dataclasses.replace(dataset, test=other)
+
+    monkeypatch.setattr(experiment, "load_dataset", load_with_other_test_labels)
+    experiment.run(tiny(tmp_path / "run"))
+    ours, other = (records.read_classwise([folder / "classwise.csv"]) for folder in (finished, tmp_path / "run"))
+    for name in ("history.csv", "model.safetensors", "split.safetensors"):
+        assert (finished / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    for split, is_same in (("validation", True), ("test", False)):
+        columns = ["epoch", "epsilon", "class_id", "count", "num_natural_errors", "num_boundary_errors"]
+        a, b = (table.loc[table["split"] == split, columns].reset_index(drop=True) for table in (ours, other))
+        assert a.equals(b) is is_same
+
+
+def test_the_seed_changes_the_run_but_not_the_split(finished, tmp_path):
+    experiment.run(tiny(tmp_path / "run", seed=1))
+    assert (tmp_path / "run" / "split.safetensors").read_bytes() == (finished / "split.safetensors").read_bytes()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
+
+
+def test_more_validation_images_than_there_are_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"evaluation\.num_validation=31: the split has 30 images"):
+        experiment.run(tiny(tmp_path / "run", evaluation__num_validation=31))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _run_in_child(folder, announce):
+    torch.set_num_threads(1)
+    announce.send(True)
+    experiment.run(tiny(folder))
+
+
+def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, tmp_path):
+    """SIGKILL at random moments until each run gets through, run after run until 20 kills are done."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "frl_repro.experiment"])
+    chance = random.Random(0)
+    num_kills, longest, round_number = 0, 1.0, 0
+    while num_kills < 20:
+        folder = tmp_path / f"run{round_number}"
+        round_number += 1
+        is_done = False
+        while not is_done:
+            receiver, sender = context.Pipe(duplex=False)
+            child = context.Process(target=_run_in_child, args=(folder, sender))
+            child.start()
+            assert receiver.poll(120)
+            started = time.monotonic()
+            child.join(chance.uniform(0, longest) if num_kills < 20 else None)
+            if child.is_alive():
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
+                num_kills += 1
+            else:
+                longest = max(0.2, time.monotonic() - started)
+            is_done = child.exitcode == 0
+            assert child.exitcode in (0, -signal.SIGKILL)
+        assert contents(folder) == contents(finished)
+        assert not list(folder.glob(".*.tmp"))
+        assert not (folder / "state.pt").exists()
+    assert num_kills >= 20

@@ -1,0 +1,292 @@
+"""The training loop, evaluation, checkpoints and random streams."""
+
+import dataclasses
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from frl_repro import checkpoints, streams
+from frl_repro.attacks import pgd
+from frl_repro.backends import TORCH, choose_backend
+from frl_repro.data import Split
+from frl_repro.data.synthetic import load_synthetic
+from frl_repro.errors import UserError
+from frl_repro.evaluate import evaluate
+from frl_repro.models import LeNet5, build_model
+from frl_repro.trainer import learning_rate_at, train_epoch
+
+CPU = torch.device("cpu")
+
+
+def lenet(seed=0, num_classes=3):
+    return build_model("lenet5", num_classes=num_classes, image_shape=(1, 32, 32), seed=seed)
+
+
+@pytest.fixture(scope="module")
+def images():
+    train, test = load_synthetic(num_classes=3, num_train=120, num_test=60, seed=0)
+    return train, test
+
+
+def epoch(
+    model, train, *, attack=None, fraction=0.0, batch_size=30, learning_rate=1e-3, average=None, where="here {step}"
+):
+    return train_epoch(
+        model,
+        torch.optim.Adam(model.parameters(), lr=learning_rate),
+        train,
+        attack=attack,
+        attacked_fraction=fraction,
+        batch_size=batch_size,
+        order_generator=streams.generator(0, "order"),
+        attack_generator=streams.generator(0, "training attack"),
+        backward=TORCH.backward,
+        average=average,
+        where=where,
+    )
+
+
+def test_lenet5_is_the_reports():
+    model = lenet(num_classes=10)
+    assert sum(p.numel() for p in model.parameters()) == 61_706
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    state = torch.get_rng_state()
+    again = lenet(num_classes=10)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_models_say_what_they_cannot_do():
+    with pytest.raises(UserError, match="takes 32x32 images, the data set has 28x28"):
+        build_model("lenet5", num_classes=10, image_shape=(1, 28, 28), seed=0)
+    with pytest.raises(UserError, match="unknown model 'lenet'; known: lenet5"):
+        build_model("lenet", num_classes=10, image_shape=(1, 32, 32), seed=0)
+
+
+def test_the_learning_rate_falls_by_a_third_after_every_four_epochs():
+    rates = [learning_rate_at(e, initial=1e-3, decay_every=4, decay_factor=1 / 3) for e in range(15)]
+    assert rates[:4] == [1e-3] * 4
+    assert rates[4:8] == [pytest.approx(1e-3 / 3)] * 4
+    assert rates[12] == pytest.approx(1e-3 / 27)
+
+
+def test_an_epoch_is_the_plain_loop_of_the_report(images):
+    """One epoch against a loop written from the formula: mixed batch, mean cross-entropy, Adam."""
+    train, _ = images
+    attack = functools.partial(pgd, epsilon=0.1, step_size=0.05, num_steps=2)
+    ours, plain = lenet(), lenet()
+    summary = epoch(ours, train, attack=attack, fraction=0.5, batch_size=50)
+
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    order = torch.randperm(120, generator=streams.generator(0, "order"))
+    starts = streams.generator(0, "training attack")
+    total, wrong = 0.0, [0, 0]
+    for index in (order[:50], order[50:100], order[100:]):
+        x, y = train.images[index].float() / 255, train.labels[index]
+        half = len(index) // 2
+        x[:half] = attack(plain, x[:half], y[:half], generator=starts)
+        logits = plain(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(index)
+        is_wrong = logits.argmax(1) != y
+        wrong[0] += int(is_wrong[half:].sum())
+        wrong[1] += int(is_wrong[:half].sum())
+    assert summary.num_steps == 3
+    assert summary.train_loss == pytest.approx(total / 120, rel=1e-6)
+    assert (summary.clean_error, summary.attacked_error) == (wrong[0] / 60, wrong[1] / 60)
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_natural_training_learns_and_attacks_nothing(images):
+    train, _ = images
+    model = lenet()
+    first = epoch(model, train, batch_size=10, learning_rate=3e-3)
+    for _ in range(4):
+        last = epoch(model, train, batch_size=10, learning_rate=3e-3)
+    assert last.train_loss < 0.7 * first.train_loss
+    assert last.attacked_error is None
+
+
+def test_a_running_average_follows_every_step(images):
+    train, _ = images
+    model = lenet()
+    start = [p.detach().clone() for p in model.parameters()]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    epoch(model, train, batch_size=120, average=average)  # one step: the first update copies
+    assert average.n_averaged == 1
+    for mean, now, before in zip(average.module.parameters(), model.parameters(), start, strict=True):
+        assert torch.equal(mean, now)
+        assert not torch.equal(now, before)
+
+
+def test_divergence_names_place_and_quantity(images):
+    train, _ = images
+    model = lenet()
+    with torch.no_grad():
+        model.fc2.bias.fill_(math.nan)
+    with pytest.raises(UserError, match=r"training diverged: the loss is nan at epoch 3, step 1$"):
+        epoch(model, train, where="epoch 3, step {step}")
+    with pytest.raises(UserError, match=r"training diverged: weights .* are not finite at epoch 3, step 1"):
+        epoch(lenet(), train, batch_size=120, learning_rate=math.inf, where="epoch 3, step {step}")
+
+
+def measured(model, split, epsilons, batch_size=25, **settings):
+    attack = functools.partial(pgd, step_size=0.05, num_steps=3, **settings)
+    return evaluate(
+        model,
+        split,
+        attack=attack,
+        epsilons=epsilons,
+        num_classes=3,
+        batch_size=batch_size,
+        seed=0,
+        device=CPU,
+        logits=TORCH.logits,
+    )
+
+
+def test_class_errors_equal_a_plain_double_loop(images):
+    train, test = images
+    model = lenet()
+    for _ in range(3):
+        epoch(model, train, batch_size=10, learning_rate=3e-3)
+    clean, small, large = measured(model, test, [0.0, 0.05, 0.2], use_random_start=False)
+    for errors, epsilon in ((clean, 0.0), (small, 0.05), (large, 0.2)):
+        for k in range(3):
+            count = natural = boundary = 0
+            for image, label in zip(test.images, test.labels, strict=True):
+                if label == k:
+                    x, y = image[None].float() / 255, label[None]
+                    x_adv = pgd(model, x, y, epsilon=epsilon, step_size=0.05, num_steps=3, use_random_start=False)
+                    is_right = bool(model(x).argmax(1) == y)
+                    is_right_attacked = bool(model(x_adv).argmax(1) == y)
+                    count += 1
+                    natural += not is_right
+                    boundary += is_right and not is_right_attacked
+            assert (errors.count[k], errors.num_natural_errors[k], errors.num_boundary_errors[k]) == (
+                count,
+                natural,
+                boundary,
+            )
+    assert clean.num_boundary_errors.sum() == 0
+    assert large.overall_robust_error > clean.overall_robust_error
+
+
+def test_a_radius_gives_the_same_numbers_whichever_others_are_measured(images):
+    _, test = images
+    model = lenet()
+    _, together = measured(model, test, [0.02, 0.1])
+    (alone,) = measured(model, test, [0.1])
+    assert torch.equal(together.num_boundary_errors, alone.num_boundary_errors)
+
+
+def test_evaluation_restores_the_mode(images):
+    model = lenet().train()
+    measured(model, images[1], [0.1])
+    assert model.training
+
+
+class Renamed(nn.Module):
+    """LeNet-5 as other people write it: other names, same shapes in the same order."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Conv2d(16, 120, 5))
+        self.classifier = nn.Sequential(nn.Linear(120, 84), nn.Linear(84, 3))
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_foreign_state_dicts_load_in_order(tmp_path, wrapper):
+    foreign, path = Renamed(), tmp_path / "foreign.pt"
+    state = foreign.state_dict()
+    torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, path)
+    model = lenet()
+    assert checkpoints.load_weights(path, model) == "in order"
+    assert torch.equal(model.conv3.weight, foreign.features[2].weight)
+    assert torch.equal(model.fc2.bias, foreign.classifier[1].bias)
+
+
+def test_own_checkpoints_and_prefixes_load_by_name(tmp_path):
+    source = lenet(seed=5)
+    checkpoints.save_weights(tmp_path / "a.safetensors", source, origin={"run_id": "r", "seed": 5})
+    torch.save({f"module._orig_mod.{k}": v for k, v in source.state_dict().items()}, tmp_path / "b.pt")
+    for name in ("a.safetensors", "b.pt"):
+        model = lenet(seed=6)
+        assert checkpoints.load_weights(tmp_path / name, model) == "by name"
+        assert torch.equal(model.fc1.weight, source.fc1.weight)
+    assert checkpoints.read_origin(tmp_path / "a.safetensors") == {"run_id": "r", "seed": 5}
+    assert checkpoints.read_origin(tmp_path / "b.pt") is None
+
+
+class Bomb:
+    """Unpickling this would run code."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda _: None, "no such checkpoint file"),
+        (lambda path: path.write_text("hello"), "is not a checkpoint: neither safetensors nor a PyTorch state_dict"),
+        (lambda path: path.write_bytes(b""), "is not a checkpoint"),
+        (lambda path: torch.save(Bomb(), path), "is not a checkpoint"),
+        (lambda path: torch.save([1, 2], path), "holds no state_dict"),
+        (lambda path: torch.save({"epoch": 3}, path), "holds no state_dict"),
+        (lambda path: torch.save(lenet(num_classes=4).state_dict(), path), r"fc2.weight has shape \(4, 84\)"),
+        (lambda path: torch.save({"w": torch.zeros(3)}, path), "holds 1 tensors, the model has 10"),
+        (
+            lambda path: torch.save({k: v * math.nan for k, v in lenet().state_dict().items()}, path),
+            "conv1.weight holds values that are not finite",
+        ),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, make, message):
+    path = tmp_path / "file.pt"
+    make(path)
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoints.load_weights(path, lenet())
+    assert str(path) in str(caught.value)
+
+
+def test_a_checkpoint_is_the_same_bytes_every_time(tmp_path):
+    for name in ("a", "b"):
+        checkpoints.save_weights(tmp_path / name, lenet(), origin={"run_id": "r", "seed": 5, "method": "natural"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_streams_are_independent_of_one_another_and_reproducible():
+    first = torch.rand(4, generator=streams.generator(0, "order", 1))
+    assert torch.equal(first, torch.rand(4, generator=streams.generator(0, "order", 1)))
+    seeds = {streams.derive_seed(s, name, i) for s in range(5) for name in ("order", "attack") for i in range(5)}
+    assert len(seeds) == 50
+    # The stored numbers pin the derivation: another one would change every published result.
+    assert streams.derive_seed(0, "order", 0) == 3991725939186754870
+
+
+def test_backends_are_chosen_by_model_and_device():
+    assert choose_backend("torch", lenet(), CPU) is TORCH
+    other = LeNet5(num_classes=3, in_channels=3)
+    assert choose_backend("auto", other, CPU) is TORCH
+    with pytest.raises(UserError, match="backend=native serves LeNet-5 with one input channel on the CPU"):
+        choose_backend("native", other, CPU)
+
+
+def test_splits_refuse_what_is_no_image():
+    with pytest.raises((TypeError, ValueError), match="uint8"):
+        Split(images=torch.zeros(1, 1, 2, 2), labels=torch.zeros(1, dtype=torch.int64))
+
+
+def test_class_errors_are_values(images):
+    (errors,) = measured(lenet(), images[1], [0.1])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        errors.count = None
