@@ -142,7 +142,8 @@ def _run_in_child(folder, announce):
 def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, tmp_path):
     """SIGKILL at random moments until each run gets through, run after run until 20 kills are done."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "frl_repro.experiment"])
+    # The optimiser imports torch._dynamo on its first use, which takes longer than a tiny run.
+    context.set_forkserver_preload([__name__, "frl_repro.experiment", "torch._dynamo"])
     chance = random.Random(0)
     num_kills, longest, round_number = 0, 1.0, 0
     while num_kills < 20:

@@ -12,12 +12,19 @@ from tqdm import tqdm
 LOGGER = logging.getLogger("frl_repro")
 
 
+class _StandardOutput(logging.Handler):
+    """Write messages to whatever standard output is at that moment, above a bar that may be drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
 def set_up_logging() -> None:
     """Send the package's messages to standard output as plain lines, once."""
     if not LOGGER.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        LOGGER.addHandler(handler)
+        LOGGER.addHandler(_StandardOutput())
         LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO)
 
