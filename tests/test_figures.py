@@ -290,7 +290,7 @@ def test_help_shows_every_key_figure_and_examples(arguments, capsys):
         assert f"\n  {word}" in text
     for name in FIGURES:
         assert f"figure={name}" in text
-    assert "python scripts/plot.py figure=1 runs=outputs/reference" in text
+    assert "figure=1 runs=outputs/reference" in text
 
 
 @pytest.mark.parametrize(

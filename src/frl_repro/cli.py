@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -75,15 +74,10 @@ def _main(config_name: str, act: Callable[[dict[str, Any], str], None]) -> int:
 
 
 def _print_help(config_name: str) -> int:
-    from frl_repro.helptext import help_text
+    from frl_repro.helptext import help_text, program_name
 
-    sys.stdout.write(help_text(_config_dir(), config_name, _program()))
+    sys.stdout.write(help_text(_config_dir(), config_name, program_name()))
     return 0
-
-
-def _program() -> str:
-    called = Path(sys.argv[0])
-    return f"python {os.path.relpath(called)}" if called.suffix == ".py" else called.name
 
 
 def _config_dir() -> Path:

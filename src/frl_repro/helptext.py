@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 
@@ -51,6 +53,12 @@ Flags
   --cfg job         print the composed settings instead of running
   -h, --help        this text
 """
+
+
+def program_name() -> str:
+    """Return how this program is called: ``python train.py``, also from elsewhere by path, or the console script."""
+    called = Path(sys.argv[0])
+    return f"python {os.path.relpath(called)}" if called.suffix == ".py" else called.name
 
 
 def help_text(config_dir: Path, config_name: str, program: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from frl_repro.errors import UserError
 from frl_repro.figures import FIGURES
+from frl_repro.helptext import program_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,9 +34,9 @@ _KEYS = {
 }
 
 _EXAMPLES = """\
-  python scripts/plot.py figure=1 runs=outputs/reference
-  python scripts/plot.py figure=1 runs='outputs/exp1/*' epsilon=8/255 out=paper/figures formats=pdf
-  python scripts/plot.py figure=1 runs=outputs/reference table=true
+  {program} figure=1 runs=outputs/reference
+  {program} figure=1 runs='outputs/exp1/*' epsilon=8/255 out=paper/figures formats=pdf
+  {program} figure=1 runs=outputs/reference table=true
 """
 
 
@@ -148,11 +149,12 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
 
 def _usage() -> str:
     keys = "\n".join(f"  {key:<9}{meaning}" for key, meaning in _KEYS.items())
+    program = program_name()
     figures = "\n".join(f"  figure={name:<4}{entry.summary}" for name, entry in FIGURES.items())
     return (
         "Draw a figure from the tables (classwise.csv) of finished runs; needs no data set and no training.\n\n"
-        "usage: python scripts/plot.py figure=<name> [key=value ...]\n\n"
-        f"keys   [default]\n{keys}\n\nfigures\n{figures}\n\nexamples\n{_EXAMPLES}"
+        f"usage: {program} figure=<name> [key=value ...]\n\n"
+        f"keys   [default]\n{keys}\n\nfigures\n{figures}\n\nexamples\n{_EXAMPLES.format(program=program)}"
     )
 
 
