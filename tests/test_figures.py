@@ -282,7 +282,7 @@ def test_command_draws_the_largest_epsilon_unless_told(tmp_path, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["figure=1", "-h"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["figure=1", "-h"]])
 def test_help_shows_every_key_figure_and_examples(arguments, capsys):
     assert plot_cli.main(arguments) == 0
     text = capsys.readouterr().out
@@ -320,11 +320,18 @@ def test_command_refuses_in_one_line(runs, tmp_path, capsys, argument, message):
     assert not (tmp_path / "o").exists()
 
 
-def test_command_refuses_a_missing_or_unknown_figure(capsys):
-    assert plot_cli.main(["runs=outputs"]) == 1
-    assert capsys.readouterr().err == "error: figure= is missing; say which figure to draw: 1\n"
+def test_command_refuses_an_unknown_figure(capsys):
     assert plot_cli.main(["figure=12"]) == 1
     assert capsys.readouterr().err == "error: figure=12 is unknown, did you mean '1'?; known: 1\n"
+
+
+def test_without_arguments_the_published_figure_is_redrawn_from_the_published_tables(tmp_path, monkeypatch, capsys):
+    reference = ROOT / "outputs" / "reference"
+    monkeypatch.chdir(ROOT)
+    assert plot_cli.main([f"out={tmp_path}"]) == 0
+    assert (tmp_path / "figure1.csv").read_text() == (reference / "exp1" / "figure1.csv").read_text()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".svg", ".pdf", ".csv"}
+    capsys.readouterr()
 
 
 def test_command_reports_an_unwritable_folder(runs, tmp_path, capsys):

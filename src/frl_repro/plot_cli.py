@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
     from pandas import DataFrame
 
+# Without arguments: the published figure from the published tables.
+_DEFAULT_FIGURE = "1"
+_DEFAULT_RUNS = "outputs/reference"
 _DEFAULT_FORMATS = "png,svg,pdf"
 _SWITCH = {"true": True, "false": False}
 
 _KEYS = {
-    "figure": "which figure (required); see below",
-    "runs": "folder (searched recursively), glob, file, or comma-separated list of them   [outputs]",
+    "figure": f"which figure; see below   [{_DEFAULT_FIGURE}]",
+    "runs": f"folder (searched recursively), glob, file, or comma-separated list of them   [{_DEFAULT_RUNS}]",
     "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
     "attack": "evaluation attack, for example pgd-20   [the only one in the tables]",
     "out": "folder to write to, made if need be   [outputs/figures]",
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A mistake of the user or of the file system is one line on stderr and exit code 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(arguments):
         _say(_usage())
         return 0
     try:
@@ -107,11 +110,9 @@ def _parse(arguments: Sequence[str]) -> _Options:
         if not value:
             raise UserError(f"{key}= has no value; it takes: {' '.join(_KEYS[key].split())}")
         given[key] = value
-    if "figure" not in given:
-        raise UserError(f"figure= is missing; say which figure to draw: {', '.join(FIGURES)}")
     return _Options(
-        figure=_choice("figure", given["figure"], FIGURES),
-        runs=given.get("runs", "outputs"),
+        figure=_choice("figure", given.get("figure", _DEFAULT_FIGURE), FIGURES),
+        runs=given.get("runs", _DEFAULT_RUNS),
         epsilon=_epsilon(given["epsilon"]) if "epsilon" in given else None,
         attack=given.get("attack"),
         out=Path(given.get("out", "outputs/figures")).expanduser(),
@@ -153,7 +154,7 @@ def _usage() -> str:
     figures = "\n".join(f"  figure={name:<4}{entry.summary}" for name, entry in FIGURES.items())
     return (
         "Draw a figure from the tables (classwise.csv) of finished runs; needs no data set and no training.\n\n"
-        f"usage: {program} figure=<name> [key=value ...]\n\n"
+        f"usage: {program} [key=value ...]\n\n"
         f"keys   [default]\n{keys}\n\nfigures\n{figures}\n\nexamples\n{_EXAMPLES.format(program=program)}"
     )
 
