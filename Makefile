@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	else \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")' && \
 		$(PYTHON) -m venv $(VENV) && \
-		$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+		$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'; \
 	fi
 	@touch $@
 
