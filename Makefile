@@ -13,8 +13,9 @@ help:  ## list the commands
 env: $(STAMP)  ## create .venv with everything pinned in constraints.txt (uv when present, else venv and pip)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing PyTorch and the rest into $(VENV): a few minutes, several GB"
 	@if command -v uv >/dev/null 2>&1; then \
-		uv venv --quiet --allow-existing --python '>=3.11' $(VENV) && \
+		uv venv --quiet --allow-existing --python '$(or $(filter-out python3,$(PYTHON)),>=3.11)' $(VENV) && \
 		uv pip install --quiet --python $(RUN) --constraints constraints.txt --editable '.[dev]'; \
 	else \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")' && \
@@ -24,9 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## short Experiment 1 on real Fashion-MNIST: a class table and Figure 1
-	$(RUN) train.py -m experiment=exp1_short
-	$(RUN) scripts/plot.py figure=1 runs=outputs/exp1_short out=outputs/exp1_short
-	@echo "Figure 1: outputs/exp1_short/figure1.png (.svg, .pdf; numbers in figure1.csv)"
+	$(RUN) train.py -m experiment=exp1_short output_dir=outputs/demo
+	$(RUN) scripts/plot.py figure=1 runs=outputs/demo out=outputs/demo
+	@echo "Figure 1: outputs/demo/figure1.png (.svg, .pdf; numbers in figure1.csv)"
 
 test: check  ## static checks and the fast test suite, with coverage
 	$(RUN) -m pytest --cov --cov-report=term

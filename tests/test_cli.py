@@ -47,6 +47,15 @@ REFUSED = {
     "attack.epsilon=[1": "cannot read 'attack.epsilon=[1'",
     "~seed": "keys cannot be removed",
     "+seed=1": "seed exists already, write it without +",
+    "experiment=null": "experiment=null: unknown choice",
+    "-m experiment=exp1,exp1_short": "experiment=exp1 is a sweep itself, run it on its own",
+    "-m attack=glob(*)": "list the choices instead of glob()",
+    "--seed=3": "settings are written key=value",
+    "-x": "settings are written key=value",
+    "--cfg": "settings are written key=value",
+    "trainer.batch_size=1": "nothing would be attacked",
+    "-m seed=0,1 dataset.root=/nowhere dataset.download=false": "/nowhere",
+    "dataset=synthetic dataset.validation_fraction=0.1 evaluation.num_validation=3": "too few for one image",
     "hydra.nonsense=1": "hydra.nonsense",
     "dataset.root=/nowhere dataset.download=false": "/nowhere",
     "device=cuda:99": "device=cuda:99: this machine offers",
@@ -60,7 +69,8 @@ def test_a_mistake_is_one_line_with_exit_code_1_and_nothing_is_written(line, mon
     assert call(monkeypatch, *line.split()) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
-    assert errors.count("\n") == 1
+    num_jobs = 2 if "root" in line and "-m" in line else 1  # both jobs fail, and only when they run
+    assert errors.count("\n") == num_jobs
     assert REFUSED[line] in errors
     assert list(in_tmp.iterdir()) == []
 
@@ -99,8 +109,39 @@ def test_a_sweep_reports_each_failed_job_and_finishes_the_others(monkeypatch, ca
     assert (in_tmp / "here" / "done.json").exists()
 
 
+def test_flags_may_stand_among_settings_and_a_sweep_leaves_only_its_runs(monkeypatch, in_tmp):
+    assert call(monkeypatch, *TINY, "-m", "seed=0,1") == 0
+    assert len(list((in_tmp / "outputs").iterdir())) == 2
+    assert [path.name for path in in_tmp.iterdir()] == ["outputs"]
+
+
+def test_an_unexpected_error_is_one_line_and_the_other_jobs_go_on(monkeypatch, capsys, in_tmp):
+    from frl_repro import experiment
+
+    load = experiment.load_dataset
+    calls = []
+
+    def fails_first(config):
+        calls.append(config)
+        if len(calls) == 1:
+            raise RuntimeError("out of something\nand more lines")
+        return load(config)
+
+    monkeypatch.setattr(experiment, "load_dataset", fails_first)
+    assert call(monkeypatch, *TINY, "-m", "seed=0,1") == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: unexpected RuntimeError: out of something (please report")
+    assert errors.count("\n") == 1
+    assert len(list((in_tmp / "outputs").glob("*/done.json"))) == 1
+
+
+def test_evaluate_without_a_checkpoint_asks_for_one(monkeypatch, capsys, in_tmp):
+    assert call(monkeypatch, main=cli.evaluate_main) == 1
+    assert capsys.readouterr().err == "error: checkpoint is missing: give checkpoint=FILE\n"
+
+
 def test_train_then_evaluate_gives_the_same_table(monkeypatch, capsys, in_tmp):
-    assert call(monkeypatch, "run_dir=run", *TINY) == 0
+    assert call(monkeypatch, "run_dir=run", "seed=3", *TINY) == 0
     trained = (in_tmp / "run" / "classwise.csv").read_text()
     assert "overall" in capsys.readouterr().out
     arguments = [argument for argument in TINY if argument.startswith(("dataset", "evaluation", "num", "backend"))]

@@ -78,6 +78,8 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"evaluation__random_start": False, "evaluation__num_restarts": 2}, r"evaluation\.num_restarts > 1 needs"),
         ({"evaluation__num_validation": 10}, "num_validation has no effect"),
         ({"dataset__split_seed": 1}, "split_seed has no effect"),
+        ({"trainer__batch_size": 1}, "nothing would be attacked; use attack=none"),
+        ({"attack__fraction": 0.001}, r"attack\.fraction=0\.001 of trainer\.batch_size=100 is no image at all"),
         ({"device": "tpu"}, "device=tpu: unknown choice; known: auto, cpu, cuda"),
         ({"backend": "jax"}, "backend=jax: unknown choice; known: auto, torch, native"),
     ],

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -98,6 +99,24 @@ def test_a_damaged_state_is_named(tmp_path):
     records.write_json(tmp_path / "run" / "run.json", {"config_hash": config.hash, "run_id": config.run_id})
     (tmp_path / "run" / "state.pt").write_bytes(b"half of a")
     with pytest.raises(UserError, match=r"state\.pt is not a readable training state: delete it"):
+        experiment.run(config)
+
+
+def test_force_on_a_finished_run_never_continues_from_a_leftover_state(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "state.pt").write_bytes(b"left behind by a kill between done.json and the end")
+    experiment.run(tiny(folder, force=True))
+    assert contents(folder) == contents(finished)
+
+
+def test_two_processes_cannot_work_in_one_folder(tmp_path):
+    config = tiny(tmp_path / "run")
+    config.folder.mkdir()
+    with (
+        experiment._only_process(config.folder),
+        pytest.raises(UserError, match="another process is working on this run"),
+    ):
         experiment.run(config)
 
 

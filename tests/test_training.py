@@ -238,6 +238,8 @@ class Bomb:
     [
         (lambda _: None, "no such checkpoint file"),
         (lambda path: path.write_text("hello"), "is not a checkpoint: neither safetensors nor a PyTorch state_dict"),
+        (lambda path: path.write_text("the quick brown fox"), "is not a checkpoint"),
+        (lambda path: path.write_text("run_id,dataset,model\n"), "is not a checkpoint"),
         (lambda path: path.write_bytes(b""), "is not a checkpoint"),
         (lambda path: torch.save(Bomb(), path), "is not a checkpoint"),
         (lambda path: torch.save([1, 2], path), "holds no state_dict"),

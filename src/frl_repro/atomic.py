@@ -58,7 +58,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _flush_to_disk(path: Path) -> None:
     """Wait until the file (or the folder's list of names) is on disk, so that a power cut cannot undo the rename."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows refuses to flush what is open for reading only; folders can be opened for nothing else.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -111,7 +109,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _torch_load(path: Path, *, what: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, KeyError, AttributeError):
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # arbitrary bytes make the unpickler fail in many ways: IndexError, struct.error, ...
         raise UserError(f"{path} is not {what}") from None
 
 

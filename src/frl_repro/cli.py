@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import shlex
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from frl_repro.errors import UserError
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 # Everything Hydra prints for itself stays within reach, unchecked.
 _HYDRA_OWN_FLAGS = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun")
+_TRACEBACK = "FRL_REPRO_TRACEBACK"  # environment variable that shows the traceback of an unexpected error
 _INTERRUPTED = 130  # the shell's convention for a command ended by Ctrl-C
 
 
@@ -59,12 +63,19 @@ def _main(config_name: str, act: Callable[[dict[str, Any], str], None]) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         return _print_help(config_name)
+    command = shlex.join([Path(sys.argv[0]).name, *arguments])
     failures: list[str] = []
     try:
         _register_resolvers()
-        if not any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
+        if any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
+            _run_hydra(config_name, _guarded(act, command, failures))
+        else:
+            flags, overrides = _split_arguments(arguments)
             check_command_line(arguments, config_name)
-        _run_hydra(config_name, _guarded(act, failures))
+            # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one is thrown away.
+            with tempfile.TemporaryDirectory() as scratch:
+                sys.argv[1:] = [*flags, *overrides, f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
+                _run_hydra(config_name, _guarded(act, command, failures))
     except UserError as mistake:
         return _fail(str(mistake))
     except KeyboardInterrupt:
@@ -91,7 +102,9 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _guarded(act: Callable[[dict[str, Any], str], None], failures: list[str]) -> Callable[[DictConfig], None]:
+def _guarded(
+    act: Callable[[dict[str, Any], str], None], command: str, failures: list[str]
+) -> Callable[[DictConfig], None]:
     """Return the task that Hydra runs for each job: a mistake in one job is reported and the others go on."""
 
     def task(cfg: DictConfig) -> None:
@@ -103,19 +116,20 @@ def _guarded(act: Callable[[dict[str, Any], str], None], failures: list[str]) ->
         composed = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(composed, dict)
         try:
-            act({str(key): value for key, value in composed.items()}, _command())
+            act({str(key): value for key, value in composed.items()}, command)
         except UserError as mistake:
             failures.append(str(mistake))
             _fail(str(mistake))
         except OSError as problem:
             failures.append(str(problem))
             _fail(f"{problem.filename or 'input/output'}: {problem.strerror or problem}")
+        except Exception as bug:
+            failures.append(str(bug))
+            _fail(f"unexpected {type(bug).__name__}: {_first_line(bug)} (please report it; {_TRACEBACK}=1 shows more)")
+            if os.environ.get(_TRACEBACK):
+                traceback.print_exc()
 
     return task
-
-
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _run_hydra(config_name: str, task: Callable[[DictConfig], None]) -> None:
@@ -146,7 +160,6 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
         The first mistake: unknown key or choice, wrong type or range, settings that contradict or ignore one another.
     """
     from hydra import compose, initialize_config_dir
-    from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -155,10 +168,11 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
     from frl_repro.config import EvaluateConfig, RunConfig, parse
 
     kind: Kind = RunConfig if config_name == "config" else EvaluateConfig
-    flags = get_args_parser().parse_args(list(arguments))
+    is_sweep = "-m" in arguments or "--multirun" in arguments
+    texts = _split_arguments(arguments)[1]
     parser = OverridesParser.create()
     try:
-        overrides = [_parse_override(parser, text) for text in flags.overrides]
+        overrides = [_parse_override(parser, text) for text in texts]
         for override in overrides:
             _check_override(override, kind)
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
@@ -168,17 +182,43 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
                 for override in overrides
                 if not override.is_sweep_override() and "." not in override.key_or_group
             ]
+            _refuse_sweeps_of_sweeps(overrides, config_name)
             hydra_settings = compose(config_name, fixed, return_hydra_config=True).hydra
             swept = parser.parse_overrides([f"{k}={v}" for k, v in (hydra_settings.sweeper.params or {}).items()])
-            for job in _jobs(overrides, swept, is_sweep=bool(flags.multirun)):
+            for job in _jobs(overrides, swept, is_sweep=is_sweep):
                 _refuse_ignored(job, config_name, kind)
                 composed = OmegaConf.to_container(compose(config_name, list(job)), resolve=True)
                 assert isinstance(composed, dict)
                 parse({str(key): value for key, value in composed.items()}, kind)
-    except UserError:
-        raise
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from None
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return flags and overrides of a command line in which they may be mixed.
+
+    Raises
+    ------
+    UserError
+        An unknown flag, or one without its value.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; settings are written key=value, e.g. seed=3 (--help lists them)")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    overrides = list(parser.parse_intermixed_args(list(arguments)).overrides)
+    remaining = list(overrides)
+    flags = []
+    for argument in arguments:
+        if argument in remaining:
+            remaining.remove(argument)
+        else:
+            flags.append(argument)
+    return flags, overrides
 
 
 def _parse_override(parser: Any, text: str) -> Override:
@@ -202,13 +242,15 @@ def _check_override(override: Override, kind: Kind) -> None:
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
     groups = [path.name for path in _config_dir().iterdir() if path.is_dir()]
-    known_groups = [group for group in groups if group == "experiment" or group in kind.__dataclass_fields__]
+    known_groups = [group for group in groups if group in kind.__dataclass_fields__]
+    if "frl" in known_groups:  # experiments are settings of training runs
+        known_groups.append("experiment")
     if override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be removed")
-    if key in known_groups and (key != "experiment" or "checkpoint" not in all_keys(kind)):
+    if key in known_groups:
         choices = sorted(path.stem for path in (_config_dir() / key).glob("*.yaml"))
         for choice in _values(override):
-            if choice not in choices and not (key == "experiment" and choice == "null"):
+            if choice not in choices:
                 close = difflib.get_close_matches(choice, choices, n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
                 raise UserError(f"{key}={choice}: unknown choice; {hint}known: {', '.join(choices)}")
@@ -237,7 +279,23 @@ def _refuse_ignored(job: Sequence[str], config_name: str, kind: Kind) -> None:
             raise UserError(f"{key} has no effect with {chosen}; it belongs to {' and '.join(known)}")
 
 
+def _refuse_sweeps_of_sweeps(overrides: Sequence[Override], config_name: str) -> None:
+    """Refuse a sweep over experiments that are sweeps themselves: Hydra would run one job of each."""
+    from hydra import compose
+
+    for override in overrides:
+        if override.key_or_group == "experiment" and override.is_sweep_override():
+            for choice in _values(override):
+                settings = compose(config_name, [f"experiment={choice}"], return_hydra_config=True).hydra
+                if settings.sweeper.params:
+                    raise UserError(f"{override.input_line}: experiment={choice} is a sweep itself, run it on its own")
+
+
 def _values(override: Override) -> list[str]:
+    from hydra.core.override_parser.types import Glob
+
+    if isinstance(override.value(), Glob):
+        raise UserError(f"{override.input_line}: list the choices instead of glob()")
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     return [override.get_value_element_as_str()]
@@ -254,7 +312,6 @@ def _jobs(overrides: Sequence[Override], swept: Sequence[Override], *, is_sweep:
         if missing:
             lines = " ".join(override.input_line or "" for override in missing)
             raise UserError(f"this experiment is a sweep over {lines}: add -m, or choose one value")
-        missing = []
     axes: dict[str, list[str]] = {}
     for override in [*missing, *overrides]:
         key = override.get_key_element()

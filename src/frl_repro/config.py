@@ -141,7 +141,7 @@ GROUPS: dict[str, dict[str, type]] = {
 
 @dataclass
 class _Machine:
-    """Keys of conf/config.yaml and conf/evaluate.yaml that never change a number."""
+    """Keys of conf/config.yaml and conf/evaluate.yaml that say how to compute, not what."""
 
     output_dir: str = _key(is_machine=True)
     device: str = _key(is_machine=True)
@@ -162,7 +162,7 @@ class _RunKeys(_Machine):
 class _EvaluateKeys(_Machine):
     """Keys of conf/evaluate.yaml outside every group."""
 
-    seed: int = _key("[0, inf)")
+    seed: int | None = _key("[0, inf)")
     checkpoint: str = _key()
 
 
@@ -192,7 +192,7 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """Eight hexadecimal digits of the sha256 of every setting that can change a number."""
+        """Eight hexadecimal digits of the sha256 of every setting that is not a machine setting."""
         return _hash(self)
 
     @property
@@ -220,7 +220,7 @@ class EvaluateConfig:
 
     @property
     def hash(self) -> str:
-        """Eight hexadecimal digits of the sha256 of every setting that can change a number."""
+        """Eight hexadecimal digits of the sha256 of every setting that is not a machine setting."""
         return _hash(self)
 
 
@@ -240,7 +240,7 @@ def _hash(config: Config) -> str:
 
 
 def _science(node: Any) -> dict[str, Any]:
-    """Return the settings that can change a number, as plain containers."""
+    """Return the settings that are not machine settings, as plain containers."""
     values = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("is_machine")}
     return {name: _science(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
 
@@ -275,7 +275,9 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     _check_dataset(config.dataset, config.evaluation)
     _check_evaluation(config.evaluation)
     if isinstance(config, RunConfig):
-        _check_attack(config.attack)
+        _check_attack(config.attack, config.trainer)
+    elif config.keys.checkpoint in ("", "???"):
+        raise UserError("checkpoint is missing: give checkpoint=FILE")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.keys.device):
         raise UserError(f"device={config.keys.device}: unknown choice; known: auto, cpu, cuda, cuda:N")
     return config
@@ -404,7 +406,12 @@ def _check_dataset(dataset: FashionMNISTConfig | SyntheticConfig, evaluation: PG
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")
 
 
-def _check_attack(attack: NoAttackConfig | PGDConfig | FGSMConfig) -> None:
+def _check_attack(attack: NoAttackConfig | PGDConfig | FGSMConfig, trainer: AdamConfig) -> None:
+    if not isinstance(attack, NoAttackConfig) and round(attack.fraction * trainer.batch_size) == 0:
+        raise UserError(
+            f"attack.fraction={attack.fraction:g} of trainer.batch_size={trainer.batch_size} is no image at all: "
+            "nothing would be attacked; use attack=none for natural training"
+        )
     if isinstance(attack, PGDConfig) and not attack.random_start:
         if attack.num_restarts > 1:
             raise UserError("attack.num_restarts > 1 needs attack.random_start=true: without it all are the same")

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +29,16 @@ from frl_repro.backends import Backend, choose_backend
 from frl_repro.config import FGSMConfig, PGDConfig, PGDEvaluationConfig, RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
-from frl_repro.measure import measure, resolve_device
+from frl_repro.measure import measure, resolve_device, set_up_machine
 from frl_repro.models import build_model
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 from frl_repro.trainer import TrainingAttack, learning_rate_at, train_epoch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 STATE_FILE = "state.pt"
 DONE_FILE = "done.json"
@@ -39,7 +47,9 @@ WEIGHTS_FILE = "model.safetensors"
 CLASSWISE_FILE = "classwise.csv"
 HISTORY_FILE = "history.csv"
 SPLIT_FILE = "split.safetensors"
-RESULT_FILES = (WEIGHTS_FILE, CLASSWISE_FILE, HISTORY_FILE, RUN_FILE)
+RESULT_FILES = (WEIGHTS_FILE, CLASSWISE_FILE, HISTORY_FILE, RUN_FILE, SPLIT_FILE)
+
+Status = Literal["new", "unfinished", "finished"]
 
 HISTORY_COLUMNS = (
     "run_id", "epoch", "num_steps", "learning_rate", "train_loss", "train_clean_error", "train_attacked_error",
@@ -71,16 +81,59 @@ def run(config: RunConfig, *, command: str = "") -> Path:
         return folder
 
     device = resolve_device(config.keys.device)
-    if config.keys.num_threads is not None:
-        torch.set_num_threads(config.keys.num_threads)
+    set_up_machine(device, config.keys.num_threads)
     dataset = load_dataset(config.dataset)
     validation = _validation_subset(dataset, config.evaluation)
     model = new_model(config, dataset).to(device)
     backend = choose_backend(config.keys.backend, model, device)
 
     folder.mkdir(parents=True, exist_ok=True)
+    with _only_process(folder):
+        return _run_in_folder(config, folder, status, dataset, validation, model, device, backend, command, started)
+
+
+@contextmanager
+def _only_process(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
+
+    Raises
+    ------
+    UserError
+        Another process works in the folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is working on this run") from None
+        except OSError:  # some network file systems cannot lock a folder
+            LOGGER.info("%s cannot be locked: do not start the same run twice at once", folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _run_in_folder(
+    config: RunConfig,
+    folder: Path,
+    status: Status,
+    dataset: Dataset,
+    validation: Split | None,
+    model: nn.Module,
+    device: torch.device,
+    backend: Backend,
+    command: str,
+    started: float,
+) -> Path:
+    """Do the run in its folder, which this process holds, and return the folder."""
     if status == "finished":
-        (folder / DONE_FILE).unlink()  # first, so that no half-repeated run ever looks finished
+        # In this order, so that a repeated run neither looks finished nor continues from the one before.
+        (folder / STATE_FILE).unlink(missing_ok=True)
+        (folder / DONE_FILE).unlink()
     for leftover in folder.glob(TEMPORARY_PATTERN):
         leftover.unlink()
     provenance = {
@@ -104,7 +157,8 @@ def run(config: RunConfig, *, command: str = "") -> Path:
     records.write_table(folder / HISTORY_FILE, history, HISTORY_COLUMNS)
     wall_seconds = round(seconds + time.perf_counter() - started, 1)
     records.write_json(folder / RUN_FILE, {**provenance, "wall_seconds": wall_seconds})
-    checksums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in RESULT_FILES}
+    results = [folder / name for name in RESULT_FILES if (folder / name).exists()]
+    checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
     (folder / STATE_FILE).unlink(missing_ok=True)
     LOGGER.info("done in %.0f s: %s", wall_seconds, folder)
@@ -112,7 +166,7 @@ def run(config: RunConfig, *, command: str = "") -> Path:
     return folder
 
 
-def folder_status(folder: Path, config: RunConfig) -> Literal["new", "unfinished", "finished"]:
+def folder_status(folder: Path, config: RunConfig) -> Status:
     """Return what a folder holds of this run.
 
     Raises
@@ -187,7 +241,10 @@ def _validation_subset(dataset: Dataset, settings: PGDEvaluationConfig) -> Split
         return validation
     if wanted > len(validation.labels):
         raise UserError(f"evaluation.num_validation={wanted}: the split has {len(validation.labels)} images")
-    return Split(images=validation.images[:wanted], labels=validation.labels[:wanted])
+    subset = Split(images=validation.images[:wanted], labels=validation.labels[:wanted])
+    if len(set(subset.labels.tolist())) < dataset.num_classes:
+        raise UserError(f"evaluation.num_validation={wanted}: too few for one image of each class")
+    return subset
 
 
 def _train(
@@ -215,6 +272,7 @@ def _train(
     history: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     num_done, earlier_seconds = 0, 0.0
+    machine = f"{device.type}, backend {backend.name}, {torch.get_num_threads()} threads"
 
     if (folder / STATE_FILE).exists():
         state = checkpoints.load_state(folder / STATE_FILE)
@@ -222,6 +280,8 @@ def _train(
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
+        if state["machine"] != machine:
+            LOGGER.info("begun on %s, continued on %s: numbers may differ by rounding", state["machine"], machine)
         history, rows, num_done, earlier_seconds = state["history"], state["rows"], state["epoch"], state["seconds"]
         LOGGER.info("continuing after epoch %d of %d", num_done, trainer.num_epochs)
 
@@ -263,6 +323,7 @@ def _train(
             folder / STATE_FILE,
             {
                 "epoch": epoch + 1,
+                "machine": machine,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "average": None if average is None else average.state_dict(),

@@ -22,6 +22,8 @@ from frl_repro.models import build_model
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 
+USUAL_STEP_SIZE = 2 / 255  # of the report and the paper; another one is part of the attack's name in tables
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device of a name such as ``auto`` or ``cuda:1``; UserError when this machine lacks it."""
@@ -31,6 +33,15 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name}: this machine offers {torch.cuda.device_count()} CUDA devices; use device=cpu")
     return device
+
+
+def set_up_machine(device: torch.device, num_threads: int | None) -> None:
+    """Set threads and, on a GPU, full float32 precision and repeatable kernels."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def evaluation_attack(settings: PGDEvaluationConfig, backend: Backend) -> EvaluationAttack:
@@ -47,9 +58,15 @@ def evaluation_attack(settings: PGDEvaluationConfig, backend: Backend) -> Evalua
 
 
 def evaluation_name(settings: PGDEvaluationConfig) -> str:
-    """Return the evaluation attack's name in tables, e.g. ``pgd-20``, or ``pgd-50x10`` for ten restarts."""
-    restarts = f"x{settings.num_restarts}" if settings.num_restarts > 1 else ""
-    return f"{settings.name}-{settings.num_steps}{restarts}" + ("-early_stop" if settings.early_stop else "")
+    """Return the attack's name in tables: ``pgd-20``, ``pgd-50x10`` for ten restarts, and what is unusual."""
+    name = f"{settings.name}-{settings.num_steps}"
+    if settings.num_restarts > 1:
+        name += f"x{settings.num_restarts}"
+    if settings.step_size != USUAL_STEP_SIZE:
+        name += f"-step_{records.format_epsilon(settings.step_size)}"
+    if not settings.random_start:
+        name += "-no_random_start"
+    return name + ("-early_stop" if settings.early_stop else "")
 
 
 def measure(
@@ -115,8 +132,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     if not path.is_file():
         raise UserError(f"checkpoint={path}: no such file")
     device = resolve_device(config.keys.device)
-    if config.keys.num_threads is not None:
-        torch.set_num_threads(config.keys.num_threads)
+    set_up_machine(device, config.keys.num_threads)
     dataset = load_dataset(config.dataset)
     channels, height, width = dataset.test.images.shape[1:]
     model = build_model(
@@ -125,7 +141,9 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     matched = checkpoints.load_weights(path, model)
     LOGGER.info("%s: weights matched %s", path, matched)
 
-    keys = {**_origin(path, config), "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
+    origin = _origin(path)
+    seed = int(origin["seed"]) if config.keys.seed is None else config.keys.seed
+    keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
     model = model.to(device)
     backend = choose_backend(config.keys.backend, model, device)
     rows = measure(
@@ -133,7 +151,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
         dataset.test,
         config.evaluation,
         class_names=dataset.class_names,
-        seed=streams.derive_seed(config.keys.seed, "measure test", int(keys["epoch"])),
+        seed=streams.derive_seed(seed, "measure test", int(keys["epoch"])),
         device=device,
         backend=backend,
         keys=keys,
@@ -150,10 +168,10 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     return folder
 
 
-def _origin(path: Path, config: EvaluateConfig) -> dict[str, Any]:
+def _origin(path: Path) -> dict[str, Any]:
     """Return run_id, method, seed and epoch: from the file when one of our runs wrote it, else from its content."""
     origin = checkpoints.read_origin(path)
     if origin is not None:
         return {name: origin[name] for name in ("run_id", "method", "seed", "epoch")}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    return {"run_id": f"{path.stem}-{digest}", "method": "external", "seed": config.keys.seed, "epoch": 0}
+    return {"run_id": f"{path.stem}-{digest}", "method": "external", "seed": 0, "epoch": 0}

@@ -20,7 +20,7 @@ def describe(*, device: torch.device, backend: str, command: str) -> dict[str, A
     return {
         "command": command,
         "frl_repro": frl_repro.__version__,
-        **_git(),
+        **_GIT,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "device": _device_name(device),
         "backend": backend,
@@ -64,3 +64,7 @@ def _device_name(device: torch.device) -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+# Read once, when the code is loaded: the files of a checkout may change while a long sweep runs.
+_GIT = _git()
