@@ -7,6 +7,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
+# Every command here starts Python anew: without bytecode each one compiles torch again, 10 s and more.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 8
 

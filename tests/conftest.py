@@ -1,5 +1,6 @@
 """Shared fixtures: small inputs, a hermetic user cache, and plain hypothesis settings for a slow machine."""
 
+import logging
 import os
 
 import pytest
@@ -16,3 +17,13 @@ def in_tmp(tmp_path, monkeypatch):
     """Run the test in an empty folder and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def root_logger():
+    """Undo what Hydra does to the root logger: its handler would write to a stream that the next test has closed."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
