@@ -1,5 +1,6 @@
 """The command line, end to end in this process: what is refused, what runs, what is left behind."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +30,18 @@ def call(monkeypatch, *arguments, main=cli.main):
 
 
 REFUSED = {
-    "alpha.natt=5": "unknown key alpha.natt",
-    "+alpha.natt=5": "unknown key alpha.natt",
+    "alpha.natt=5": "unknown key alpha.natt; did you mean alpha.nat?",
+    "+alpha.natt=5": "unknown key alpha.natt; did you mean alpha.nat?",
+    "alpha.nat=5": "alpha.nat has no effect with frl=none recipe=report; it belongs to",
+    "frl=reweight alpha.margin=2": "alpha.margin has no effect with frl=reweight recipe=report; it belongs to",
+    "frl=remargin recipe=paper departures.fixed_step=true": "it belongs to frl=remargin recipe=report_code",
+    "recipe=paper": "recipe=paper has no effect with frl=none",
+    "frl=reweight attack=none": "attack=none trains none",
+    "sweep=alpha_grid frl=reweight": "sweep over alpha.nat=1,2,5,10 alpha.bndy=1,2,5,10: add -m",
     "++trainer.num_epoch=5": "unknown key trainer.num_epoch; did you mean trainer.num_epochs?",
     "num_epochs=3": "did you mean trainer.num_epochs?",
     "model=lenet": "model=lenet: unknown choice; did you mean lenet5?",
-    "frl=reweigth": "frl=reweigth: unknown choice; known: none",
+    "frl=reweigth": "frl=reweigth: unknown choice; did you mean reweight?",
     "experiment=exp0": "experiment=exp0: unknown choice; did you mean exp1?",
     "trainer.num_epochs=-1": "trainer.num_epochs=-1: must lie in [1, inf)",
     "attack.epsilon=abc": "attack.epsilon=abc: expected a number or a fraction such as 8/255",
@@ -48,7 +55,7 @@ REFUSED = {
     "~seed": "keys cannot be removed",
     "+seed=1": "seed exists already, write it without +",
     "experiment=null": "experiment=null: unknown choice",
-    "-m experiment=exp1,exp1_short": "experiment=exp1 is a sweep itself, run it on its own",
+    "-m experiment=exp1,exp1_short": "exp1 is a sweep itself, run it on its own",
     "-m attack=glob(*)": "list the choices instead of glob()",
     "--seed=3": "settings are written key=value",
     "-x": "settings are written key=value",
@@ -69,9 +76,12 @@ def test_a_mistake_is_one_line_with_exit_code_1_and_nothing_is_written(line, mon
     assert call(monkeypatch, *line.split()) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
-    num_jobs = 2 if "root" in line and "-m" in line else 1  # both jobs fail, and only when they run
-    assert errors.count("\n") == num_jobs
     assert REFUSED[line] in errors
+    if "root" in line and "-m" in line:  # both jobs fail, and only when they run: each is listed again at the end
+        assert errors.count("\n") == 2 + 3
+        assert [path.name for path in in_tmp.rglob("*")] == ["outputs", "failed.json"]
+        return
+    assert errors.count("\n") == 1
     assert list(in_tmp.iterdir()) == []
 
 
@@ -107,6 +117,10 @@ def test_a_sweep_reports_each_failed_job_and_finishes_the_others(monkeypatch, ca
     assert "holds another run" in errors
     assert "Traceback" not in errors + out
     assert (in_tmp / "here" / "done.json").exists()
+    (failed,) = json.loads((in_tmp / "outputs" / "failed.json").read_text())
+    assert "seed=1" in failed["job"]
+    assert "holds another run" in failed["reason"]
+    assert f"1 of 2 jobs failed:\n  {failed['job']}: {failed['reason']}" in errors
 
 
 def test_flags_may_stand_among_settings_and_a_sweep_leaves_only_its_runs(monkeypatch, in_tmp):
@@ -131,7 +145,8 @@ def test_an_unexpected_error_is_one_line_and_the_other_jobs_go_on(monkeypatch, c
     assert call(monkeypatch, *TINY, "-m", "seed=0,1") == 1
     errors = capsys.readouterr().err
     assert errors.startswith("error: unexpected RuntimeError: out of something (please report")
-    assert errors.count("\n") == 1
+    assert "1 of 2 jobs failed" in errors
+    assert errors.count("\n") == 3
     assert len(list((in_tmp / "outputs").glob("*/done.json"))) == 1
 
 
@@ -187,4 +202,4 @@ def test_completion_offers_groups_and_keys_without_torch():
         "main(); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["attack=fgsm", "attack=none", "attack=pgd"]
+    assert done.stdout.split() == ["attack=fgsm", "attack=none", "attack=pgd", "attack=trades"]

@@ -15,14 +15,17 @@ DEFAULTS = {
     "model": "lenet5",
     "dataset": "fashion_mnist",
     "attack": "pgd",
-    "frl": "none",
     "trainer": "adam",
     "evaluation": "pgd",
+    "frl": "none",
+    "recipe": "report",
 }
 TOP = {
+    "init_from": None,
     "seed": 0,
     "output_dir": "outputs",
     "run_dir": None,
+    "base_dir": None,
     "force": False,
     "device": "auto",
     "backend": "auto",
@@ -34,16 +37,28 @@ def read(group, choice):
     return yaml.safe_load((CONFIG_DIR / group / f"{choice}.yaml").read_text())
 
 
+def merged(node, other):
+    """Return nested dictionaries merged, the second over the first."""
+    if not (isinstance(node, dict) and isinstance(other, dict)):
+        return other
+    return {**node, **{key: merged(node.get(key), value) for key, value in other.items()}}
+
+
 def composed(**changes):
-    """Return the default composition with ``group__key=value`` changes, ``group=choice`` first."""
+    """Return the composition of ``group=choice`` with ``group__key=value`` changes, nested keys as ``a__b__c``."""
     choices = {**DEFAULTS, **{k: v for k, v in changes.items() if k in DEFAULTS}}
     result = {**TOP, **{group: read(group, choice) for group, choice in choices.items()}}
+    retraining = read("retrain", f"{choices['recipe']}/{choices['frl']}")
+    # The synthetic data's own fraction may be what a test sets.
+    result = merged(result, retraining)
     for name, value in changes.items():
-        if name in TOP:
-            result[name] = value
-        elif "__" in name:
-            group, key = name.split("__")
-            result[group][key] = value
+        *path, key = name.split("__")
+        node = result
+        if name in DEFAULTS:
+            continue
+        for part in path:
+            node = node[part]
+        node[key] = value
     return result
 
 
@@ -79,7 +94,19 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"evaluation__num_validation": 10}, "num_validation has no effect"),
         ({"dataset__split_seed": 1}, "split_seed has no effect"),
         ({"trainer__batch_size": 1}, "nothing would be attacked; use attack=none"),
-        ({"attack__fraction": 0.001}, r"attack\.fraction=0\.001 of trainer\.batch_size=100 is no image at all"),
+        ({"attack__fraction": 0.001}, r"attack\.fraction=0\.001 of a batch of 100 is no image at all"),
+        ({"recipe": "paper"}, "recipe=paper has no effect with frl=none"),
+        ({"init_from": "x"}, "init_from has no effect with frl=none"),
+        ({"frl": "reweight", "attack": "none"}, "attack=none trains none"),
+        ({"frl": "reweight", "dataset__validation_fraction": 0}, "validation_fraction must not be 0"),
+        ({"frl": "reweight", "retrain__attack__fraction": 0.5}, r"retrain\.attack\.fraction must be 1"),
+        ({"frl": "reweight", "retrain__objective": "trades"}, r"needs retrain\.beta"),
+        ({"frl": "reweight", "retrain__beta": 2}, r"retrain\.beta has no effect with retrain\.objective=split"),
+        ({"frl": "reweight", "frl__update_every": "often"}, "expected a whole number of steps from 1, or epoch"),
+        ({"frl": "reweight", "retrain__attack__name": "none"}, r"retrain\.attack=none: unknown choice"),
+        ({"frl": "reweight", "alpha__natt": 1}, r"unknown key alpha\.natt; did you mean alpha\.nat\?"),
+        ({"frl": "remargin", "frl__margin_bounds": [2, 3]}, "one at most and one at least 1"),
+        ({"frl": "remargin", "tau__bndy": -1}, r"tau\.bndy=-1: must lie in \[0, 1\]"),
         ({"device": "tpu"}, "device=tpu: unknown choice; known: auto, cpu, cuda"),
         ({"backend": "jax"}, "backend=jax: unknown choice; known: auto, torch, native"),
     ],
@@ -133,6 +160,42 @@ def test_every_scientific_setting_changes_the_hash(group):
         assert dataclasses.replace(base, **{group: other}).hash != base.hash, item.name
 
 
+METHODS = [(path.parent.name, path.stem) for path in sorted((CONFIG_DIR / "retrain").glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize(("recipe", "frl"), [pair for pair in METHODS if pair[1] != "none"])
+def test_every_setting_of_a_method_changes_the_hash_and_never_its_base(recipe, frl):
+    base = parse(composed(recipe=recipe, frl=frl), RunConfig)
+    for section in ("alpha", "tau", "departures", "frl"):
+        node = getattr(base, section)
+        for item in dataclasses.fields(node):
+            value = getattr(node, item.name)
+            if value is None or isinstance(value, str):
+                continue
+            other = dataclasses.replace(base, **{section: dataclasses.replace(node, **{item.name: changed(value)})})
+            assert other.hash != base.hash, item.name
+            if item.name != "base_saw_validation":
+                assert other.base().hash == base.base().hash
+
+
+def test_the_base_is_the_run_that_a_user_would_start():
+    """Found by config hash: the same settings with frl=none, whatever the retraining is measured with."""
+    method = parse(composed(frl="reweight", evaluation__epsilons=[0.1], seed=3), RunConfig)
+    assert method.base() == parse(
+        composed(seed=3, output_dir="outputs/bases", dataset__validation_fraction=0.2, evaluation__validation_every=15),
+        RunConfig,
+    )
+    code = parse(composed(frl="reweight", recipe="report_code"), RunConfig)
+    assert code.base().dataset.validation_fraction == 0
+    assert parse(composed(frl="reweight", base_dir="x"), RunConfig).base().folder.parent.as_posix() == "x"
+
+
+def test_a_retrained_run_is_named_after_what_it_does():
+    config = parse(composed(frl="combined", alpha__nat=5, alpha__margin=0.5, seed=2), RunConfig)
+    assert config.run_id.startswith("fashion_mnist-lenet5-combined-report-nat5-bndy1-margin0.5-seed2-")
+    assert config.method == "combined"
+
+
 def yaml_files():
     return [CONFIG_DIR / group / f"{choice}.yaml" for group, choices in GROUPS.items() for choice in choices]
 
@@ -149,6 +212,8 @@ def test_every_key_is_documented_with_the_range_that_is_enforced(path):
         schema = {"config": configuration._RunKeys, "evaluate": configuration._EvaluateKeys}[path.stem]
     else:
         schema = GROUPS[path.parent.name][path.stem]
+        if path.parent.name == "frl":
+            schema = configuration.RecipeConfig  # the rest stands in conf/retrain
     text = path.read_text()
     documented = dict(re.findall(r"^([a-z_]+): .*?  # (.+)$", text, flags=re.MULTILINE))
     for item in dataclasses.fields(schema):
@@ -160,18 +225,47 @@ def test_every_key_is_documented_with_the_range_that_is_enforced(path):
             assert documented[item.name].endswith(bounds), f"{path}: {item.name}"
 
 
+@pytest.mark.parametrize(("recipe", "frl"), METHODS)
+def test_every_key_of_a_method_is_documented_with_the_range_that_is_enforced(recipe, frl):
+    text = (CONFIG_DIR / "retrain" / recipe / f"{frl}.yaml").read_text()
+    for line in text.splitlines():
+        match = re.fullmatch(r"( *)([a-z_]+): (.*)", line)
+        if match and "name:" not in line and not line.startswith("  validation"):
+            assert "  # " in line or match[3] == "", line
+    settings = yaml.safe_load(text)
+    for section, schema in configuration._SECTIONS.items():
+        for item in dataclasses.fields(schema):
+            if settings.get(section, {}).get(item.name) is not None and item.metadata.get("bounds"):
+                (line,) = [
+                    x
+                    for x in text.split(f"{section}:\n")[1].split("\n\n")[0].splitlines()
+                    if x.startswith(f"  {item.name}:")
+                ]
+                assert line.endswith(item.metadata["bounds"]), line
+
+
 def test_the_key_list_is_a_contract():
-    assert sorted(all_keys(RunConfig)) == [
-        "attack.epsilon", "attack.fraction", "attack.num_restarts", "attack.num_steps", "attack.objective",
-        "attack.random_start", "attack.step_size", "backend", "dataset.cache_dir", "dataset.download",
-        "dataset.num_classes", "dataset.num_test", "dataset.num_train", "dataset.root", "dataset.split_seed",
-        "dataset.validation_fraction", "device", "evaluation.batch_size", "evaluation.early_stop",
-        "evaluation.epsilons", "evaluation.num_restarts", "evaluation.num_steps", "evaluation.num_validation",
-        "evaluation.random_start", "evaluation.step_size", "force", "num_threads", "output_dir", "run_dir", "seed",
-        "trainer.batch_size", "trainer.ema_decay", "trainer.learning_rate", "trainer.lr_decay_every",
-        "trainer.lr_decay_factor", "trainer.num_epochs", "trainer.weight_decay",
-    ]  # fmt: skip
+    assert sorted(all_keys(RunConfig)) == KEYS.split()
     assert set(all_keys(EvaluateConfig)) - set(all_keys(RunConfig)) == {"checkpoint"}
+
+
+KEYS = """
+alpha.bndy alpha.margin alpha.nat attack.epsilon attack.fraction attack.num_restarts attack.num_steps attack.objective
+attack.random_start attack.start_sd attack.step_size backend base_dir dataset.cache_dir dataset.download
+dataset.num_classes dataset.num_test dataset.num_train dataset.root dataset.split_seed dataset.validation_fraction
+departures.base_saw_validation departures.fixed_step departures.flipped_boundary departures.ignored_tau_nat
+departures.overall_over_22 departures.scrambled_labels departures.weight_by_prediction device evaluation.batch_size
+evaluation.early_stop evaluation.epsilons evaluation.num_restarts evaluation.num_steps evaluation.num_validation
+evaluation.random_start evaluation.step_size evaluation.validation_every force frl.accumulate frl.epsilon
+frl.margin_bounds frl.margin_centred frl.num_steps frl.num_validation frl.step_size frl.update_every frl.weight_rule
+init_from num_threads output_dir retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts
+retrain.attack.num_steps retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd
+retrain.attack.step_size retrain.beta retrain.objective retrain.trainer.batch_size retrain.trainer.ema_decay
+retrain.trainer.learning_rate retrain.trainer.lr_decay_every retrain.trainer.lr_decay_factor
+retrain.trainer.lr_milestones retrain.trainer.momentum retrain.trainer.num_epochs retrain.trainer.weight_decay run_dir
+seed tau.bndy tau.nat trainer.batch_size trainer.ema_decay trainer.learning_rate trainer.lr_decay_every
+trainer.lr_decay_factor trainer.lr_milestones trainer.momentum trainer.num_epochs trainer.weight_decay
+"""
 
 
 @pytest.mark.parametrize(

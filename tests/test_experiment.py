@@ -114,7 +114,7 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path):
     config = tiny(tmp_path / "run")
     config.folder.mkdir()
     with (
-        experiment._only_process(config.folder),
+        experiment._only_process(config.folder, wait=False),
         pytest.raises(UserError, match="another process is working on this run"),
     ):
         experiment.run(config)

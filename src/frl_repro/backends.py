@@ -1,13 +1,15 @@
 """Who does the heavy arithmetic: PyTorch for every model and device, native code for LeNet-5 on the processor.
 
-A backend answers three questions: the logits of images, the steps of an attack, and the gradients of a training step.
-Which one answers changes speed, and numbers only by rounding.
+A backend answers three questions: the logits of images, the same differentiable with respect to the parameters, and
+the steps of an attack. Losses are written once, in PyTorch, on the logits. Which backend answers changes speed, and
+numbers only by rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +32,16 @@ class Backend:
         ``"torch"`` or ``"native"``.
     logits : callable (model, x) -> Tensor
         x (N, C, H, W) to logits (N, K), without gradients; the model is in evaluation mode.
+    forward : callable (model, x) -> Tensor
+        x to logits that can be differentiated with respect to the model's parameters (not x); in the model's own mode.
     ascend : Ascend
         The steps of an attack.
-    backward : callable (model, x, y, weights) -> (losses, logits)
-        Puts the gradient of ``sum_i weights[i] * cross_entropy_i`` into the parameters' ``grad``, replacing what was
-        there, and returns the unweighted losses, shape (N,), and the logits, shape (N, K), detached.
     """
 
     name: str
     logits: Callable[[nn.Module, Tensor], Tensor]
+    forward: Callable[[nn.Module, Tensor], Tensor]
     ascend: Ascend
-    backward: Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -49,15 +50,12 @@ def _torch_logits(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _torch_backward(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    model.zero_grad(set_to_none=True)
-    logits = model(x)
-    losses = nn.functional.cross_entropy(logits, y, reduction="none")
-    (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
-    return losses.detach(), logits.detach()
+def _torch_forward(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    return logits
 
 
-TORCH = Backend(name="torch", logits=_torch_logits, ascend=attacks.ascend, backward=_torch_backward)
+TORCH = Backend(name="torch", logits=_torch_logits, forward=_torch_forward, ascend=attacks.ascend)
 
 
 def _native_logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -94,17 +92,27 @@ def _one_per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     return value.flatten() if isinstance(value, Tensor) and value.ndim > 0 else x.new_full((len(x),), float(value))
 
 
-def _native_backward(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    parameters = list(model.parameters())
-    losses, logits, gradients = native.loss_and_parameter_gradients(
-        parameters, x, y, weights, num_threads=torch.get_num_threads()
-    )
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    return losses, logits
+class _NativeForward(torch.autograd.Function):
+    """Logits whose backward pass is the native one; it repeats the forward pass, which costs a third of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
+        return native.logits(parameters, x, num_threads=torch.get_num_threads())
+
+    @staticmethod
+    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        gradients = native.parameter_gradients(parameters, x, logits_gradients[0], num_threads=torch.get_num_threads())
+        return None, *gradients
 
 
-NATIVE = Backend(name="native", logits=_native_logits, ascend=_native_ascend, backward=_native_backward)
+def _native_forward(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = _NativeForward.apply(x, *model.parameters())  # type: ignore[no-untyped-call]
+    return logits
+
+
+NATIVE = Backend(name="native", logits=_native_logits, forward=_native_forward, ascend=_native_ascend)
 
 
 def choose_backend(name: str, model: nn.Module, device: torch.device) -> Backend:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import os
 import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 # Everything Hydra prints for itself stays within reach, unchecked.
 _HYDRA_OWN_FLAGS = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun")
 _TRACEBACK = "FRL_REPRO_TRACEBACK"  # environment variable that shows the traceback of an unexpected error
+_OUTCOME = "outcome-"  # begins the names of the files in which jobs say what became of them
+_FAILED_FILE = "failed.json"
 _INTERRUPTED = 130  # the shell's convention for a command ended by Ctrl-C
 
 
@@ -63,25 +67,50 @@ def _main(config_name: str, act: Callable[[dict[str, Any], str], None]) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         return _print_help(config_name)
+    # Idle threads of torch's pool would spin on the cores that native code and parallel jobs need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
-    failures: list[str] = []
-    try:
-        _register_resolvers()
-        if any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
-            _run_hydra(config_name, _guarded(act, command, failures))
-        else:
-            flags, overrides = _split_arguments(arguments)
-            check_command_line(arguments, config_name)
-            # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one is thrown away.
-            with tempfile.TemporaryDirectory() as scratch:
+    # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what became
+    # of each job from wherever it ran, and is thrown away.
+    with tempfile.TemporaryDirectory() as scratch:
+        task = _guarded(act, command, scratch)
+        try:
+            _register_resolvers()
+            if any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
+                _run_hydra(config_name, task)
+            else:
+                flags, overrides = _split_arguments(arguments)
+                check_command_line(arguments, config_name)
                 sys.argv[1:] = [*flags, *overrides, f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
-                _run_hydra(config_name, _guarded(act, command, failures))
-    except UserError as mistake:
-        return _fail(str(mistake))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command continues where this one stopped\n")
-        return _INTERRUPTED
-    return 1 if failures else 0
+                _run_hydra(config_name, task)
+        except UserError as mistake:
+            return _fail(str(mistake))
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; the same command continues where this one stopped\n")
+            return _INTERRUPTED
+        outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(scratch).glob(f"{_OUTCOME}*"))]
+    if _is_sweep(arguments):
+        _report_failures(outcomes)
+    return 1 if any(outcome["reason"] for outcome in outcomes) else 0
+
+
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    return "-m" in arguments or "--multirun" in arguments
+
+
+def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """List a sweep's failed jobs, on screen and in ``failed.json`` of its output folder."""
+    failed = [outcome for outcome in outcomes if outcome["reason"]]
+    for folder in {outcome["output_dir"] for outcome in outcomes}:
+        path = Path(folder) / _FAILED_FILE
+        path.unlink(missing_ok=True)
+        entries = [{"job": o["job"], "reason": o["reason"]} for o in failed if o["output_dir"] == folder]
+        if entries:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    if failed:
+        lines = [f"  {outcome['job']}: {outcome['reason']}" for outcome in failed]
+        sys.stderr.write("\n".join([f"{len(failed)} of {len(outcomes)} jobs failed:", *lines]) + "\n")
 
 
 def _print_help(config_name: str) -> int:
@@ -102,32 +131,40 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _guarded(
-    act: Callable[[dict[str, Any], str], None], command: str, failures: list[str]
-) -> Callable[[DictConfig], None]:
-    """Return the task that Hydra runs for each job: a mistake in one job is reported and the others go on."""
+def _guarded(act: Callable[[dict[str, Any], str], None], command: str, scratch: str) -> Callable[[DictConfig], None]:
+    """Return the task that Hydra runs for each job: a mistake in one job is reported and the others go on.
+
+    It may run in another process, so it holds only what can be sent there, and leaves its outcome as a file.
+    """
 
     def task(cfg: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
         from frl_repro.progress import set_up_logging
 
         set_up_logging()
+        _register_resolvers()
         composed = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(composed, dict)
+        reason = ""
         try:
             act({str(key): value for key, value in composed.items()}, command)
         except UserError as mistake:
-            failures.append(str(mistake))
-            _fail(str(mistake))
+            reason = str(mistake)
         except OSError as problem:
-            failures.append(str(problem))
-            _fail(f"{problem.filename or 'input/output'}: {problem.strerror or problem}")
+            reason = f"{problem.filename or 'input/output'}: {problem.strerror or problem}"
         except Exception as bug:
-            failures.append(str(bug))
-            _fail(f"unexpected {type(bug).__name__}: {_first_line(bug)} (please report it; {_TRACEBACK}=1 shows more)")
+            reason = (
+                f"unexpected {type(bug).__name__}: {_first_line(bug)} (please report it; {_TRACEBACK}=1 shows more)"
+            )
             if os.environ.get(_TRACEBACK):
                 traceback.print_exc()
+        if reason:
+            _fail(reason)
+        job = " ".join(HydraConfig.get().overrides.task)
+        outcome = {"job": job, "output_dir": str(composed["output_dir"]), "reason": reason}
+        (Path(scratch) / f"{_OUTCOME}{uuid.uuid4().hex}").write_text(json.dumps(outcome), encoding="utf-8")
 
     return task
 
@@ -168,7 +205,7 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
     from frl_repro.config import EvaluateConfig, RunConfig, parse
 
     kind: Kind = RunConfig if config_name == "config" else EvaluateConfig
-    is_sweep = "-m" in arguments or "--multirun" in arguments
+    is_sweep = _is_sweep(arguments)
     texts = _split_arguments(arguments)[1]
     parser = OverridesParser.create()
     try:
@@ -243,8 +280,8 @@ def _check_override(override: Override, kind: Kind) -> None:
         return
     groups = [path.name for path in _config_dir().iterdir() if path.is_dir()]
     known_groups = [group for group in groups if group in kind.__dataclass_fields__]
-    if "frl" in known_groups:  # experiments are settings of training runs
-        known_groups.append("experiment")
+    if "frl" in known_groups:  # experiments and sweeps are settings of training runs
+        known_groups += ["experiment", "sweep"]
     if override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be removed")
     if key in known_groups:
@@ -261,21 +298,26 @@ def _check_override(override: Override, kind: Kind) -> None:
 
 
 def _refuse_ignored(job: Sequence[str], config_name: str, kind: Kind) -> None:
-    """Refuse a key that exists but that the job's choice of its group does not read."""
+    """Refuse a key that exists but that the job's choice of its group, or its method, does not read."""
     from hydra import compose
 
-    from frl_repro.config import all_keys
+    from frl_repro.config import all_keys, method_keys
 
-    readers = {text.split("=", 1)[0].lstrip("+"): text for text in job}
-    readers = {key: text for key, text in readers.items() if len(all_keys(kind).get(key, ())) > 0}
-    if not readers:
+    given = [text.split("=", 1)[0].lstrip("+") for text in job]
+    dotted = [key for key in given if "." in key and not key.startswith("hydra.")]
+    if not dotted:
         return
     choosing = [text for text in job if "." not in text.split("=", 1)[0]]
     choices = compose(config_name, choosing, return_hydra_config=True).hydra.runtime.choices
-    for key in readers:
-        group = key.split(".", 1)[0]
-        chosen, known = f"{group}={choices[group]}", all_keys(kind)[key]
-        if chosen not in known:
+    methods = method_keys() if "frl" in choices else {}
+    for key in dotted:
+        if any(key in keys for keys in methods.values()):
+            chosen = f"frl={choices['frl']} recipe={choices['recipe']}"
+            known = [method for method, keys in methods.items() if key in keys]
+        else:
+            group = key.split(".", 1)[0]
+            chosen, known = f"{group}={choices.get(group)}", all_keys(kind)[key]
+        if known and chosen not in known:
             raise UserError(f"{key} has no effect with {chosen}; it belongs to {' and '.join(known)}")
 
 
@@ -284,11 +326,11 @@ def _refuse_sweeps_of_sweeps(overrides: Sequence[Override], config_name: str) ->
     from hydra import compose
 
     for override in overrides:
-        if override.key_or_group == "experiment" and override.is_sweep_override():
+        if override.key_or_group in ("experiment", "sweep") and override.is_sweep_override():
             for choice in _values(override):
-                settings = compose(config_name, [f"experiment={choice}"], return_hydra_config=True).hydra
+                settings = compose(config_name, [f"{override.key_or_group}={choice}"], return_hydra_config=True).hydra
                 if settings.sweeper.params:
-                    raise UserError(f"{override.input_line}: experiment={choice} is a sweep itself, run it on its own")
+                    raise UserError(f"{override.input_line}: {choice} is a sweep itself, run it on its own")
 
 
 def _values(override: Override) -> list[str]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -21,11 +21,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from frl_repro.errors import UserError
+from frl_repro.paths import CONFIG_DIR
 
 
 def _key(bounds: str | None = None, *, one_of: Sequence[str] | None = None, is_machine: bool = False) -> Any:
     """Declare a key: its range in interval notation, or its choices, and whether it is a machine setting."""
     return field(default="???", metadata={"bounds": bounds, "one_of": one_of, "is_machine": is_machine})
+
+
+def _own(bounds: str | None = None, *, one_of: Sequence[str] | None = None) -> Any:
+    """Declare a key that a method's file in conf/retrain has or has not; None in methods that do not read it."""
+    metadata = {"bounds": bounds, "one_of": one_of, "is_machine": False, "is_optional": True}
+    return field(default=None, metadata=metadata)
 
 
 @dataclass
@@ -94,10 +101,15 @@ class FGSMConfig:
 
 
 @dataclass
-class NoPolicyConfig:
-    """conf/frl/none.yaml."""
+class TradesConfig:
+    """conf/attack/trades.yaml."""
 
     name: str = _key()
+    epsilon: float = _key("(0, 1]")
+    step_size: float = _key("(0, 1]")
+    num_steps: int = _key("[1, inf)")
+    start_sd: float = _key("(0, 1]")
+    fraction: float = _key("(0, 1]")
 
 
 @dataclass
@@ -115,6 +127,74 @@ class AdamConfig:
 
 
 @dataclass
+class SGDConfig:
+    """conf/trainer/sgd.yaml."""
+
+    name: str = _key()
+    num_epochs: int = _key("[1, inf)")
+    batch_size: int = _key("[1, inf)")
+    learning_rate: float = _key("(0, inf)")
+    lr_milestones: list[int] = _key("[1, inf)")
+    lr_decay_factor: float = _key("(0, 1]")
+    momentum: float = _key("[0, 1)")
+    weight_decay: float = _key("[0, inf)")
+    ema_decay: float | None = _key("(0, 1)")
+
+
+@dataclass
+class RecipeConfig:
+    """conf/recipe."""
+
+    name: str = _key()
+
+
+@dataclass
+class FRLConfig:
+    """conf/frl, and what conf/retrain adds: how the class policy is steered."""
+
+    name: str = _key()
+    accumulate: bool | None = _own()
+    update_every: str | None = _own()
+    num_validation: int | None = _own("[1, inf)")
+    epsilon: float | None = _own("(0, 1]")
+    step_size: float | None = _own("(0, 1]")
+    num_steps: int | None = _own("[1, inf)")
+    weight_rule: str | None = _own(one_of=("softmax", "simplex"))
+    margin_centred: bool | None = _own()
+    margin_bounds: list[float] | None = _own("[0, inf)")
+
+
+@dataclass
+class AlphaConfig:
+    """Step lengths of the multipliers; None where the method has no such multiplier."""
+
+    nat: float | None = _own("[0, inf)")
+    bndy: float | None = _own("[0, inf)")
+    margin: float | None = _own("[0, inf)")
+
+
+@dataclass
+class TauConfig:
+    """Tolerated gaps to the overall error; None where the method does not read it."""
+
+    nat: float | None = _own("[0, 1]")
+    bndy: float | None = _own("[0, 1]")
+
+
+@dataclass
+class DeparturesConfig:
+    """Departures of the report's public code from its text; all off unless its recipe turns them on."""
+
+    scrambled_labels: bool | None = _own()
+    flipped_boundary: bool | None = _own()
+    overall_over_22: bool | None = _own()
+    ignored_tau_nat: bool | None = _own()
+    weight_by_prediction: bool | None = _own()
+    fixed_step: bool | None = _own()
+    base_saw_validation: bool | None = _own()
+
+
+@dataclass
 class PGDEvaluationConfig:
     """conf/evaluation/pgd.yaml."""
 
@@ -126,17 +206,59 @@ class PGDEvaluationConfig:
     num_restarts: int = _key("[1, inf)")
     early_stop: bool = _key()
     batch_size: int = _key("[1, inf)")
+    validation_every: int = _key("[1, inf)")
     num_validation: int | None = _key("[1, inf)")
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+_ATTACKS: dict[str, type] = {"none": NoAttackConfig, "pgd": PGDConfig, "fgsm": FGSMConfig, "trades": TradesConfig}
+_TRAINERS: dict[str, type] = {"adam": AdamConfig, "sgd": SGDConfig}
+
+
+@dataclass
+class RetrainConfig:
+    """conf/retrain: the training that starts from a robust model."""
+
+    objective: str = _key(one_of=("split", "paired", "mixed", "trades"))
+    beta: float | None = _own("(0, inf)")
+    attack: PGDConfig | FGSMConfig | TradesConfig = field(
+        default="???",  # type: ignore[assignment]
+        metadata={"choices": {name: kind for name, kind in _ATTACKS.items() if name != "none"}},
+    )
+    trainer: AdamConfig | SGDConfig = field(default="???", metadata={"choices": _TRAINERS})  # type: ignore[assignment]
 
 
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"lenet5": LeNet5Config},
     "dataset": {"fashion_mnist": FashionMNISTConfig, "synthetic": SyntheticConfig},
-    "attack": {"none": NoAttackConfig, "pgd": PGDConfig, "fgsm": FGSMConfig},
-    "frl": {"none": NoPolicyConfig},
-    "trainer": {"adam": AdamConfig},
+    "attack": _ATTACKS,
+    "trainer": _TRAINERS,
     "evaluation": {"pgd": PGDEvaluationConfig},
+    # A new class policy is a file: its keys are those of its files in conf/retrain.
+    "frl": dict.fromkeys(_choices("frl"), FRLConfig),
+    "recipe": dict.fromkeys(_choices("recipe"), RecipeConfig),
 }
+_SECTIONS: dict[str, type] = {
+    "alpha": AlphaConfig, "tau": TauConfig, "retrain": RetrainConfig, "departures": DeparturesConfig,
+}  # fmt: skip
+"""Parts of a run's configuration that exist with some methods only: conf/retrain/<recipe>/<frl>.yaml says which."""
+
+
+_BASE_EVALUATION = PGDEvaluationConfig(
+    name="pgd",
+    epsilons=[8 / 255, 16 / 255],
+    step_size=2 / 255,
+    num_steps=20,
+    random_start=True,
+    num_restarts=1,
+    early_stop=False,
+    batch_size=500,
+    validation_every=1,
+    num_validation=None,
+)
 
 
 @dataclass
@@ -154,7 +276,9 @@ class _RunKeys(_Machine):
     """Keys of conf/config.yaml outside every group."""
 
     seed: int = _key("[0, inf)")
+    init_from: str | None = _key()
     run_dir: str | None = _key(is_machine=True)
+    base_dir: str | None = _key(is_machine=True)
     force: bool = _key(is_machine=True)
 
 
@@ -172,10 +296,15 @@ class RunConfig:
 
     model: LeNet5Config
     dataset: FashionMNISTConfig | SyntheticConfig
-    attack: NoAttackConfig | PGDConfig | FGSMConfig
-    frl: NoPolicyConfig
-    trainer: AdamConfig
+    attack: NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig
+    trainer: AdamConfig | SGDConfig
     evaluation: PGDEvaluationConfig
+    frl: FRLConfig
+    recipe: RecipeConfig
+    alpha: AlphaConfig
+    tau: TauConfig
+    retrain: RetrainConfig | None
+    departures: DeparturesConfig
     keys: _RunKeys
 
     @property
@@ -185,7 +314,9 @@ class RunConfig:
 
     @property
     def method(self) -> str:
-        """What the run stands for in tables: ``natural``, ``adversarial`` (PGD) or ``adversarial_<attack>``."""
+        """What the run stands for in tables: the class policy, else ``natural`` or ``adversarial[_<attack>]``."""
+        if self.retrain is not None:
+            return self.frl.name
         if isinstance(self.attack, NoAttackConfig):
             return "natural"
         return "adversarial" if isinstance(self.attack, PGDConfig) else f"adversarial_{self.attack.name}"
@@ -198,8 +329,41 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Readable name plus hash; names the run's folder."""
-        parts = (self.dataset.name, self.model.name, self.attack.name, self.frl.name, f"seed{self.seed}", self.hash)
-        return "-".join(parts)
+        parts = [self.dataset.name, self.model.name]
+        if self.retrain is None:
+            parts += [self.attack.name, self.frl.name]
+        else:
+            parts += [self.frl.name, self.recipe.name]
+            parts += [f"{name}{value:g}" for name, value in vars(self.alpha).items() if value is not None]
+        return "-".join([*parts, f"seed{self.seed}", self.hash])
+
+    @property
+    def training(self) -> tuple[NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig, AdamConfig | SGDConfig]:
+        """Attack and trainer of what this run itself trains: the retraining where there is one."""
+        chosen = self if self.retrain is None else self.retrain
+        return chosen.attack, chosen.trainer
+
+    def base(self) -> RunConfig:
+        """Return the run whose model a retraining starts from: the same settings without the class policy."""
+        dataset = self.dataset
+        if self.departures.base_saw_validation:
+            dataset = dataclasses.replace(dataset, validation_fraction=0.0)
+        output_dir = self.keys.base_dir or str(Path(self.keys.output_dir) / "bases")
+        return dataclasses.replace(
+            self,
+            dataset=dataset,
+            frl=FRLConfig(name="none"),
+            recipe=RecipeConfig(name="report"),
+            alpha=AlphaConfig(),
+            tau=TauConfig(),
+            retrain=None,
+            departures=DeparturesConfig(),
+            # How the retrained model is measured must not change which base it starts from.
+            evaluation=dataclasses.replace(_BASE_EVALUATION, validation_every=self.trainer.num_epochs),
+            keys=dataclasses.replace(
+                self.keys, init_from=None, run_dir=None, base_dir=None, output_dir=output_dir, force=False
+            ),
+        )
 
     @property
     def folder(self) -> Path:
@@ -246,7 +410,11 @@ def _science(node: Any) -> dict[str, Any]:
 
 
 def _groups_of(kind: type[Any]) -> list[str]:
-    return [f.name for f in dataclasses.fields(kind) if f.name != "keys"]
+    return [f.name for f in dataclasses.fields(kind) if f.name in GROUPS]
+
+
+def _sections_of(kind: type[Any]) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind) if f.name in _SECTIONS]
 
 
 def _top_level_of(kind: type[Any]) -> type:
@@ -268,14 +436,18 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     UserError
         Unknown key or choice, wrong type, value out of range, or settings that contradict or ignore one another.
     """
-    groups = _groups_of(kind)
-    parts = {group: _parse_group(group, composed.get(group)) for group in groups}
-    top_values = {name: value for name, value in composed.items() if name not in groups}
+    groups, sections = _groups_of(kind), _sections_of(kind)
+    parts = {group: _parse_group(group, GROUPS[group], composed.get(group)) for group in groups}
+    for name in sections:
+        is_absent = name == "retrain" and name not in composed
+        parts[name] = None if is_absent else _parse_node(_SECTIONS[name], composed.get(name, {}), f"{name}.")
+    top_values = {name: value for name, value in composed.items() if name not in (*groups, *sections)}
     config = kind(**parts, keys=_parse_node(_top_level_of(kind), top_values, ""))
     _check_dataset(config.dataset, config.evaluation)
     _check_evaluation(config.evaluation)
     if isinstance(config, RunConfig):
-        _check_attack(config.attack, config.trainer)
+        _check_attack("attack", config.attack, config.trainer.batch_size)
+        _check_retraining(config)
     elif config.keys.checkpoint in ("", "???"):
         raise UserError("checkpoint is missing: give checkpoint=FILE")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.keys.device):
@@ -283,10 +455,9 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     return config
 
 
-def _parse_group(group: str, node: Any) -> Any:
-    choices = GROUPS[group]
-    name = node.get("name") if isinstance(node, Mapping) else None
-    if not isinstance(node, Mapping) or name not in choices:
+def _parse_group(group: str, choices: Mapping[str, type], node: Any) -> Any:
+    name = str(node.get("name")) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or name is None or name not in choices:
         raise UserError(f"{group}={name if name is not None else node}: unknown choice; known: {', '.join(choices)}")
     return _parse_node(choices[name], node, f"{group}.")
 
@@ -303,7 +474,12 @@ def _parse_node(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
     for name, item in known.items():
         full = f"{prefix}{name}"
         if name not in values:
+            if item.metadata.get("is_optional"):
+                continue
             raise UserError(f"{full} is missing")
+        if "choices" in item.metadata:
+            result[name] = _parse_group(full, item.metadata["choices"], values[name])
+            continue
         value = _as_numbers(values[name]) if "float" in str(hints[name]) else values[name]
         # One key at a time, so that the message can name the key and show the value as it was typed.
         single = dataclasses.make_dataclass("Single", [(name, hints[name], dataclasses.field(default=MISSING))])
@@ -319,9 +495,9 @@ def _parse_node(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
 def _check_value(key: str, value: Any, metadata: Mapping[str, Any], *, shown: str) -> None:
     if value is None:
         return
-    if metadata["one_of"] is not None and value not in metadata["one_of"]:
+    if metadata.get("one_of") is not None and value not in metadata["one_of"]:
         raise UserError(f"{key}={shown}: unknown choice; known: {', '.join(metadata['one_of'])}")
-    if metadata["bounds"] is not None:
+    if metadata.get("bounds") is not None:
         for number in value if isinstance(value, list) else [value]:
             if not within(number, metadata["bounds"]):
                 raise UserError(f"{key}={shown}: must lie in {metadata['bounds']}")
@@ -377,13 +553,40 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
             for item in dataclasses.fields(schema):
                 if item.name != "name":
                     keys.setdefault(f"{group}.{item.name}", []).append(f"{group}={choice}")
+    for section in _sections_of(kind):
+        for item in dataclasses.fields(_SECTIONS[section]):
+            for inner in item.metadata.get("choices", {}).values():
+                keys.update(
+                    {f"{section}.{item.name}.{f.name}": [] for f in dataclasses.fields(inner) if f.name != "name"}
+                )
+            if "choices" not in item.metadata:
+                keys[f"{section}.{item.name}"] = []
     return keys
+
+
+def method_keys() -> dict[str, set[str]]:
+    """Return the keys that each method has under each recipe, ``"frl=reweight recipe=report"`` to dotted keys."""
+    methods = {}
+    for path in sorted((CONFIG_DIR / "retrain").glob("*/*.yaml")):
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(settings, dict)
+        own = {name: node for name, node in settings.items() if name in (*_SECTIONS, "frl")}
+        methods[f"frl={path.stem} recipe={path.parent.name}"] = set(_dotted(own, ""))
+    return methods
+
+
+def _dotted(node: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def unknown_key(key: str, kind: type[Config]) -> str:
     """Return the message for a key that no choice reads, with the nearest key that exists."""
     keys = all_keys(kind)
-    names = [*keys, *_groups_of(kind), *(["experiment"] if kind is RunConfig else [])]
+    names = [*keys, *_groups_of(kind), *(["experiment", "retrain"] if kind is RunConfig else [])]
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     if not close:  # the right name in the wrong place: num_epochs for trainer.num_epochs
         tails = {name.rpartition(".")[2]: name for name in keys}
@@ -394,7 +597,9 @@ def unknown_key(key: str, kind: type[Config]) -> str:
     inside = sorted(name.split(".", 1)[1] for name in keys if name.startswith(f"{group}."))
     if inside:
         return f"unknown key {key}; {group} has {', '.join(inside)}"
-    return f"unknown key {key}; the groups are {', '.join(_groups_of(kind))} (--help lists every key)"
+    return (
+        f"unknown key {key}; known are {', '.join([*_groups_of(kind), *_sections_of(kind)])} (--help lists every key)"
+    )
 
 
 def _check_dataset(dataset: FashionMNISTConfig | SyntheticConfig, evaluation: PGDEvaluationConfig) -> None:
@@ -406,19 +611,49 @@ def _check_dataset(dataset: FashionMNISTConfig | SyntheticConfig, evaluation: PG
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")
 
 
-def _check_attack(attack: NoAttackConfig | PGDConfig | FGSMConfig, trainer: AdamConfig) -> None:
-    if not isinstance(attack, NoAttackConfig) and round(attack.fraction * trainer.batch_size) == 0:
+def _check_attack(name: str, attack: NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig, batch_size: int) -> None:
+    if not isinstance(attack, NoAttackConfig) and round(attack.fraction * batch_size) == 0:
         raise UserError(
-            f"attack.fraction={attack.fraction:g} of trainer.batch_size={trainer.batch_size} is no image at all: "
+            f"{name}.fraction={attack.fraction:g} of a batch of {batch_size} is no image at all: "
             "nothing would be attacked; use attack=none for natural training"
         )
     if isinstance(attack, PGDConfig) and not attack.random_start:
         if attack.num_restarts > 1:
-            raise UserError("attack.num_restarts > 1 needs attack.random_start=true: without it all are the same")
+            raise UserError(f"{name}.num_restarts > 1 needs {name}.random_start=true: without it all are the same")
         if attack.objective == "kl":
-            raise UserError("attack.objective=kl needs attack.random_start=true: it has no gradient at the clean image")
+            raise UserError(
+                f"{name}.objective=kl needs {name}.random_start=true: it has no gradient at the clean image"
+            )
     if isinstance(attack, FGSMConfig) and attack.random_start and attack.step_size is None:
-        raise UserError("attack.random_start=true needs attack.step_size with attack=fgsm, e.g. 10/255 for 8/255")
+        raise UserError(f"{name}.random_start=true needs {name}.step_size with attack=fgsm, e.g. 10/255 for 8/255")
+
+
+def _check_retraining(config: RunConfig) -> None:
+    retrain, frl = config.retrain, config.frl
+    if retrain is None:
+        if config.recipe.name != "report":
+            raise UserError(f"recipe={config.recipe.name} has no effect with frl=none: choose a class policy")
+        if config.keys.init_from is not None:
+            raise UserError("init_from has no effect with frl=none: only retraining starts from another model")
+        return
+    _check_attack("retrain.attack", retrain.attack, retrain.trainer.batch_size)
+    if isinstance(config.attack, NoAttackConfig) and config.keys.init_from is None:
+        raise UserError(f"frl={frl.name} starts from an adversarially trained model: attack=none trains none")
+    if config.dataset.validation_fraction == 0:
+        raise UserError(f"frl={frl.name} is steered by validation images: dataset.validation_fraction must not be 0")
+    if retrain.objective != "mixed" and retrain.attack.fraction != 1:
+        raise UserError(f"retrain.objective={retrain.objective} attacks every image: retrain.attack.fraction must be 1")
+    if retrain.objective == "trades" and retrain.beta is None:
+        raise UserError("retrain.objective=trades needs retrain.beta")
+    if retrain.objective != "trades" and retrain.beta is not None:
+        raise UserError(f"retrain.beta has no effect with retrain.objective={retrain.objective}")
+    every = frl.update_every
+    if every not in (None, "epoch") and not (every.isascii() and every.isdigit() and int(every) > 0):
+        raise UserError(f"frl.update_every={every}: expected a whole number of steps from 1, or epoch")
+    if frl.margin_bounds is not None:
+        bounds = frl.margin_bounds
+        if len(bounds) != 2 or not bounds[0] <= 1 <= bounds[1]:
+            raise UserError("frl.margin_bounds must be two factors, one at most and one at least 1, e.g. [0.5,2]")
 
 
 def _check_evaluation(evaluation: PGDEvaluationConfig) -> None:

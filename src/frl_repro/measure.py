@@ -151,14 +151,14 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
         dataset.test,
         config.evaluation,
         class_names=dataset.class_names,
-        seed=streams.derive_seed(seed, "measure test", int(keys["epoch"])),
+        seed=streams.derive_seed(seed, "measure test"),
         device=device,
         backend=backend,
         keys=keys,
     )
     folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
+    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
     records.write_json(
         folder / "run.json",
         {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)},
@@ -168,10 +168,13 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     return folder
 
 
+_ORIGIN = ("run_id", "method", "seed", "epoch", *records.SETTING_COLUMNS)  # what a checkpoint says of its run
+
+
 def _origin(path: Path) -> dict[str, Any]:
-    """Return run_id, method, seed and epoch: from the file when one of our runs wrote it, else from its content."""
+    """Return what names the run: from the file when one of our runs wrote it, else from its content."""
     origin = checkpoints.read_origin(path)
     if origin is not None:
-        return {name: origin[name] for name in ("run_id", "method", "seed", "epoch")}
+        return {**{name: origin.get(name) for name in _ORIGIN}}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    return {"run_id": f"{path.stem}-{digest}", "method": "external", "seed": 0, "epoch": 0}
+    return {**dict.fromkeys(_ORIGIN), "run_id": f"{path.stem}-{digest}", "method": "external", "seed": 0, "epoch": 0}

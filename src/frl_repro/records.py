@@ -38,7 +38,24 @@ CLASSWISE_COLUMNS = (
     "boundary_error",
     "robust_error",
 )
-"""Columns of ``classwise.csv``, in order. Readers require these and keep any others."""
+"""Columns of ``classwise.csv`` that readers require; they keep any others."""
+
+SETTING_COLUMNS = ("recipe", "alpha_nat", "alpha_bndy", "alpha_margin")
+"""How a class policy was steered; empty where there is none. Readers add them, empty, to tables without."""
+
+CLASSWISE_HEADER = (*RUN_COLUMNS, *SETTING_COLUMNS, *CLASSWISE_COLUMNS[len(RUN_COLUMNS) :])
+"""Columns of ``classwise.csv`` as written, in order."""
+
+HISTORY_COLUMNS = (
+    "run_id", "epoch", "num_steps", "learning_rate", "train_loss", "train_clean_error", "train_attacked_error",
+)  # fmt: skip
+"""Columns of ``history.csv``: one row an epoch."""
+
+POLICY_COLUMNS = (
+    *RUN_COLUMNS, *SETTING_COLUMNS, "epoch", "class_id", "class_name",
+    "natural_error", "boundary_error", "weight_nat", "weight_bndy", "margin",
+)  # fmt: skip
+"""Columns of ``policy.csv``: one row an epoch and class; errors are those of the epoch's last update."""
 
 _INTEGER_COLUMNS = ("seed", "epoch", "class_id", "count", "num_natural_errors", "num_boundary_errors")
 _FLOAT_COLUMNS = ("epsilon", "natural_error", "boundary_error", "robust_error")
@@ -314,6 +331,47 @@ def class_table(df: DataFrame, *, split: str = "test") -> str:
     )
 
 
+def before_after_table(df: DataFrame, *, split: str = "test") -> str:
+    """One retraining's errors in percent as text for people: before (epoch 0) and after, a line per class.
+
+    Parameters
+    ----------
+    df
+        Rows of one run that was measured at epoch 0 and at its last epoch.
+    split
+        The split to show.
+
+    Raises
+    ------
+    UserError
+        ``df`` holds several runs, or no rows of ``split`` at epoch 0.
+    """
+    run_ids = df["run_id"].unique()
+    if len(run_ids) > 1:
+        raise UserError(f"a class table shows one run, got {len(run_ids)}: {', '.join(sorted(run_ids))}")
+    rows = select_split(df, split)
+    before, after = rows[rows["epoch"] == 0], select_last_epoch(rows)
+    if before.empty:
+        raise UserError(f"{run_ids[0]} was not measured at epoch 0")
+    first = after.iloc[0]
+    one_attack = after[(after["attack"] == first["attack"]) & (after["epsilon"] == first["epsilon"])]
+    columns = [["class", "", "", *one_attack.sort_values("class_id")["class_name"], "overall"]]
+    for _, total in overall(after).iterrows():
+        header = [str(total["attack"]), format_epsilon(total["epsilon"])]
+        quantities = ("natural", "robust") if len(columns) == 1 else ("robust",)
+        for quantity in quantities:
+            where = ["", ""] if quantity == "natural" else header
+            for title, part in (("before", before), ("after", after)):
+                chosen = overall(part)
+                same = chosen[(chosen["attack"] == total["attack"]) & (chosen["epsilon"] == total["epsilon"])]
+                label = f"{quantity} {title}"
+                columns.append([label, *where, *_percents(part, same.iloc[0], f"{quantity}_error")])
+    return (
+        f"{first['run_id']}: errors in percent, {split} split, before and after {first['epoch']} epochs, "
+        f"{one_attack['count'].sum()} samples (* worst class)\n{_aligned(columns)}\n"
+    )
+
+
 def write_json(path: str | Path, obj: Any) -> None:
     """Write ``obj`` as JSON, atomically: sorted keys, two-space indent, newline at the end.
 
@@ -373,12 +431,18 @@ def _read_one_classwise(file: Path) -> DataFrame:
     for name in CLASSWISE_COLUMNS:
         if name not in table.columns:
             raise UserError(f"{file} lacks column {name!r}{_suggestion(name, table.columns)}")
+    for name in SETTING_COLUMNS:
+        if name not in table.columns:
+            table[name] = ""
     for name in (*_INTEGER_COLUMNS, *_FLOAT_COLUMNS):
         table[name] = _numbers(table[name], file)
     for name in _INTEGER_COLUMNS:
         _refuse(table[name] % 1 != 0, file, name, "is not a whole number", table)
         table[name] = table[name].astype("int64")
     for name in table.columns.difference(list(CLASSWISE_COLUMNS)):
+        if name.startswith("alpha_"):
+            table[name] = table[name].map(_float_or_nan).astype(float)
+            continue
         table[name] = _numbers_where_all_are(table[name])
     _check_counts(table, file)
     _check_classes(table, file)

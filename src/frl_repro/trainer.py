@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from frl_repro.data import Split, batch_to_float
 from frl_repro.errors import UserError
+from frl_repro.objectives import ClassTerms, Objective
 
 # Looking at a loss waits for the device; once in so many steps costs nothing and loses little.
 NUM_STEPS_BETWEEN_CHECKS = 100
-
-
-class TrainingAttack(Protocol):
-    """An attack with its radius built in."""
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Return attacked images, shape of ``x``."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class EpochSummary:
     num_steps : int
         Optimiser steps.
     train_loss : float
-        Mean cross-entropy over all training images, attacked or not.
+        Mean of the steps' losses, each weighted by its images.
     clean_error, attacked_error : float or None
         Share misclassified of the images that were trained on clean (attacked); None when there were none.
     """
@@ -44,12 +38,9 @@ class EpochSummary:
     attacked_error: float | None
 
 
-def learning_rate_at(epoch: int, *, initial: float, decay_every: int, decay_factor: float) -> float:
-    """Return the learning rate of an epoch (counted from 0): multiplied by a factor after every so many epochs.
-
-    Source: the report, section 3.4: lr / 3 after every 4 epochs.
-    """
-    return initial * decay_factor ** (epoch // decay_every)
+def learning_rate_at(epoch: int, *, initial: float, milestones: Sequence[int], decay_factor: float) -> float:
+    """Return the learning rate of an epoch (counted from 0): decayed once for each milestone it has reached."""
+    return initial * decay_factor ** sum(epoch >= milestone for milestone in milestones)
 
 
 def train_epoch(
@@ -57,20 +48,18 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     train: Split,
     *,
-    attack: TrainingAttack | None,
-    attacked_fraction: float,
+    objective: Objective,
+    attack: Callable[..., Tensor],
+    forward: Callable[[nn.Module, Tensor], Tensor],
     batch_size: int,
     order_generator: torch.Generator,
     attack_generator: torch.Generator,
-    backward: Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    class_terms: Callable[[int], ClassTerms | None] = lambda _: None,
     average: AveragedModel | None = None,
     where: str = "",
     advance: Callable[[int], object] = lambda _: None,
 ) -> EpochSummary:
     """Train one epoch and return what it measured.
-
-    With an attack, a random share of each batch is replaced by attacked images; the loss is the mean cross-entropy of
-    the mixed batch (the report, section 3.2). Without one this is natural training.
 
     Parameters
     ----------
@@ -78,16 +67,18 @@ def train_epoch(
         Changed in place.
     train : Split
         uint8 images, shape (N, C, H, W), and labels, shape (N,), on the model's device.
-    attack : TrainingAttack, optional
-        None trains naturally.
-    attacked_fraction : float
-        Share of each batch that is attacked, [0, 1].
+    objective : Objective
+        The loss of a step; see `frl_repro.objectives`.
+    attack : callable (model, x, y, *, factor, generator) -> Tensor
+        The training attack, its radius built in.
+    forward : callable (model, x) -> logits
+        The backend's forward pass, differentiable with respect to the parameters.
     batch_size : int
         Images per step; the last batch may be smaller.
     order_generator, attack_generator : torch.Generator
         Data order (on the CPU) and random starts (on the model's device).
-    backward : callable (model, x, y, weights) -> (losses, logits)
-        The backend's training step; see `Backend`.
+    class_terms : callable step -> ClassTerms or None
+        What the class policy varies, asked before every step (counted from 0 in this epoch).
     average : AveragedModel, optional
         Running average of the weights, updated after every step.
     where : str
@@ -100,40 +91,38 @@ def train_epoch(
     UserError
         A loss or a weight became NaN or infinite.
     """
-    model.train()
     num_images, device = len(train.labels), train.labels.device
     batches = torch.randperm(num_images, generator=order_generator).to(device).split(batch_size)  # type: ignore[no-untyped-call]
     losses = torch.zeros(len(batches), dtype=torch.float64, device=device)
-    num_wrong = torch.zeros(2, dtype=torch.int64, device=device)
-    num_seen_attacked = 0
+    counts = torch.zeros(4, dtype=torch.int64, device=device)  # wrong and seen clean, wrong and seen attacked
+    attack_batch = functools.partial(attack, model, generator=attack_generator)
+    forward_batch = functools.partial(forward, model)
 
     for step, index in enumerate(batches):
+        terms = class_terms(step)  # may measure the model
+        model.train()
         x, y = batch_to_float(train.images[index]), train.labels[index]
-        # The order is random, so the first images of a batch are a random share of it.
-        num_attacked = round(attacked_fraction * len(y)) if attack is not None else 0
-        if attack is not None and num_attacked > 0:
-            x[:num_attacked] = attack(model, x[:num_attacked], y[:num_attacked], generator=attack_generator)
-
-        sample_losses, logits = backward(model, x, y, x.new_full((len(y),), 1 / len(y)))
+        loss = objective(x, y, forward=forward_batch, attack=attack_batch, terms=terms)
+        optimizer.zero_grad(set_to_none=True)
+        loss.value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if average is not None:
             average.update_parameters(model)
 
-        is_wrong = logits.argmax(1) != y
-        num_wrong += torch.stack([is_wrong[num_attacked:].sum(), is_wrong[:num_attacked].sum()])
-        num_seen_attacked += num_attacked
-        losses[step] = sample_losses.sum()
+        clean, attacked = loss.is_wrong_clean, loss.is_wrong_attacked
+        counts += torch.stack([clean.sum(), clean.new_tensor(len(clean), dtype=torch.int64),
+                               attacked.sum(), clean.new_tensor(len(attacked), dtype=torch.int64)])  # fmt: skip
+        losses[step] = loss.value.detach() * len(y)
         if (step + 1) % NUM_STEPS_BETWEEN_CHECKS == 0 or step + 1 == len(batches):
             _check_finite(losses[: step + 1], model, where)
         advance(len(y))
 
-    wrong_clean, wrong_attacked = num_wrong.tolist()
-    num_seen_clean = num_images - num_seen_attacked
+    wrong_clean, num_clean, wrong_attacked, num_attacked = counts.tolist()
     return EpochSummary(
         num_steps=len(batches),
         train_loss=float(losses.sum()) / num_images,
-        clean_error=wrong_clean / num_seen_clean if num_seen_clean else None,
-        attacked_error=wrong_attacked / num_seen_attacked if num_seen_attacked else None,
+        clean_error=wrong_clean / num_clean if num_clean else None,
+        attacked_error=wrong_attacked / num_attacked if num_attacked else None,
     )
 
 

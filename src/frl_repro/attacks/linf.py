@@ -46,10 +46,13 @@ def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
     return (x + torch.clamp(x_adv - x, -bound, bound)).clamp(0, 1)
 
 
-def random_start(x: Tensor, epsilon: float | Tensor, generator: torch.Generator) -> Tensor:
-    """Return a point drawn uniformly from the ball around each image, clipped to [0, 1].
+def random_start(x: Tensor, epsilon: float | Tensor, generator: torch.Generator, *, sd: float | None = None) -> Tensor:
+    """Return a random point of the ball around each image, clipped to [0, 1].
 
-    The noise is drawn on the unit ball and scaled, so that one generator gives the same direction for every radius.
+    Uniform in the ball, or Gaussian around the image with standard deviation ``sd`` (pixel units), projected onto the
+    ball. Uniform noise is drawn on the unit ball and scaled: one generator gives the same direction for every radius.
     """
-    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
-    return project(x + epsilon * (2 * noise - 1), x, epsilon)
+    drawing = torch.rand if sd is None else torch.randn
+    noise = drawing(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+    shift = epsilon * (2 * noise - 1) if sd is None else sd * noise
+    return project(x + shift, x, epsilon)

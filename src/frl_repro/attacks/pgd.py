@@ -22,6 +22,7 @@ def pgd(
     step_size: float | Tensor,
     num_steps: int,
     use_random_start: bool = True,
+    start_sd: float | None = None,
     num_restarts: int = 1,
     objective: Objective = "cross_entropy",
     early_stop: bool = False,
@@ -47,7 +48,9 @@ def pgd(
     num_steps : int
         Gradient steps of each restart, at least 1.
     use_random_start : bool
-        Start at a uniform point of the ball; otherwise at the clean image.
+        Start at a random point of the ball; otherwise at the clean image.
+    start_sd : float, optional
+        Draw the start from a Gaussian of this standard deviation (pixel units) instead of uniformly (TRADES).
     num_restarts : int
         Runs of the attack. Of several, each sample keeps a misclassified result before a correctly classified one,
         and the one of larger loss otherwise. More than one needs a random start.
@@ -99,7 +102,9 @@ def pgd(
                 target = torch.softmax(model(x), dim=1)
         best = best_score = None
         for _ in range(num_restarts):
-            start = random_start(x, radius, generator) if use_random_start and generator is not None else x
+            start = x
+            if use_random_start and generator is not None:
+                start = random_start(x, radius, generator, sd=start_sd)
             x_adv = ascend(model, x, y, target, start, radius, step, num_steps=num_steps, early_stop=early_stop)
             if num_restarts == 1:
                 return x_adv

@@ -8,11 +8,11 @@ import torch
 
 from frl_repro.data.dataset import Dataset, Split, batch_to_float
 from frl_repro.data.fashion_mnist import CLASS_NAMES, load_fashion_mnist
-from frl_repro.data.splits import split_train_validation, subset
+from frl_repro.data.splits import split_train_validation, stratified_order, subset
 from frl_repro.data.synthetic import load_synthetic
 from frl_repro.errors import UserError
 
-__all__ = ["DATASETS", "Dataset", "Split", "batch_to_float", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "Split", "batch_to_float", "load_dataset", "stratified_order"]
 
 
 class NamedConfig(Protocol):

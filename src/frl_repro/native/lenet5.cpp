@@ -23,13 +23,18 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__SSE__)
 #include <immintrin.h>
 #endif
@@ -229,19 +234,61 @@ struct alignas(64) Workspace {
     vec x[PIXELS], adv[PIXELS];
     vec a1[6 * 28 * 28], p1[6 * 14 * 14], a2[16 * 10 * 10], p2[16 * 5 * 5], a3[120], a4[84], d3[120], d4[84];
     vec conv_grads[CONV_GRADS];
-    std::unique_ptr<vec[]> logits, dlogits;
+    vec *logits, *dlogits;  // K each
 };
 
-std::unique_ptr<Workspace[]> workspaces(int threads, int K) {
-    std::unique_ptr<Workspace[]> all(new Workspace[threads]);
-    for (int t = 0; t < threads; ++t) {
-        std::memset(static_cast<void*>(all[t].x), 0, sizeof all[t].x);  // lanes without a sample see zeros
-        std::memset(static_cast<void*>(all[t].adv), 0, sizeof all[t].adv);
-        all[t].logits.reset(new vec[K]());
-        all[t].dlogits.reset(new vec[K]());
-    }
-    return all;
+// Memory for one workspace: on a huge page where the system grants one, because small pages of a workspace outnumber the
+// entries of the first address-translation cache, and each miss is dear in a virtual machine.
+struct FreeMemory {
+    void operator()(void* memory) const { std::free(memory); }
+};
+using Block = std::unique_ptr<void, FreeMemory>;
+
+Block allocate_workspace() {
+    constexpr size_t HUGE_PAGE = size_t{1} << 21;
+    const size_t size = (sizeof(Workspace) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    void* memory = std::aligned_alloc(HUGE_PAGE, size);
+    if (!memory) throw std::bad_alloc();
+#if defined(__linux__)
+    madvise(memory, size, MADV_HUGEPAGE);  // advice: failing changes nothing
+#endif
+    return Block(memory);
 }
+
+// Workspaces are kept for the next call: fresh memory costs a page fault for every 4 kB, which a virtual machine can make
+// dearer than the arithmetic. One call uses them at a time; callers that come in between get their own.
+class Workspaces {
+  public:
+    Workspaces(int threads, int K) : lock_(mutex(), std::try_to_lock), own_(), all_(lock_ ? kept() : own_) {
+        while (static_cast<int>(all_.size()) < threads) all_.push_back(allocate_workspace());
+        for (int t = 0; t < threads; ++t) {
+            Workspace& ws = (*this)[t];
+            std::memset(static_cast<void*>(ws.x), 0, sizeof ws.x);  // lanes without a sample see zeros
+            std::memset(static_cast<void*>(ws.adv), 0, sizeof ws.adv);
+        }
+        logits_.resize(2 * static_cast<size_t>(threads) * K);
+        for (int t = 0; t < threads; ++t) {
+            (*this)[t].logits = &logits_[2 * static_cast<size_t>(t) * K];
+            (*this)[t].dlogits = (*this)[t].logits + K;
+        }
+    }
+    Workspace& operator[](int t) const { return *static_cast<Workspace*>(all_[t].get()); }
+
+  private:
+    using List = std::vector<Block>;
+    static std::mutex& mutex() {
+        static std::mutex one;
+        return one;
+    }
+    static List& kept() {
+        static List list;
+        return list;
+    }
+    const std::unique_lock<std::mutex> lock_;
+    List own_;
+    List& all_;
+    std::vector<vec> logits_;
+};
 
 // ---------------------------------------------------------------------------------------------------------------
 // Kernels. SIDE is the side of the (larger) input of a layer, OUT = SIDE - 4 that of its output.
@@ -385,7 +432,7 @@ void forward(const Network& net, const vec* x, Workspace& ws) {
 
 // From ws.dlogits down to the gradient of conv1's sums, left in ws.a1 (and of conv2's in ws.a2).
 void backward(const Network& net, Workspace& ws) {
-    dense(net.fc2_back, ws.dlogits.get(), [&](int i, vec g) FRL_INLINE { ws.d4[i] = g * tanh_slope(ws.a4[i]); });
+    dense(net.fc2_back, ws.dlogits, [&](int i, vec g) FRL_INLINE { ws.d4[i] = g * tanh_slope(ws.a4[i]); });
     dense(net.fc1_back, ws.d4, [&](int i, vec g) FRL_INLINE { ws.d3[i] = g * tanh_slope(ws.a3[i]); });
     dense(net.conv3_back, ws.d3, [&](int i, vec g) FRL_INLINE { unpool<10>(ws.a2, i / 25, i / 5 % 5, i % 5, g); });
     conv_input_gradient<6, 14, 16, BACK2_PIXELS>(
@@ -406,49 +453,39 @@ struct Target {  // one of the two
     const float* distribution;  // (N, K)
 };
 
-// Writes scale * (gradient of the cross-entropy by the logits) of sample n into its lane and returns its unscaled loss.
-// With a label, the label's own entry is minus the sum of the others: no cancellation where the network is sure.
-float loss_gradient(Workspace& ws, int K, int lane, const Target& target, int64_t n, float scale) {
-    const float* z = reinterpret_cast<const float*>(ws.logits.get()) + lane;
-    float* d = reinterpret_cast<float*>(ws.dlogits.get()) + lane;
-    float top = z[0], others = 0.0f;
+// Writes the gradient of sample n's cross-entropy by its logits into its lane. With a label, the label's own entry is
+// minus the sum of the others: no cancellation where the network is sure.
+void loss_gradient(Workspace& ws, int K, int lane, const Target& target, int64_t n) {
+    const float* z = reinterpret_cast<const float*>(ws.logits) + lane;
+    float* d = reinterpret_cast<float*>(ws.dlogits) + lane;
+    float top = z[0], total = 0.0f;
     for (int k = 1; k < K; ++k) top = std::max(top, z[k * LANES]);
+    for (int k = 0; k < K; ++k) d[k * LANES] = std::exp(z[k * LANES] - top);
     if (target.labels) {
         const int label = static_cast<int>(target.labels[n]);
-        for (int k = 0; k < K; ++k) {
-            d[k * LANES] = std::exp(z[k * LANES] - top);
-            if (k != label) others += d[k * LANES];
-        }
-        const float own = d[label * LANES], total = others + own, factor = scale / total;
+        for (int k = 0; k < K; ++k)
+            if (k != label) total += d[k * LANES];
+        const float others = total, factor = 1.0f / (others + d[label * LANES]);
         d[label * LANES] = -others;
         for (int k = 0; k < K; ++k) d[k * LANES] *= factor;
-        return (top - z[label * LANES]) + (own == 1.0f ? std::log1p(others) : std::log(total));
+        return;
     }
     const float* t = target.distribution + n * K;
-    float total = 0.0f, mass = 0.0f, loss = 0.0f;
-    for (int k = 0; k < K; ++k) {
-        d[k * LANES] = std::exp(z[k * LANES] - top);
-        total += d[k * LANES];
-        mass += t[k];
-    }
-    const float log_total = std::log(total);
-    for (int k = 0; k < K; ++k) {
-        loss += t[k] * (log_total + (top - z[k * LANES]));
-        d[k * LANES] = scale * (d[k * LANES] * (mass / total) - t[k]);
-    }
-    return loss;
+    float mass = 0.0f;
+    for (int k = 0; k < K; ++k) total += d[k * LANES], mass += t[k];
+    for (int k = 0; k < K; ++k) d[k * LANES] = d[k * LANES] * (mass / total) - t[k];
 }
 
 void clear_gradient(Workspace& ws, int K, int lane) {
-    for (int k = 0; k < K; ++k) reinterpret_cast<float*>(ws.dlogits.get())[k * LANES + lane] = 0.0f;
+    for (int k = 0; k < K; ++k) reinterpret_cast<float*>(ws.dlogits)[k * LANES + lane] = 0.0f;
 }
 
 void copy_logits(const Workspace& ws, int K, int lane, float* to) {
-    for (int k = 0; k < K; ++k) to[k] = reinterpret_cast<const float*>(ws.logits.get())[k * LANES + lane];
+    for (int k = 0; k < K; ++k) to[k] = reinterpret_cast<const float*>(ws.logits)[k * LANES + lane];
 }
 
 int argmax(const Workspace& ws, int K, int lane) {  // like torch: the first largest, a NaN above all
-    const float* z = reinterpret_cast<const float*>(ws.logits.get()) + lane;
+    const float* z = reinterpret_cast<const float*>(ws.logits) + lane;
     int best = 0;
     for (int k = 1; k < K && !std::isnan(z[best * LANES]); ++k)
         if (!(z[k * LANES] <= z[best * LANES])) best = k;
@@ -464,7 +501,7 @@ int num_groups(int64_t N) { return static_cast<int>((N + LANES - 1) / LANES); }
 template <class Work>
 void for_each_group(const float* x, int64_t N, int K, int threads, Work work) {
     threads = std::max(1, std::min(threads, num_groups(N)));
-    const auto all = workspaces(threads, K);
+    const Workspaces all(threads, K);
     std::atomic<int> next{0};
     run_threads(threads, [&](int t) {
         Workspace& ws = all[t];
@@ -577,7 +614,7 @@ struct Attack {
                 }
                 if (jobs[i].sample >= 0) {
                     ++active;
-                    loss_gradient(ws, net.classes, i, target, jobs[i].sample, 1.0f);
+                    loss_gradient(ws, net.classes, i, target, jobs[i].sample);
                 } else {
                     clear_gradient(ws, net.classes, i);
                 }
@@ -653,7 +690,7 @@ int frl_lenet5_gradient(const float* const* p, int K, const float* x, int64_t N,
             int lane[LANES];
             float* to[LANES];
             for (int i = 0; i < samples; ++i) {
-                loss_gradient(ws, K, i, {labels, distribution}, first + i, 1.0f);
+                loss_gradient(ws, K, i, {labels, distribution}, first + i);
                 lane[i] = i, to[i] = gradient + (first + i) * PIXELS;
             }
             for (int i = samples; i < LANES; ++i) clear_gradient(ws, K, i);
@@ -671,32 +708,29 @@ int frl_lenet5_pgd(const float* const* p, int K, const float* x, int64_t N, cons
     return guarded([&] {
         const Network net(p, K);
         threads = std::max(1, std::min(threads, num_groups(N)));
-        const auto all = workspaces(threads, K);
+        const Workspaces all(threads, K);
         Schedule schedule(N, steps, threads * LANES);
         const Attack attack{net, x, {labels, distribution}, stop_labels, epsilon, step_size, adv, schedule};
         run_threads(threads, [&](int t) { attack.run(all[t]); });
     });
 }
 
+// Parameter gradients of any loss, given its gradient by the logits: dlogits (N, K).
 // conv_grads (2572,): conv1.weight, conv1.bias, conv2.weight, conv2.bias. Each group's sum is kept apart and the sums
 // are added in the order of the groups, so the result is the same bit for bit with any number of threads.
 // dense_rows (808 + K, groups * lanes): p2, d3, a3, d4, a4, dlogits, one column per sample (zero gradient in the
 // columns beyond N), from which the caller gets the dense layers' gradients as matrix products.
-int frl_lenet5_train(const float* const* p, int K, const float* x, int64_t N, const int64_t* labels,
-                     const float* distribution, const float* sample_weights, float* losses, float* logits,
-                     float* conv_grads, float* dense_rows, int threads) {
+int frl_lenet5_parameter_gradients(const float* const* p, int K, const float* x, int64_t N, const float* dlogits,
+                                   float* conv_grads, float* dense_rows, int threads) {
     return guarded([&] {
         const Network net(p, K);
         const int groups = num_groups(N);
         std::vector<float> sums(static_cast<size_t>(groups) * CONV_GRADS);
         for_each_group(x, N, K, threads, [&](Workspace& ws, int group, int64_t first, int samples) {
             forward(net, ws.x, ws);
-            for (int i = 0; i < samples; ++i) {
-                copy_logits(ws, K, i, logits + (first + i) * K);
-                losses[first + i] =
-                    loss_gradient(ws, K, i, {labels, distribution}, first + i, sample_weights[first + i]);
-            }
-            for (int i = samples; i < LANES; ++i) clear_gradient(ws, K, i);
+            float* d = reinterpret_cast<float*>(ws.dlogits);
+            for (int i = 0; i < LANES; ++i)
+                for (int k = 0; k < K; ++k) d[k * LANES + i] = i < samples ? dlogits[(first + i) * K + k] : 0.0f;
             backward(net, ws);
             float* to = dense_rows + first;
             auto write = [&](const vec* rows, int count) {
@@ -708,7 +742,7 @@ int frl_lenet5_train(const float* const* p, int K, const float* x, int64_t N, co
             write(ws.a3, 120);
             write(ws.d4, 84);
             write(ws.a4, 84);
-            write(ws.dlogits.get(), K);
+            write(ws.dlogits, K);
             vec* grads = ws.conv_grads;
             std::memset(static_cast<void*>(grads), 0, sizeof ws.conv_grads);
             conv_weight_gradient<1, 32, 6, GRAD1_OUT, 4>(ws.x, ws.a1, grads, grads + 150);

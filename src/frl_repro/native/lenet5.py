@@ -23,13 +23,13 @@ __all__ = [
     "library",
     "logits",
     "logits_and_input_gradient",
-    "loss_and_parameter_gradients",
+    "parameter_gradients",
     "pgd",
 ]
 
 IMAGE_SHAPE = (1, 32, 32)
 CONV_GRADIENTS = (150, 6, 2400, 16)  # entries of conv1.weight, conv1.bias, conv2.weight, conv2.bias
-DENSE_ROWS = (400, 120, 120, 84, 84)  # p2, d3, a3, d4, a4: rows of frl_lenet5_train's dense_rows; K more for dlogits
+DENSE_ROWS = (400, 120, 120, 84, 84)  # p2, d3, a3, d4, a4: rows of dense_rows; K more for dlogits
 
 _POINTER = ctypes.c_void_p
 _SIGNATURES = {
@@ -42,9 +42,8 @@ _SIGNATURES = {
         _POINTER, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER,
         _POINTER, _POINTER, _POINTER, ctypes.c_int, _POINTER, ctypes.c_int,
     ),
-    "frl_lenet5_train": (
-        _POINTER, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER,
-        _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, ctypes.c_int,
+    "frl_lenet5_parameter_gradients": (
+        _POINTER, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER, _POINTER, ctypes.c_int,
     ),
 }  # fmt: skip
 
@@ -179,10 +178,10 @@ def pgd(
     return x_adv
 
 
-def loss_and_parameter_gradients(
-    parameters: Sequence[Tensor], x: Tensor, target: Tensor, sample_weights: Tensor, *, num_threads: int
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return each sample's cross-entropy, the logits and the gradient of the weighted sum of the losses.
+def parameter_gradients(
+    parameters: Sequence[Tensor], x: Tensor, logits_gradient: Tensor, *, num_threads: int
+) -> list[Tensor]:
+    """Return the parameters' gradient of a loss, given its gradient with respect to the logits.
 
     The result is the same bit for bit from run to run and for any `num_threads`, as long as torch's own number of
     threads stays the same (the dense layers' gradients are matrix products in torch).
@@ -193,32 +192,26 @@ def loss_and_parameter_gradients(
         The ten tensors named in the module's docstring.
     x : Tensor, shape (N, 1, 32, 32)
         Images in [0, 1].
-    target : Tensor, shape (N,) int64 or (N, K) float32
-        Labels or distributions.
-    sample_weights : Tensor, shape (N,)
-        Weight of each sample's loss in the sum (1/N everywhere gives the mean).
+    logits_gradient : Tensor, shape (N, K)
+        Gradient of the loss with respect to the logits of `x`.
     num_threads
         Threads to use, at least 1.
 
     Returns
     -------
-    losses : Tensor, shape (N,)
-        Unweighted.
-    logits : Tensor, shape (N, K)
-    gradients : list of ten Tensors
+    list of ten Tensors
         In the order and the shapes of `parameters`.
     """
     call = _Call(parameters, x, num_threads)
-    goal = call.target(target)
-    weights = call.floats("sample_weights", sample_weights, (call.N,))
+    given = call.floats("logits_gradient", logits_gradient, (call.N, call.K))
     lanes = library().frl_lanes()
-    losses, result, conv = x.new_empty(call.N), x.new_empty(call.N, call.K), x.new_zeros(sum(CONV_GRADIENTS))
+    conv = x.new_zeros(sum(CONV_GRADIENTS))
     rows = x.new_empty(sum(DENSE_ROWS) + call.K, -(-call.N // lanes) * lanes)
-    call.run("frl_lenet5_train", *goal, weights, *(_pointer(out) for out in (losses, result, conv, rows)))
+    call.run("frl_lenet5_parameter_gradients", given, _pointer(conv), _pointer(rows))
     p2, d3, a3, d4, a4, d5 = torch.split(rows, [*DENSE_ROWS, call.K])
     dense = [d3 @ p2.T, d3.sum(1), d4 @ a3.T, d4.sum(1), d5 @ a4.T, d5.sum(1)]
     flat = [*torch.split(conv, list(CONV_GRADIENTS)), *dense]
-    return losses, result, [gradient.reshape(p.shape) for gradient, p in zip(flat, parameters, strict=True)]
+    return [gradient.reshape(p.shape) for gradient, p in zip(flat, parameters, strict=True)]
 
 
 class _Call:

@@ -1,0 +1,191 @@
+"""From settings to the objects that train: attack, objective, optimiser, class policy."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frl_repro import objectives, report_code, streams
+from frl_repro.attacks import Ascend, pgd
+from frl_repro.backends import Backend
+from frl_repro.config import (
+    AdamConfig,
+    FGSMConfig,
+    FRLConfig,
+    NoAttackConfig,
+    PGDConfig,
+    RunConfig,
+    SGDConfig,
+    TradesConfig,
+)
+from frl_repro.data import Dataset, Split
+from frl_repro.errors import UserError
+from frl_repro.evaluate import evaluate
+from frl_repro.frl import ErrorRates, Rules, new_policy
+from frl_repro.objectives import Objective
+from frl_repro.steering import Measure, Steering
+
+Attack = Callable[..., Tensor]
+"""(model, x, y, *, factor, generator) -> attacked images; factor (N,) or None scales each sample's radius and step."""
+
+_POLICY_BATCH_SIZE = 2100  # validation images measured at once for an update
+
+
+def training_attack(config: RunConfig, ascend: Ascend) -> Attack:
+    """Return the attack of the run's own training; it must not be called in natural training."""
+    settings, _ = config.training
+    has_fixed_step = bool(config.departures.fixed_step)
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, *, factor: Tensor | None, generator: torch.Generator) -> Tensor:
+        assert not isinstance(settings, NoAttackConfig)
+        step_size = settings.epsilon if settings.step_size is None else settings.step_size
+        radius: float | Tensor = settings.epsilon
+        step: float | Tensor = step_size
+        if factor is not None:
+            radius = settings.epsilon * factor
+            if isinstance(settings, TradesConfig):
+                # The paper's authors step by a quarter of the largest radius, whatever the sample's own is.
+                step = step_size * float(factor.max())
+            elif not has_fixed_step:
+                step = step_size * factor
+        return pgd(model, x, y, epsilon=radius, step_size=step, generator=generator, ascend=ascend, **_budget(settings))
+
+    return attack
+
+
+def _budget(settings: PGDConfig | FGSMConfig | TradesConfig) -> dict[str, Any]:
+    """Return what `pgd` needs to know besides radius and step."""
+    match settings:
+        case PGDConfig():
+            return {
+                "num_steps": settings.num_steps,
+                "use_random_start": settings.random_start,
+                "num_restarts": settings.num_restarts,
+                "objective": settings.objective,
+            }
+        case TradesConfig():
+            return {"num_steps": settings.num_steps, "start_sd": settings.start_sd, "objective": "kl"}
+        case FGSMConfig():
+            return {"num_steps": 1, "use_random_start": settings.random_start}
+
+
+def objective(config: RunConfig, *, epoch: int, device: torch.device) -> Objective:
+    """Return the loss of a step in an epoch of the run's own training."""
+    retrain, departures = config.retrain, config.departures
+    attack = config.attack if retrain is None else retrain.attack
+    if isinstance(attack, NoAttackConfig):
+        return objectives.natural
+    name = "mixed" if retrain is None else retrain.objective
+    if name == "mixed":
+        return functools.partial(objectives.mixed, fraction=attack.fraction)
+    if name == "trades":
+        assert retrain is not None
+        assert retrain.beta is not None
+        return functools.partial(objectives.trades, beta=retrain.beta)
+    if name == "paired" and departures.scrambled_labels:
+        generator = streams.generator(config.seed, "scrambled labels", epoch, device=device)
+        return functools.partial(report_code.paired_scrambled, generator=generator)
+    if name == "split" and departures.weight_by_prediction:
+        return report_code.split_by_prediction
+    return {"paired": objectives.paired, "split": objectives.split}[name]
+
+
+def optimizer(model: nn.Module, settings: AdamConfig | SGDConfig) -> torch.optim.Optimizer:
+    """Return the optimiser."""
+    if isinstance(settings, SGDConfig):
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+    return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def milestones(settings: AdamConfig | SGDConfig) -> Sequence[int]:
+    """Return the epochs (counted from 0) at which the learning rate decays."""
+    if isinstance(settings, SGDConfig):
+        return settings.lr_milestones
+    return range(settings.lr_decay_every, settings.num_epochs, settings.lr_decay_every)
+
+
+def steering(config: RunConfig, dataset: Dataset, backend: Backend, device: torch.device) -> Steering | None:
+    """Return the class policy with what it learns from; None for training without one."""
+    if config.retrain is None:
+        return None
+    frl, validation = config.frl, dataset.validation
+    assert validation is not None
+    if frl.num_validation is not None and frl.num_validation > len(validation):
+        raise UserError(f"frl.num_validation={frl.num_validation}: the split has {len(validation)} images")
+    every = frl.update_every
+    return Steering(
+        policy=new_policy(frl.name, _rules(config), num_classes=dataset.num_classes),
+        validation=validation,
+        measure=None if frl.epsilon is None else _measurement(config, dataset, backend, device),
+        update_every=None if every in (None, "epoch") else int(every),
+        num_images=len(validation) if frl.num_validation is None else frl.num_validation,
+        seed=config.seed,
+        device=device,
+    )
+
+
+def _rules(config: RunConfig) -> Rules:
+    frl = config.frl
+    tau = {name: value for name, value in vars(config.tau).items() if value is not None}
+    if config.departures.ignored_tau_nat and "bndy" in tau:
+        tau["nat"] = tau["bndy"]
+    low, high = frl.margin_bounds or (0.0, math.inf)
+    return Rules(
+        alpha={name: value for name, value in vars(config.alpha).items() if value is not None},
+        tau=tau,
+        accumulate=bool(frl.accumulate),
+        weight_rule=frl.weight_rule or "softmax",
+        margin_centred=frl.margin_centred is not False,
+        margin_bounds=(low, high),
+    )
+
+
+def _measurement(config: RunConfig, dataset: Dataset, backend: Backend, device: torch.device) -> Measure:
+    """Return how validation images are measured for an update."""
+    frl, departures = config.frl, config.departures
+    attack = _policy_attack(frl, backend)
+    epsilon = frl.epsilon
+    assert epsilon is not None
+
+    def measure(model: nn.Module, images: Split, seed: int) -> ErrorRates:
+        if departures.flipped_boundary or departures.overall_over_22:
+            return report_code.measure_published(
+                model,
+                images,
+                attack=attack,
+                epsilon=epsilon,
+                logits=backend.logits,
+                num_classes=dataset.num_classes,
+                generator=streams.generator(seed, "published", device=device),
+                device=device,
+                flipped_boundary=bool(departures.flipped_boundary),
+                overall_over_22=bool(departures.overall_over_22),
+            )
+        (errors,) = evaluate(
+            model,
+            images,
+            attack=attack,
+            epsilons=[epsilon],
+            num_classes=dataset.num_classes,
+            batch_size=_POLICY_BATCH_SIZE,
+            seed=seed,
+            device=device,
+            logits=backend.logits,
+        )
+        return errors
+
+    return measure
+
+
+def _policy_attack(frl: FRLConfig, backend: Backend) -> Callable[..., Tensor]:
+    return functools.partial(pgd, step_size=frl.step_size, num_steps=frl.num_steps, ascend=backend.ascend)  # type: ignore[arg-type]

@@ -1,0 +1,133 @@
+"""What every class policy is: named multipliers, three answers for training, and an update from class errors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from frl_repro.errors import UserError
+from frl_repro.frl import parts
+
+
+class ErrorRates(Protocol):
+    """What a policy learns from: error rates by class, shape (K,), and over all samples, in [0, 1]."""
+
+    @property
+    def class_natural_error(self) -> Tensor:
+        """Share of each class that is wrong when clean."""
+
+    @property
+    def class_boundary_error(self) -> Tensor:
+        """Share of each class that is right when clean and wrong when attacked."""
+
+    @property
+    def overall_natural_error(self) -> float:
+        """Share of all samples."""
+
+    @property
+    def overall_boundary_error(self) -> float:
+        """Share of all samples."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How multipliers move and what they turn into.
+
+    Attributes
+    ----------
+    alpha : mapping of str to float
+        Step length of each multiplier the policy keeps: ``nat``, ``bndy``, ``margin``.
+    tau : mapping of str to float
+        Tolerated gaps: ``nat``, ``bndy``.
+    accumulate : bool
+        Whether updates add up (dual ascent) or start anew each time.
+    weight_rule : {"softmax", "simplex"}
+        How multipliers become class weights. The simplex rule projects the multipliers after each update.
+    margin_centred : bool
+        Whether margins follow a class's gap to the overall boundary error, or its boundary error itself.
+    margin_bounds : (float, float)
+        Smallest and largest margin factor.
+    """
+
+    alpha: Mapping[str, float] = field(default_factory=dict)
+    tau: Mapping[str, float] = field(default_factory=dict)
+    accumulate: bool = False
+    weight_rule: str = "softmax"
+    margin_centred: bool = True
+    margin_bounds: tuple[float, float] = (0.0, float("inf"))
+
+
+class ClassPolicy(ABC):
+    """What varies by class during training. Shapes (K,), float64; the state is all there is to save.
+
+    Parameters
+    ----------
+    rules : Rules
+    num_classes : int
+        K.
+
+    Raises
+    ------
+    UserError
+        The rules lack an alpha that the policy reads, or hold one that it ignores.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ()
+    """Multipliers that the policy keeps."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Multipliers that it keeps when the rules have an alpha for them."""
+
+    def __init__(self, rules: Rules, *, num_classes: int) -> None:
+        name = type(self).__name__.lower()
+        for missing in [key for key in self.required if key not in rules.alpha]:
+            raise UserError(f"{name} needs alpha.{missing}")
+        for ignored in [key for key in rules.alpha if key not in (*self.required, *self.optional)]:
+            raise UserError(f"alpha.{ignored} has no effect with {name}")
+        self.rules = rules
+        self.num_classes = num_classes
+        self.state = {key: torch.zeros(num_classes, dtype=torch.float64) for key in rules.alpha}
+
+    def weight_nat(self) -> Tensor:
+        """Weight of each class's natural loss, mean 1."""
+        return torch.ones(self.num_classes, dtype=torch.float64)
+
+    def weight_bndy(self) -> Tensor:
+        """Weight of each class's boundary (or adversarial) loss, mean 1."""
+        return torch.ones(self.num_classes, dtype=torch.float64)
+
+    def margin_factor(self) -> Tensor:
+        """What each class's training radius is multiplied with."""
+        return torch.ones(self.num_classes, dtype=torch.float64)
+
+    @abstractmethod
+    def update(self, errors: ErrorRates) -> None:
+        """Move the multipliers by class errors, which never come from the test split."""
+
+    def _raise_weight_multiplier(self, key: str, class_error: Tensor, overall_error: float) -> None:
+        rules = self.rules
+        violation = parts.violation(class_error, overall_error, rules.tau[key])
+        moved = parts.next_multiplier(self.state[key], violation, rules.alpha[key], accumulate=rules.accumulate)
+        self.state[key] = parts.project_multiplier(moved) if rules.weight_rule == "simplex" else moved
+
+    def _raise_margin_multiplier(self, errors: ErrorRates) -> None:
+        rules = self.rules
+        centre = errors.overall_boundary_error if rules.margin_centred else 0.0
+        violation = parts.violation(errors.class_boundary_error, centre, rules.tau["bndy"])
+        self.state["margin"] = parts.next_multiplier(
+            self.state["margin"], violation, rules.alpha["margin"], accumulate=rules.accumulate
+        )
+
+    def _weights(self, key: str) -> Tensor:
+        return parts.WEIGHT_RULES[self.rules.weight_rule](self.state[key])
+
+
+class Finetune(ClassPolicy):
+    """Control: every class alike, whatever its errors."""
+
+    def update(self, errors: ErrorRates) -> None:
+        """Do nothing."""

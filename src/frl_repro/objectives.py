@@ -1,0 +1,186 @@
+"""What a training step minimises: per-sample losses first, class weights second, one mean last.
+
+An objective attacks the batch, takes the losses of clean and attacked images, weighs each by its class and returns one
+scalar to differentiate. With weights of 1 and margin factors of 1 `mixed` is plain adversarial training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+
+@dataclass(frozen=True)
+class ClassTerms:
+    """What a class policy varies, on the model's device; all of shape (K,).
+
+    Attributes
+    ----------
+    weight_nat, weight_bndy : Tensor
+        Weights of the natural and of the boundary (or adversarial) loss, mean 1.
+    margin_factor : Tensor
+        What the training radius is multiplied with.
+    """
+
+    weight_nat: Tensor
+    weight_bndy: Tensor
+    margin_factor: Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One step's loss and what it counted on the way, before the step.
+
+    Attributes
+    ----------
+    value : Tensor, shape ()
+        To differentiate.
+    is_wrong_clean, is_wrong_attacked : Tensor, shape (M,), bool
+        Outcomes on the images that were trained on clean (attacked).
+    """
+
+    value: Tensor
+    is_wrong_clean: Tensor
+    is_wrong_attacked: Tensor
+
+
+class Attack(Protocol):
+    """A training attack; ``factor``, shape (N,) or None for 1, scales each sample's radius and step."""
+
+    def __call__(self, x: Tensor, y: Tensor, *, factor: Tensor | None) -> Tensor:
+        """Return attacked images, shape of ``x``."""
+
+
+class Objective(Protocol):
+    """A step's loss."""
+
+    def __call__(
+        self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+    ) -> Loss:
+        """Return the loss of a batch.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, C, H, W)
+            Clean images in [0, 1]; may be overwritten.
+        y : Tensor, shape (N,), int64
+            True classes.
+        forward : callable x -> logits (N, K)
+            Differentiable with respect to the model's parameters.
+        attack : Attack
+        terms : ClassTerms, optional
+            None treats every class alike.
+        """
+
+
+def natural(
+    x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+) -> Loss:
+    """Mean cross-entropy of clean images."""
+    return mixed(x, y, forward=forward, attack=attack, terms=terms, fraction=0)
+
+
+def mixed(
+    x: Tensor,
+    y: Tensor,
+    *,
+    forward: Callable[[Tensor], Tensor],
+    attack: Attack,
+    terms: ClassTerms | None,
+    fraction: float,
+) -> Loss:
+    """Mean cross-entropy of a batch of which a share is attacked; clean ones weigh as natural loss, others as boundary.
+
+    The order of the batch is random, so its first images are a random share. Source: the report, section 3.2.
+    """
+    num_attacked = round(fraction * len(y))
+    if num_attacked > 0:
+        chosen = y[:num_attacked]
+        factor = None if terms is None else terms.margin_factor[chosen]
+        x[:num_attacked] = attack(x[:num_attacked], chosen, factor=factor)
+    logits = forward(x)
+    losses = cross_entropy(logits, y, reduction="none")
+    if terms is not None:
+        losses = losses * torch.cat([terms.weight_bndy[y[:num_attacked]], terms.weight_nat[y[num_attacked:]]])
+    is_wrong = logits.detach().argmax(1) != y
+    return Loss(losses.mean(), is_wrong_clean=is_wrong[num_attacked:], is_wrong_attacked=is_wrong[:num_attacked])
+
+
+def split(
+    x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+) -> Loss:
+    """Natural loss CE(f(x), y) plus boundary loss CE(f(x_adv), argmax f(x)), each weighted by true class.
+
+    Source: the report, section 3.3 (loss of Experiment 2). No gradient flows through argmax f(x).
+    """
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, terms)
+    return _pair(clean, attacked, y, boundary_target=clean.detach().argmax(1), terms=terms)
+
+
+def paired(
+    x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+) -> Loss:
+    """Natural loss CE(f(x), y) plus adversarial loss CE(f(x_adv), y), each weighted by true class.
+
+    Source: the report's code of Experiment 3, with its labels put right (docs/deviations.md, 1).
+    """
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, terms)
+    return _pair(clean, attacked, y, boundary_target=y, terms=terms)
+
+
+def trades(
+    x: Tensor,
+    y: Tensor,
+    *,
+    forward: Callable[[Tensor], Tensor],
+    attack: Attack,
+    terms: ClassTerms | None,
+    beta: float,
+) -> Loss:
+    """sum(CE * w_nat) / sum(w_nat) + beta * sum(KL(f(x) || f(x_adv)) * w_bndy) / sum(w_bndy) over the batch.
+
+    Source: Zhang et al. 2019, equation 5; class weights as in the released code of Xu et al. 2021. The gradient flows
+    through both predictions.
+    """
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, terms)
+    divergences = kl_div(
+        torch.log_softmax(attacked, 1), torch.log_softmax(clean, 1), log_target=True, reduction="none"
+    ).sum(1)
+    natural_losses = cross_entropy(clean, y, reduction="none")
+    value = weighted_mean(natural_losses, None if terms is None else terms.weight_nat[y])
+    value = value + beta * weighted_mean(divergences, None if terms is None else terms.weight_bndy[y])
+    return _loss(value, clean, attacked, y)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Return sum(weights * losses) / sum(weights), the mean of both sources; all alike for None. Shapes (N,)."""
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
+
+
+def _clean_and_attacked(
+    x: Tensor, y: Tensor, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+) -> tuple[Tensor, Tensor]:
+    x_adv = attack(x, y, factor=None if terms is None else terms.margin_factor[y])
+    clean, attacked = forward(torch.cat([x, x_adv])).chunk(2)
+    return clean, attacked
+
+
+def _pair(clean: Tensor, attacked: Tensor, y: Tensor, *, boundary_target: Tensor, terms: ClassTerms | None) -> Loss:
+    natural_losses = cross_entropy(clean, y, reduction="none")
+    boundary_losses = cross_entropy(attacked, boundary_target, reduction="none")
+    value = weighted_mean(natural_losses, None if terms is None else terms.weight_nat[y])
+    value = value + weighted_mean(boundary_losses, None if terms is None else terms.weight_bndy[y])
+    return _loss(value, clean, attacked, y)
+
+
+def _loss(value: Tensor, clean: Tensor, attacked: Tensor, y: Tensor) -> Loss:
+    return Loss(
+        value,
+        is_wrong_clean=clean.detach().argmax(1) != y,
+        is_wrong_attacked=attacked.detach().argmax(1) != y,
+    )

@@ -1,0 +1,109 @@
+"""What the report's public code computes where it departs from its text; `docs/deviations.md` numbers each.
+
+Nothing else in the package knows these: `recipe=report_code` and the audit switch them on one by one, to show which of
+the report's conclusions depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from frl_repro.attacks import evaluation_mode
+from frl_repro.data import Split, batch_to_float
+from frl_repro.evaluate import EvaluationAttack
+from frl_repro.objectives import Attack, ClassTerms, Loss, weighted_mean
+
+NUM_BATCHES, DIVISOR = 21, 22  # validation batches measured before a step, and what their sum is divided by
+
+
+@dataclass(frozen=True)
+class PublishedErrors:
+    """Error rates as the published code computes them; see `frl_repro.frl.ErrorRates`."""
+
+    class_natural_error: Tensor
+    class_boundary_error: Tensor
+    overall_natural_error: float
+    overall_boundary_error: float
+
+
+def measure_published(
+    model: nn.Module,
+    split: Split,
+    *,
+    attack: EvaluationAttack,
+    epsilon: float,
+    logits: Callable[[nn.Module, Tensor], Tensor],
+    num_classes: int,
+    generator: torch.Generator,
+    device: torch.device,
+    flipped_boundary: bool,
+    overall_over_22: bool,
+) -> PublishedErrors:
+    """Measure a validation sample in one batch with the published departures 4 (overall) and 5 (flipped).
+
+    Parameters
+    ----------
+    flipped_boundary : bool
+        Count every prediction that the attack changes as a boundary error, also of samples that were wrong before.
+    overall_over_22 : bool
+        Multiply the overall errors by 21/22.
+    """
+    with evaluation_mode(model):
+        x, y = batch_to_float(split.images.to(device)), split.labels.to(device)
+        predicted = logits(model, x).argmax(1)
+        attacked = logits(model, attack(model, x, y, epsilon=epsilon, generator=generator)).argmax(1)
+    is_natural_error = predicted != y
+    is_boundary_error = attacked != predicted if flipped_boundary else (attacked != y) & ~is_natural_error
+
+    def by_class(outcome: Tensor) -> Tensor:
+        count = torch.bincount(y, minlength=num_classes)
+        return (torch.bincount(y[outcome], minlength=num_classes).double() / count).cpu()
+
+    factor = NUM_BATCHES / DIVISOR if overall_over_22 else 1.0
+    return PublishedErrors(
+        class_natural_error=by_class(is_natural_error),
+        class_boundary_error=by_class(is_boundary_error),
+        overall_natural_error=factor * is_natural_error.double().mean().item(),
+        overall_boundary_error=factor * is_boundary_error.double().mean().item(),
+    )
+
+
+def paired_scrambled(
+    x: Tensor,
+    y: Tensor,
+    *,
+    forward: Callable[[Tensor], Tensor],
+    attack: Attack,
+    terms: ClassTerms | None,
+    generator: torch.Generator,
+) -> Loss:
+    """`frl_repro.objectives.paired` with the attacked images shuffled and their labels not (departure 1)."""
+    x_adv = attack(x, y, factor=None if terms is None else terms.margin_factor[y])
+    order = torch.randperm(len(y), generator=generator, device=generator.device).to(y.device)
+    clean, shuffled = forward(torch.cat([x, x_adv[order]])).chunk(2)
+    value = weighted_mean(cross_entropy(clean, y, reduction="none"), None if terms is None else terms.weight_nat[y])
+    value = value + cross_entropy(shuffled, y)
+    return Loss(
+        value,
+        is_wrong_clean=clean.detach().argmax(1) != y,
+        is_wrong_attacked=shuffled.detach().argmax(1) != y[order],
+    )
+
+
+def split_by_prediction(
+    x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+) -> Loss:
+    """`frl_repro.objectives.split` with boundary weights taken by predicted instead of true class (departure 8)."""
+    x_adv = attack(x, y, factor=None if terms is None else terms.margin_factor[y])
+    clean, attacked = forward(torch.cat([x, x_adv])).chunk(2)
+    predicted = clean.detach().argmax(1)
+    natural_losses = cross_entropy(clean, y, reduction="none")
+    boundary_losses = cross_entropy(attacked, predicted, reduction="none")
+    value = weighted_mean(natural_losses, None if terms is None else terms.weight_nat[y])
+    value = value + weighted_mean(boundary_losses, None if terms is None else terms.weight_bndy[predicted])
+    return Loss(value, is_wrong_clean=predicted != y, is_wrong_attacked=attacked.detach().argmax(1) != y)
