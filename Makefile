@@ -27,10 +27,10 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-demo: $(STAMP)  ## short Experiment 1 on real Fashion-MNIST: a class table and Figure 1
-	$(RUN) train.py -m experiment=exp1_short output_dir=outputs/demo
-	$(RUN) scripts/plot.py figure=1 runs=outputs/demo out=outputs/demo
-	@echo "Figure 1: outputs/demo/figure1.png (.svg, .pdf; numbers in figure1.csv)"
+demo: $(STAMP)  ## the whole story on part of real Fashion-MNIST: a base model, reweight from it, before and after
+	$(RUN) train.py experiment=retrain_short output_dir=outputs/demo
+	$(RUN) scripts/plot.py figure=2 runs=outputs/demo out=outputs/demo
+	@echo "Figure 2: outputs/demo/figure2.png (.svg, .pdf; numbers in figure2.csv)"
 
 test: check  ## static checks and the fast test suite, with coverage
 	$(RUN) -m pytest --cov --cov-report=term

@@ -42,7 +42,7 @@ REFUSED = {
     "num_epochs=3": "did you mean trainer.num_epochs?",
     "model=lenet": "model=lenet: unknown choice; did you mean lenet5?",
     "frl=reweigth": "frl=reweigth: unknown choice; did you mean reweight?",
-    "experiment=exp0": "experiment=exp0: unknown choice; did you mean exp1?",
+    "experiment=auditt": "experiment=auditt: unknown choice; did you mean audit?",
     "trainer.num_epochs=-1": "trainer.num_epochs=-1: must lie in [1, inf)",
     "attack.epsilon=abc": "attack.epsilon=abc: expected a number or a fraction such as 8/255",
     "attack=none attack.epsilon=0.1": "attack.epsilon has no effect with attack=none; it belongs to attack=pgd",

@@ -322,7 +322,8 @@ def test_command_refuses_in_one_line(runs, tmp_path, capsys, argument, message):
 
 def test_command_refuses_an_unknown_figure(capsys):
     assert plot_cli.main(["figure=12"]) == 1
-    assert capsys.readouterr().err == "error: figure=12 is unknown, did you mean '1'?; known: 1\n"
+    known = "1, 2, 3, 4, grid, trajectory, tradeoff"
+    assert capsys.readouterr().err == f"error: figure=12 is unknown, did you mean '2'?; known: {known}\n"
 
 
 def test_without_arguments_the_published_figure_is_redrawn_from_the_published_tables(tmp_path, monkeypatch, capsys):

@@ -182,6 +182,28 @@ def read_classwise(paths: str | Path | Iterable[str | Path]) -> DataFrame:
     return table
 
 
+def read_policy(paths: Iterable[str | Path]) -> DataFrame:
+    """All rows of one or several ``policy.csv`` files, numbers as numbers; empty cells are missing.
+
+    Raises
+    ------
+    UserError
+        A file is unreadable, empty or lacks a column.
+    """
+    tables = []
+    for file in map(Path, paths):
+        table = _read_text_table(file)
+        for name in POLICY_COLUMNS:
+            if name not in table.columns:
+                raise UserError(f"{file} lacks column {name!r}{_suggestion(name, table.columns)}")
+        for name in ("seed", "epoch", "class_id"):
+            table[name] = _numbers(table[name], file).astype("int64")
+        for name in (*POLICY_COLUMNS[-5:], "alpha_nat", "alpha_bndy", "alpha_margin"):
+            table[name] = table[name].map(_float_or_nan).astype(float)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
+
+
 def find_tables(runs: str | Path, name: str = "classwise.csv") -> list[Path]:
     """Sorted paths of the tables called ``name`` that ``runs`` stands for.
 
@@ -440,6 +462,8 @@ def _read_one_classwise(file: Path) -> DataFrame:
         _refuse(table[name] % 1 != 0, file, name, "is not a whole number", table)
         table[name] = table[name].astype("int64")
     for name in table.columns.difference(list(CLASSWISE_COLUMNS)):
+        if name == "recipe":
+            continue
         if name.startswith("alpha_"):
             table[name] = table[name].map(_float_or_nan).astype(float)
             continue

@@ -23,7 +23,7 @@ class Drawing:
 
 
 class Draw(Protocol):
-    """Draws one figure from the rows of ``classwise.csv``."""
+    """Draws one figure from the rows of a table."""
 
     def __call__(self, df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:
         """Draw the rows evaluated at ``epsilon`` ([0,1] pixel units) by ``attack`` (None: the only one there is)."""
@@ -31,14 +31,19 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class FigureEntry:
-    """What the command line knows about a figure."""
+    """What the command line knows about a figure: what it shows, how it is drawn, and from which table."""
 
     summary: str
     draw: Draw
+    table: str = "classwise.csv"
+
+
+# matplotlib is slow to import: each function brings in its own figure.
+# ruff: noqa: PLC0415
 
 
 def _draw_figure1(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:
-    from frl_repro.figures.figure1 import figure1, figure1_numbers  # noqa: PLC0415 (matplotlib is slow to import)
+    from frl_repro.figures.figure1 import figure1, figure1_numbers
 
     return Drawing(
         figure=figure1(df, epsilon=epsilon, attack=attack),
@@ -46,6 +51,48 @@ def _draw_figure1(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawi
     )
 
 
+def _draw_before_after(method: str, experiment: str) -> Draw:
+    def draw(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:
+        from frl_repro.figures.before_after import before_after_figure, before_after_numbers
+
+        command = f"python train.py -m experiment={experiment}"
+        return Drawing(
+            figure=before_after_figure(df, method=method, command=command, epsilon=epsilon, attack=attack),
+            numbers=before_after_numbers(df, method=method, command=command, epsilon=epsilon, attack=attack),
+        )
+
+    return draw
+
+
+def _draw_grid(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:
+    from frl_repro.figures.grid import grid_figure, grid_numbers
+
+    return Drawing(
+        figure=grid_figure(df, epsilon=epsilon, attack=attack), numbers=grid_numbers(df, epsilon=epsilon, attack=attack)
+    )
+
+
+def _draw_trajectory(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:  # noqa: ARG001
+    from frl_repro.figures.trajectory import trajectory_figure, trajectory_numbers
+
+    return Drawing(figure=trajectory_figure(df), numbers=trajectory_numbers(df))
+
+
+def _draw_tradeoff(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:
+    from frl_repro.figures.tradeoff import tradeoff_figure, tradeoff_numbers
+
+    return Drawing(
+        figure=tradeoff_figure(df, epsilon=epsilon, attack=attack),
+        numbers=tradeoff_numbers(df, epsilon=epsilon, attack=attack),
+    )
+
+
 FIGURES: dict[str, FigureEntry] = {
     "1": FigureEntry("natural and robust error by class, natural beside adversarial training", _draw_figure1),
+    "2": FigureEntry("errors by class before and after reweight", _draw_before_after("reweight", "exp2")),
+    "3": FigureEntry("errors by class before and after remargin", _draw_before_after("remargin", "exp3")),
+    "4": FigureEntry("errors by class before and after both together", _draw_before_after("combined", "exp4")),
+    "grid": FigureEntry("worst-class errors over a grid of two alphas, as heat maps", _draw_grid),
+    "trajectory": FigureEntry("class errors, weights and margins over epochs", _draw_trajectory, table="policy.csv"),
+    "tradeoff": FigureEntry("average against worst-class robust accuracy, one point a run", _draw_tradeoff),
 }

@@ -22,6 +22,10 @@ COLUMN_WIDTH = 3.4
 # two also part in grey print.
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
+GREEN = "#009E73"
+RED = "#D55E00"
+PURPLE = "#CC79A7"
+GREY = "#999999"
 
 # Savers stamp date and version into files unless told not to: a redraw would then differ from the committed figure.
 _METADATA: dict[str, dict[str, Any]] = {

@@ -1,0 +1,12 @@
+"""Gather the tables of finished runs: ``python scripts/collect.py runs=outputs/exp2``."""
+
+import sys
+from pathlib import Path
+
+# A source checkout works without installing the package, from any directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from frl_repro.collect_cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

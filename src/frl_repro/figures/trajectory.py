@@ -1,0 +1,103 @@
+"""How a class policy moved: errors it learnt from, class weights and margins over the epochs of retraining."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from frl_repro.errors import UserError
+from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREY, ORANGE, paper_style
+from frl_repro.selection import listed, setting_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+_PANELS = {
+    "natural_error": "Natural error (validation)",
+    "boundary_error": "Boundary error (validation)",
+    "weight_nat": "Weight of the natural loss",
+    "weight_bndy": "Weight of the boundary loss",
+    "margin": "Training radius (grey levels)",
+}
+_HIGHLIGHTS = (ORANGE, BLUE)
+
+
+def trajectory_figure(df: DataFrame) -> Figure:
+    """One line a class over epochs, means over seeds; the classes that were worst at first are drawn in colour.
+
+    Parameters
+    ----------
+    df
+        Rows of ``policy.csv`` of one setting.
+
+    Raises
+    ------
+    UserError
+        The rows are of several settings.
+    """
+    numbers = trajectory_numbers(df)
+    shown = [name for name in _PANELS if numbers[name].notna().any() and numbers[name].nunique() > 1]
+    if not shown:
+        raise UserError("this policy never moved: there is nothing to draw")
+    coloured = _worst_at_first(numbers)
+    with paper_style():
+        num_rows = -(-len(shown) // 2)
+        figure = Figure(figsize=(COLUMN_WIDTH, 0.6 + 1.15 * num_rows), layout="constrained")
+        grid = figure.subplots(num_rows, 2, sharex=True, squeeze=False).ravel()
+        for axes, name in zip(grid, shown, strict=False):
+            _draw(axes, numbers, name, coloured)
+            axes.set_title(_PANELS[name])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in grid[len(shown) :]:
+            axes.set_visible(False)
+        for axes in grid[max(0, len(shown) - 2) : len(shown)]:
+            axes.set_xlabel("Epoch")
+            axes.tick_params(labelbottom=True)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        seeds = df["seed"].nunique()
+        figure.suptitle(f"{setting_name(df.iloc[0])}, {seeds} seed{'s' * (seeds > 1)}", fontsize=6.5)
+    return figure
+
+
+def trajectory_numbers(df: DataFrame) -> DataFrame:
+    """Mean over seeds of each quantity by epoch and class.
+
+    Raises
+    ------
+    UserError
+        The rows are of several settings.
+    """
+    settings = {setting_name(row) for _, row in df.drop_duplicates("run_id").iterrows()}
+    if len(settings) > 1:
+        raise UserError(f"this figure shows one setting, the tables have {'; '.join(sorted(settings))}: use where=")
+    if df["dataset"].nunique() > 1:
+        raise UserError(f"this figure shows one dataset, the tables have {listed(df['dataset'])}: narrow runs=")
+    grouped = df.groupby(["epoch", "class_id", "class_name"], sort=True)[list(_PANELS)]
+    return grouped.mean().reset_index()
+
+
+def _worst_at_first(numbers: DataFrame) -> list[str]:
+    first = numbers[numbers["epoch"] == numbers["epoch"].min()]
+    worst = []
+    for quantity in ("natural_error", "boundary_error"):
+        if first[quantity].notna().any():
+            worst.append(str(first.loc[first[quantity].idxmax(), "class_name"]))
+    return list(dict.fromkeys(worst))
+
+
+def _draw(axes: Axes, numbers: DataFrame, name: str, coloured: list[str]) -> None:
+    scale = 255 if name == "margin" else 1
+    is_first_other = True
+    for class_name, part in numbers.groupby("class_name", sort=False):
+        if class_name in coloured:
+            continue
+        label = "other classes" if is_first_other else "_"
+        axes.plot(part["epoch"], scale * part[name], color=GREY, linewidth=0.6, label=label)
+        is_first_other = False
+    for class_name, colour, style in zip(coloured, _HIGHLIGHTS, ("-", "--"), strict=False):
+        part = numbers[numbers["class_name"] == class_name]
+        axes.plot(part["epoch"], scale * part[name], color=colour, linestyle=style, linewidth=1.2, label=class_name)

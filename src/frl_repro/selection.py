@@ -1,0 +1,199 @@
+"""Which rows of the tables belong together: one evaluation, one setting, before and after. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from frl_repro.errors import UserError
+from frl_repro.records import (
+    SETTING_COLUMNS,
+    overall,
+    parse_fraction,
+    select_epsilon,
+    select_last_epoch,
+    select_split,
+)
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SETTING = ("method", *SETTING_COLUMNS)
+"""Columns that runs of one setting share; seeds differ."""
+
+_MAX_LISTED = 4  # settings named in a message
+
+CRITERIA = {
+    "worst_robust": ("worst_class_robust_error",),
+    "worst_natural": ("worst_class_natural_error",),
+    "sum": ("worst_class_natural_error", "worst_class_robust_error"),
+}
+"""What a choice among settings minimises on validation: a column of `summary`, or the sum of two."""
+
+
+def select_attack(rows: DataFrame, attack: str | None) -> DataFrame:
+    """Rows of one evaluation attack; the only one there is for None.
+
+    Raises
+    ------
+    UserError
+        There are several and none is named, or none of this name.
+    """
+    if attack is None:
+        if rows["attack"].nunique() > 1:
+            raise UserError(f"the tables have several attacks, {listed(rows['attack'])}: choose one with attack=")
+        return rows
+    selected: DataFrame = rows[rows["attack"] == attack]
+    if selected.empty:
+        raise UserError(f"no rows with attack={attack!r}; the tables have {listed(rows['attack'])}")
+    return selected
+
+
+def select_where(df: DataFrame, where: str) -> DataFrame:
+    """Rows whose columns have the values of ``"alpha_nat=5,alpha_bndy=1"``.
+
+    Raises
+    ------
+    UserError
+        A column does not exist, or no row has these values.
+    """
+    for part in [part.strip() for part in where.split(",") if part.strip()]:
+        name, equals, value = part.partition("=")
+        if not equals or name not in df.columns:
+            raise UserError(f"where={part!r}: expected column=value; columns are {', '.join(df.columns)}")
+        column = df[name]
+        wanted = parse_fraction(value) if pd.api.types.is_numeric_dtype(column) else value
+        df = df[column == wanted]
+        if df.empty:
+            raise UserError(f"no rows with {part}; the tables have {name}={listed(column.dropna().map(shown))}")
+    return df
+
+
+def one_setting(df: DataFrame, method: str, *, command: str) -> DataFrame:
+    """Rows of one method, all of one setting, every seed once.
+
+    Raises
+    ------
+    UserError
+        The tables lack the method, hold it under several settings, or hold several runs of one seed.
+    """
+    rows: DataFrame = df[df["method"] == method]
+    if rows.empty:
+        raise UserError(f"the tables have no run of method {method!r}: run `{command}`")
+    settings = [setting_name(row) for _, row in rows.drop_duplicates(list(SETTING)).iterrows()]
+    if len(settings) > 1:
+        some = "; ".join(settings[:_MAX_LISTED]) + ("; ..." if len(settings) > _MAX_LISTED else "")
+        raise UserError(
+            f"the tables have {method!r} under {len(settings)} settings ({some}): choose one with where=, "
+            "for example where=alpha_nat=5,alpha_bndy=1"
+        )
+    runs = rows.drop_duplicates("run_id")
+    repeated = runs[runs["seed"].duplicated(keep=False)]
+    if not repeated.empty:
+        seed = repeated["seed"].iloc[0]
+        run_ids = listed(repeated.loc[repeated["seed"] == seed, "run_id"])
+        raise UserError(f"method {method!r} has several runs with seed {seed} ({run_ids}): narrow runs= to one of them")
+    return rows
+
+
+def before_and_after(rows: DataFrame, *, epsilon: float, attack: str | None, split: str = "test") -> DataFrame:
+    """Rows of one radius measured at epoch 0 and at the last epoch, told apart in column ``when``.
+
+    Raises
+    ------
+    UserError
+        A run was not measured at epoch 0, or not at this radius or by this attack.
+    """
+    measured = select_split(rows, split)
+    missing = set(measured["run_id"]) - set(measured.loc[measured["epoch"] == 0, "run_id"])
+    if missing:
+        raise UserError(f"{', '.join(sorted(missing))}: not measured at epoch 0, before retraining")
+    parts = []
+    for when, part in (("before", measured[measured["epoch"] == 0]), ("after", select_last_epoch(measured))):
+        chosen = select_attack(select_epsilon(part, epsilon), attack).copy()
+        chosen["when"] = when
+        parts.append(chosen)
+    return pd.concat(parts, ignore_index=True)
+
+
+def summary(df: DataFrame, *, epsilon: float, attack: str | None = None) -> DataFrame:
+    """One row a run, split and moment (before, after): settings, overall and worst-class errors.
+
+    Returns
+    -------
+    DataFrame
+        `records.overall`'s columns, the setting columns, and ``when``: "before" for epoch 0, "after" for the last
+        epoch; other epochs are left out.
+    """
+    parts = []
+    for split in sorted(df["split"].unique()):
+        rows = select_attack(select_epsilon(select_split(df, split), epsilon), attack)
+        for when, part in (("before", rows[rows["epoch"] == 0]), ("after", select_last_epoch(rows))):
+            if not part.empty:
+                parts.append(overall(part).assign(when=when))
+    table = pd.concat(parts, ignore_index=True)
+    settings = df.drop_duplicates("run_id").set_index("run_id")[list(SETTING_COLUMNS)]
+    return table.join(settings, on="run_id")
+
+
+def by_setting(runs: DataFrame) -> DataFrame:
+    """Mean, sample standard deviation and number of seeds of each setting's worst and overall errors.
+
+    Parameters
+    ----------
+    runs
+        Rows of `summary` of one split and moment.
+    """
+    quantities = [
+        name for name in runs.columns if name.startswith(("overall_", "worst_class_")) and not name.endswith("_name")
+    ]
+    grouped = runs.groupby(list(SETTING), dropna=False, sort=True)
+    result = grouped[quantities].mean()
+    for name in quantities:
+        result[f"{name}_sd"] = grouped[name].std()
+    result["num_seeds"] = grouped["seed"].nunique()
+    return result.reset_index()
+
+
+def best_setting(runs: DataFrame, criterion: str) -> pd.Series:
+    """The setting with the smallest criterion; of a tie, the first in the order of the settings.
+
+    Parameters
+    ----------
+    runs
+        Rows of `summary`, of the validation split after training: a choice made on test images is none.
+    criterion
+        A key of ``CRITERIA``.
+
+    Raises
+    ------
+    UserError
+        The rows are not of the validation split.
+    """
+    if set(runs["split"]) != {"validation"}:
+        raise UserError("settings are chosen on the validation split, never on test images")
+    table = by_setting(runs)
+    score = table[list(CRITERIA[criterion])].sum(axis=1)
+    return table.iloc[int(score.to_numpy().argmin())]
+
+
+def setting_name(row: pd.Series) -> str:
+    """A setting as people write it: ``reweight nat 5 bndy 1``; the recipe is named where it is not the report's."""
+    parts = [str(row["method"])]
+    parts += [
+        f"{name} {row[f'alpha_{name}']:g}" for name in ("nat", "bndy", "margin") if pd.notna(row[f"alpha_{name}"])
+    ]
+    if row["recipe"] not in ("", "report"):
+        parts.append(f"({row['recipe']})")
+    return " ".join(parts)
+
+
+def shown(value: object) -> str:
+    """A value as it is written on the command line."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def listed(values: pd.Series) -> str:
+    """Distinct values, sorted, separated by commas."""
+    return ", ".join(sorted({str(value) for value in values}))

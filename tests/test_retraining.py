@@ -1,0 +1,266 @@
+"""Retraining end to end on tiny data: warm start, policy tables, resume; the policy never sees the test split."""
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+
+from frl_repro import build, experiment, records, steering
+from frl_repro.attacks import pgd
+from frl_repro.config import RunConfig, parse
+from frl_repro.errors import UserError
+from frl_repro.models import build_model
+from test_config import composed
+
+METHODS = [
+    ("finetune", "report"), ("reweight", "report"), ("remargin", "report"), ("combined", "report"),
+    ("reweight", "report_code"), ("remargin", "report_code"), ("finetune", "report_code"),
+    ("reweight", "paper"), ("remargin", "paper"), ("combined", "paper"),
+]  # fmt: skip
+
+
+def tiny(folder, frl="reweight", recipe="report", **changes):
+    settings = {
+        "frl": frl,
+        "recipe": recipe,
+        "dataset": "synthetic",
+        "dataset__num_classes": 3,
+        "dataset__num_train": 120,
+        "dataset__num_test": 45,
+        "dataset__validation_fraction": 0.25,
+        "trainer__num_epochs": 1,
+        "trainer__batch_size": 30,
+        "attack__num_steps": 2,
+        "retrain__trainer__num_epochs": 2,
+        "retrain__trainer__batch_size": 30,
+        "retrain__attack__num_steps": 2,
+        "evaluation__num_steps": 2,
+        "output_dir": str(folder),
+        "backend": "torch",
+        **changes,
+    }
+    if frl != "finetune":
+        settings = {"frl__num_validation": 12, "frl__num_steps": 2, **settings}
+        if recipe != "paper":
+            settings = {"frl__update_every": "2", **settings}
+    return parse(composed(**settings), RunConfig)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("run.json", "done.json")}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A store that all tests share: the base model is trained once, on one thread as everywhere here."""
+    torch.set_num_threads(1)
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, bases):
+    torch.set_num_threads(1)
+    return experiment.run(tiny(tmp_path_factory.mktemp("straight"), base_dir=str(bases)))
+
+
+@pytest.mark.parametrize(("frl", "recipe"), METHODS)
+def test_every_method_of_every_recipe_trains_and_writes_its_tables(frl, recipe, tmp_path, bases):
+    folder = experiment.run(tiny(tmp_path, frl, recipe, base_dir=str(bases)))
+    table = records.read_classwise(folder / "classwise.csv")
+    assert set(table["method"]) == {frl}
+    assert set(table["recipe"]) == {recipe}
+    assert set(table.loc[table["split"] == "test", "epoch"]) == {0, 2}
+    with (folder / "policy.csv").open() as opened:
+        policy = list(csv.DictReader(opened))
+    assert [(row["epoch"], row["class_id"]) for row in policy] == [(str(e), str(k)) for e in (1, 2) for k in range(3)]
+    weights = [float(row["weight_nat"]) for row in policy if row["epoch"] == "2"]
+    assert sum(weights) == pytest.approx(3)
+    assert (policy[0]["natural_error"] == "") is (frl == "finetune")
+    if frl == "reweight" and recipe == "report":
+        assert len(set(weights)) > 1
+
+
+def test_before_is_the_base_model(finished, bases):
+    (base,) = [
+        path
+        for path in bases.iterdir()
+        if json.loads((path / "run.json").read_text())["config"]["dataset"]["validation_fraction"]
+    ]
+    before = records.read_classwise(finished / "classwise.csv").query("epoch == 0 and split == 'test'")
+    recorded = json.loads((finished / "run.json").read_text())
+    assert recorded["start"]["file"] == str(base / "model.safetensors")
+    own = records.read_classwise(base / "classwise.csv").query("split == 'test'")
+    counts = ["class_id", "num_natural_errors"]
+    assert before.query("epsilon < 0.04")[counts].values.tolist() == own.query("epsilon < 0.04")[counts].values.tolist()
+
+
+def test_a_base_is_trained_once_and_found_again(tmp_path, monkeypatch):
+    experiment.run(tiny(tmp_path))
+    (base,) = (tmp_path / "bases").iterdir()
+    stamp = (base / "done.json").stat().st_mtime_ns
+    experiment.run(tiny(tmp_path, alpha__nat=3))
+    assert [path.name for path in (tmp_path / "bases").iterdir()] == [base.name]
+    assert (base / "done.json").stat().st_mtime_ns == stamp
+    experiment.run(tiny(tmp_path, seed=1))
+    assert len(list((tmp_path / "bases").iterdir())) == 2
+
+
+def test_init_from_takes_the_place_of_the_base(finished, bases, tmp_path):
+    (base,) = [
+        path
+        for path in bases.iterdir()
+        if json.loads((path / "run.json").read_text())["config"]["dataset"]["validation_fraction"]
+    ]
+    folder = experiment.run(tiny(tmp_path, init_from=str(base / "model.safetensors")))
+    assert not (tmp_path / "bases").exists()
+    assert (folder / "history.csv").read_text().replace(folder.name, "") == (
+        finished / "history.csv"
+    ).read_text().replace(finished.name, "")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        experiment.run(tiny(tmp_path, init_from="nowhere.pt"))
+
+
+def _retrain(folder, announce=None):
+    torch.set_num_threads(1)
+    if announce is not None:
+        announce.send(True)
+    experiment.run(tiny(folder))
+
+
+def test_parallel_jobs_share_one_base_and_a_killed_one_leaves_no_half_written_entry(finished, tmp_path):
+    """Two jobs that need the same base: one is killed while it trains, the other waits and finishes the base."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "frl_repro.experiment", "torch._dynamo"])
+    receiver, sender = context.Pipe(duplex=False)
+    first = context.Process(target=_retrain, args=(tmp_path, sender))
+    first.start()
+    assert receiver.poll(120)
+    second = context.Process(target=_retrain, args=(tmp_path,))
+    second.start()
+    first.join(0.5)
+    if first.is_alive():
+        os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    second.join(120)
+    # Where the first got as far as the run itself, the second was right to refuse: once more, alone.
+    if second.exitcode != 0:
+        _retrain(tmp_path)
+    experiment.run(tiny(tmp_path))
+    (base,) = (tmp_path / "bases").iterdir()
+    assert (base / "done.json").exists()
+    (run,) = [path for path in tmp_path.iterdir() if path.name != "bases"]
+    assert contents(run) == contents(finished)
+
+
+def test_an_interrupted_retraining_continues_to_the_same_bytes(finished, bases, tmp_path, monkeypatch):
+    from frl_repro import fitting
+
+    save = fitting.checkpoints.save_state
+
+    def save_and_stop(path, state):
+        save(path, state)
+        raise KeyboardInterrupt
+
+    config = tiny(tmp_path, base_dir=str(bases))
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting.checkpoints, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(config)
+    assert (config.folder / "state.pt").exists()
+    experiment.run(config)
+    assert contents(config.folder) == contents(finished)
+
+
+def test_the_policy_never_sees_the_test_split(finished, bases, tmp_path, monkeypatch):
+    """Other test labels change the test rows and nothing else: neither weights nor margins nor the trained model."""
+    load = experiment.load_dataset
+
+    def load_with_other_test_labels(config):
+        dataset = load(config)
+        return dataclasses.replace(
+            dataset, test=dataclasses.replace(dataset.test, labels=(dataset.test.labels + 1) % 3)
+        )
+
+    monkeypatch.setattr(experiment, "load_dataset", load_with_other_test_labels)
+    other = experiment.run(tiny(tmp_path, base_dir=str(bases)))
+    for name in ("policy.csv", "history.csv", "model.safetensors"):
+        assert (finished / name).read_bytes() == (other / name).read_bytes(), name
+    assert (finished / "classwise.csv").read_bytes() != (other / "classwise.csv").read_bytes()
+
+
+def test_a_policy_steered_by_test_images_is_noticed(finished, bases, tmp_path, monkeypatch):
+    """The check above is worth something: hand the test split to the policy and it fails."""
+    make = build.Steering
+    monkeypatch.setattr(build, "Steering", lambda **kwargs: make(**{**kwargs, "validation": leaked[0]}))
+    load = experiment.load_dataset
+    leaked = []
+
+    def load_and_leak(config):
+        dataset = load(config)
+        leaked[:] = [dataset.test]
+        return dataset
+
+    monkeypatch.setattr(experiment, "load_dataset", load_and_leak)
+    other = experiment.run(tiny(tmp_path, base_dir=str(bases)))
+    assert (finished / "policy.csv").read_bytes() != (other / "policy.csv").read_bytes()
+
+
+def test_validation_images_are_drawn_anew_for_each_update_and_stratified():
+    from frl_repro.data.synthetic import load_synthetic
+    from frl_repro.frl import Rules, new_policy
+
+    split, _ = load_synthetic(num_classes=3, num_train=36, num_test=3, seed=0)
+    seen = []
+
+    def measure(model, images, seed):
+        seen.append((images, seed))
+
+    steered = steering.Steering(
+        policy=new_policy("finetune", Rules(), num_classes=3),
+        validation=split,
+        measure=measure,
+        update_every=2,
+        num_images=12,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    before_step = steered.in_epoch(torch.nn.Identity(), 0)
+    for step in range(6):
+        before_step(step)
+    assert len(seen) == 3
+    assert len({seed for _, seed in seen}) == 3
+    for images, _ in seen:
+        assert torch.bincount(images.labels).tolist() == [4, 4, 4]
+    used = torch.cat([images.images for images, _ in seen]).flatten(1)
+    assert len(torch.unique(used, dim=0)) == len(torch.unique(split.images.flatten(1), dim=0))
+
+
+@pytest.mark.parametrize(("recipe", "follows"), [("report", True), ("report_code", False)])
+def test_every_attacked_sample_stays_within_its_own_classs_margin(recipe, follows, monkeypatch):
+    config = tiny("unused", "remargin", recipe)
+    used = {}
+
+    def watch(model, x, y, **settings):
+        used.update(settings)
+        return pgd(model, x, y, **settings)
+
+    monkeypatch.setattr(build, "pgd", watch)
+    model = build_model("lenet5", num_classes=3, image_shape=(1, 32, 32), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(30, 1, 32, 32, generator=generator), torch.arange(30) % 3
+    factors = torch.tensor([0.5, 1.0, 2.0])
+    from frl_repro.attacks import ascend
+
+    x_adv = build.training_attack(config, ascend)(model, x, y, factor=factors[y], generator=generator)
+    distance = (x_adv - x).abs().flatten(1).amax(1)
+    radius = config.retrain.attack.epsilon * factors[y]
+    assert (distance <= radius + 1e-6).all()
+    assert (distance > 0.9 * radius).all()  # each uses its own margin
+    step = torch.as_tensor(used["step_size"])
+    expected = config.retrain.attack.step_size * (factors[y] if follows else torch.ones(()))
+    assert torch.equal(step.expand(30), expected.expand(30))

@@ -1,0 +1,259 @@
+"""Tables of retraining: before and after, choosing a setting on validation, collecting, and their figures."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from frl_repro import collect_cli, plot_cli, records
+from frl_repro.errors import UserError
+from frl_repro.figures.before_after import before_after_figure, before_after_numbers
+from frl_repro.figures.grid import grid_figure, grid_numbers
+from frl_repro.figures.tradeoff import tradeoff_figure, tradeoff_numbers
+from frl_repro.figures.trajectory import trajectory_figure, trajectory_numbers
+from frl_repro.selection import best_setting, select_where, summary
+from test_figures import EPSILON, NAMES, bars, make_rows
+
+BASE = [(440, 890), (40, 120), (30, 90)]  # Shirt, Bag, Trouser: wrong of 1,000, natural and robust
+
+
+def run_rows(nat, bndy, *, seed=0, gain=None, validation_gain=None, method="reweight", recipe="report"):
+    """Rows of one retraining that takes ``gain`` natural and robust errors of 1,000 off Shirt."""
+    keys = {
+        "method": method,
+        "seed": seed,
+        "run_id": f"{method}-{recipe}-{nat}-{bndy}-{seed}",
+        "recipe": recipe,
+        "alpha_nat": float(nat),
+        "alpha_bndy": float(bndy),
+        "alpha_margin": None,
+    }
+    rows = []
+    gain = gain if gain is not None else (10 * nat, 10 * bndy)
+    for split, (natural, robust) in (("test", gain), ("validation", validation_gain or gain)):
+        rows += make_rows(**keys, split=split, epoch=0, errors=BASE)
+        after = [(BASE[0][0] - natural, BASE[0][1] - robust), *BASE[1:]]
+        rows += make_rows(**keys, split=split, epoch=10, errors=after)
+    return rows
+
+
+@pytest.fixture
+def grid():
+    return pd.DataFrame([row for n, b in itertools.product((1, 5), (1, 5)) for row in run_rows(n, b)])
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for nat, bndy, seed in itertools.product((1, 5), (1, 5), (0, 1)):
+        folder = tmp_path / "runs" / f"{nat}-{bndy}-{seed}"
+        folder.mkdir(parents=True)
+        rows = run_rows(nat, bndy, seed=seed, gain=(10 * nat + seed, 10 * bndy))
+        records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+        records.write_table(folder / "policy.csv", policy_rows(nat, bndy, seed), records.POLICY_COLUMNS)
+    return tmp_path / "runs"
+
+
+def policy_rows(nat, bndy, seed):
+    keys = {key: value for key, value in run_rows(nat, bndy, seed=seed)[0].items() if key in records.POLICY_COLUMNS}
+    return [
+        {
+            **keys,
+            "epoch": epoch,
+            "class_id": k,
+            "class_name": name,
+            "natural_error": 0.4 - 0.1 * k - 0.01 * epoch,
+            "boundary_error": 0.1 + 0.1 * k,
+            "weight_nat": 1 + 0.1 * epoch - 0.1 * k * epoch,
+            "weight_bndy": 1.0,
+            "margin": 16 / 255,
+        }
+        for epoch in (1, 2, 3)
+        for k, name in enumerate(NAMES)
+    ]
+
+
+def test_tables_of_retraining_are_read_back_as_written(tmp_path):
+    rows = run_rows(5, 1)
+    records.write_table(tmp_path / "classwise.csv", rows, records.CLASSWISE_HEADER)
+    table = records.read_classwise(tmp_path / "classwise.csv")
+    assert table["alpha_nat"].unique().tolist() == [5.0]
+    assert table["alpha_margin"].isna().all()
+    assert set(table["recipe"]) == {"report"}
+
+
+def test_tables_without_settings_get_empty_ones(tmp_path):
+    records.write_table(tmp_path / "classwise.csv", make_rows("natural"), records.CLASSWISE_COLUMNS)
+    table = records.read_classwise(tmp_path / "classwise.csv")
+    assert set(table["recipe"]) == {""}
+    assert table["alpha_nat"].isna().all()
+
+
+def test_before_after_table_is_made_for_people():
+    text = records.before_after_table(pd.DataFrame(run_rows(5, 1)))
+    lines = [line.split() for line in text.splitlines()]
+    assert ["class", "natural", "before", "natural", "after", "robust", "before", "robust", "after"] in lines
+    assert ["Shirt", "44.0*", "39.0*", "89.0*", "88.0*"] in lines
+    assert ["overall", "17.0", "15.3", "36.7", "36.3"] in lines
+    with pytest.raises(UserError, match="was not measured at epoch 0"):
+        records.before_after_table(pd.DataFrame(make_rows("natural")))
+
+
+def test_a_setting_is_chosen_on_validation_even_where_test_says_otherwise():
+    rows = run_rows(1, 1, gain=(300, 300), validation_gain=(0, 0)) + run_rows(
+        5, 1, gain=(0, 0), validation_gain=(50, 10)
+    )
+    table = summary(pd.DataFrame(rows), epsilon=EPSILON)
+    after = table[table["when"] == "after"]
+    for criterion in ("worst_robust", "worst_natural", "sum"):
+        assert best_setting(after[after["split"] == "validation"], criterion)["alpha_nat"] == 5
+    with pytest.raises(UserError, match="never on test images"):
+        best_setting(after[after["split"] == "test"], "sum")
+
+
+def test_criteria_may_disagree(grid):
+    rows = pd.concat([grid, pd.DataFrame(run_rows(10, 1, gain=(200, 0)))], ignore_index=True)
+    after = summary(rows, epsilon=EPSILON).query("when == 'after' and split == 'validation'")
+    assert best_setting(after, "worst_natural")["alpha_nat"] == 10
+    assert best_setting(after, "worst_robust")["alpha_bndy"] == 5
+
+
+def test_where_narrows_and_says_what_there_is(grid):
+    assert set(select_where(grid, "alpha_nat=5, alpha_bndy=1")["run_id"]) == {"reweight-report-5-1-0"}
+    with pytest.raises(UserError, match="no rows with alpha_nat=2; the tables have alpha_nat=1, 5"):
+        select_where(grid, "alpha_nat=2")
+    with pytest.raises(UserError, match="expected column=value; columns are run_id"):
+        select_where(grid, "alpha=2")
+
+
+def test_before_after_figure_shows_the_tables_numbers():
+    rows = pd.DataFrame(run_rows(5, 1) + run_rows(5, 1, seed=1, gain=(70, 10)))
+    arguments = {"method": "reweight", "command": "c", "epsilon": EPSILON, "attack": None}
+    figure = before_after_figure(rows, **arguments)
+    natural, robust = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["Natural error", "Robust error"]
+    np.testing.assert_allclose(bars(natural), [[0.44, 0.04, 0.03], [0.38, 0.04, 0.03]])
+    np.testing.assert_allclose(bars(robust)[1], [0.88, 0.12, 0.09])
+    assert any("Before and after reweight nat 5 bndy 1" in text.get_text() for text in figure.findobj(Text))
+    numbers = before_after_numbers(rows, **arguments).set_index(["when", "quantity", "class_name"])
+    assert numbers.loc[("after", "natural", "Shirt"), "sd"] == pytest.approx(0.02 / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (make_rows("natural"), "no run of method 'reweight': run `the command`"),
+        (run_rows(1, 1) + run_rows(5, 1), r"under 2 settings \(reweight nat 1 bndy 1; reweight nat 5 bndy 1\)"),
+        (
+            run_rows(1, 1) + [{**row, "run_id": "copy"} for row in run_rows(1, 1)],
+            r"several runs with seed 0 \(copy, reweight-report-1-1-0\)",
+        ),
+        ([row for row in run_rows(1, 1) if row["epoch"]], "not measured at epoch 0"),
+        (run_rows(1, 1) + run_rows(1, 1, recipe="paper"), r"reweight nat 1 bndy 1 \(paper\)"),
+    ],
+)
+def test_before_after_says_what_it_cannot_show(rows, message):
+    with pytest.raises(UserError, match=message):
+        before_after_numbers(
+            pd.DataFrame(
+                [{"recipe": "", "alpha_nat": None, "alpha_bndy": None, "alpha_margin": None, **r} for r in rows]
+            ),
+            method="reweight",
+            command="the command",
+            epsilon=EPSILON,
+            attack=None,
+        )
+
+
+def test_grid_shows_test_errors_and_frames_what_validation_prefers(grid):
+    numbers = grid_numbers(grid, epsilon=EPSILON, attack=None)
+    assert len(numbers) == 4
+    (chosen,) = numbers[numbers["is_chosen"]].to_dict("records")
+    assert (chosen["alpha_nat"], chosen["alpha_bndy"]) == (5, 5)
+    figure = grid_figure(grid, epsilon=EPSILON, attack=None)
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert shown == ["43.0", "43.0", "39.0", "39.0"]
+    (frame,) = figure.axes[0].patches
+    assert (frame.get_x() + 0.47, frame.get_y() + 0.47) == pytest.approx((1, 1))
+
+
+def test_grid_needs_a_grid(grid):
+    with pytest.raises(UserError, match="the tables have none: run"):
+        grid_numbers(grid[grid["alpha_nat"] == 1], epsilon=EPSILON, attack=None)
+    with pytest.raises(UserError, match="no validation rows to choose"):
+        grid_numbers(grid[grid["split"] == "test"], epsilon=EPSILON, attack=None)
+    with pytest.raises(UserError, match="hold no retraining"):
+        grid_numbers(pd.DataFrame(make_rows("natural")).assign(recipe=""), epsilon=EPSILON, attack=None)
+
+
+def test_tradeoff_has_a_point_for_each_run_and_one_for_each_base(grid):
+    numbers = tradeoff_numbers(grid, epsilon=EPSILON, attack=None)
+    assert numbers["label"].value_counts().to_dict() == {"reweight": 4, "before retraining": 1}
+    before = numbers[numbers["label"] == "before retraining"].iloc[0]
+    assert before["worst_class_robust_accuracy"] == pytest.approx(0.11)
+    figure = tradeoff_figure(grid, epsilon=EPSILON, attack=None)
+    assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == 5
+
+
+def test_trajectory_draws_what_moved_and_colours_the_classes_that_began_worst():
+    rows = pd.DataFrame(policy_rows(5, 1, 0) + policy_rows(5, 1, 1))
+    numbers = trajectory_numbers(rows)
+    assert len(numbers) == 3 * 3
+    figure = trajectory_figure(rows)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert titles == ["Natural error (validation)", "Boundary error (validation)", "Weight of the natural loss"]
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["other classes", "Shirt", "Trouser"]
+    with pytest.raises(UserError, match="one setting, the tables have reweight nat 1 bndy 1; reweight nat 5 bndy 1"):
+        trajectory_numbers(pd.DataFrame(policy_rows(5, 1, 0) + policy_rows(1, 1, 0)))
+
+
+def test_every_figure_is_drawn_by_the_command(runs, tmp_path, capsys):
+    where = "where=alpha_nat=5,alpha_bndy=1"
+    for figure, extra in (("2", [where]), ("grid", []), ("trajectory", [where]), ("tradeoff", [])):
+        assert plot_cli.main([f"figure={figure}", f"runs={runs}", f"out={tmp_path / 'o'}", "formats=svg", *extra]) == 0
+    names = {"figure2", "grid", "trajectory", "tradeoff"}
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {f"{n}.{end}" for n in names for end in ("svg", "csv")}
+    capsys.readouterr()
+
+
+def test_collect_prints_settings_grid_and_choice_and_writes_a_table(runs, tmp_path, capsys):
+    out = tmp_path / "all.csv"
+    assert collect_cli.main([f"runs={runs}", f"out={out}"]) == 0
+    text = capsys.readouterr().out
+    lines = [line.split("  ") for line in text.splitlines()]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert ["reweight nat 5 bndy 1", "2", "15.3 (0.0)", "36.3 (0.0)", "39.0 (0.1)", "88.0 (0.0)"] in cells
+    assert "best reweight by validation:\n  worst_robust  reweight nat 1 bndy 5" in text
+    assert "  worst_natural reweight nat 5 bndy 1" in text
+    assert "  sum           reweight nat 5 bndy 5" in text
+    assert "alpha_nat \\ alpha_bndy     1     5" in text
+    table = pd.read_csv(out)
+    assert len(table) == 8 * 2 * 2  # runs, splits, before and after
+    assert {"run_id", "alpha_nat", "when", "worst_class_robust_error_name"} <= set(table.columns)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("run=x", "unknown key 'run', did you mean 'runs'?"),
+        ("runs=/nowhere", "nothing found at '/nowhere'"),
+        ("where=alpha=1", "where='alpha=1': expected column=value"),
+        ("epsilon=7", "epsilon=7 is outside [0, 1]"),
+    ],
+)
+def test_collect_refuses_in_one_line(runs, capsys, argument, message):
+    arguments = [argument] if argument.startswith("run") else [f"runs={runs}", argument]
+    assert collect_cli.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {message}")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_collect_help_names_every_key(capsys):
+    assert collect_cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("runs", "epsilon", "attack", "where", "out"):
+        assert f"\n  {word}" in text
