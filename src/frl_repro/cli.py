@@ -313,7 +313,10 @@ def _refuse_ignored(job: Sequence[str], config_name: str, kind: Kind) -> None:
     for key in dotted:
         if any(key in keys for keys in methods.values()):
             chosen = f"frl={choices['frl']} recipe={choices['recipe']}"
-            known = [method for method, keys in methods.items() if key in keys]
+            readers = [method for method, keys in methods.items() if key in keys]
+            # The other methods of this recipe say enough; where there are none, all that read the key.
+            recipe = f"recipe={choices['recipe']}"
+            known = [method for method in readers if method.endswith(f" {recipe}")] or readers
         else:
             group = key.split(".", 1)[0]
             chosen, known = f"{group}={choices.get(group)}", all_keys(kind)[key]

@@ -12,6 +12,7 @@ from pathlib import Path
 _KEY = re.compile(r"(?P<key>[a-z_]+): (?P<value>.+?)(?:  # (?P<comment>.*))?")
 
 _COLUMN = 42  # where explanations start
+_FULLEST = "combined"  # the method whose settings under the default recipe are all there are
 
 _TRAIN = """\
 frl_repro trains image classifiers naturally or adversarially and measures natural, boundary and robust error by class.
@@ -26,6 +27,7 @@ Examples
   {program} attack.epsilon=4/255 trainer.num_epochs=5
   {program} -m seed=0,1,2 attack=none,pgd      six runs
   {program} -m experiment=exp1                 Experiment 1 of the report
+  {program} frl=reweight alpha.nat=5           Fair Robust Learning from the adversarially trained model
   {program} dataset=synthetic trainer.num_epochs=1   a trial in seconds, without data
 
 Numbers may be written as fractions (8/255). A run's folder is named after its settings: the same command skips a
@@ -84,10 +86,31 @@ def help_text(config_dir: Path, config_name: str, program: str) -> str:
         for path in sorted((config_dir / group).glob("*.yaml"), key=lambda p: (p.stem != default, p.stem)):
             text = path.read_text(encoding="utf-8")
             lines += _aligned(f"  {group}={path.stem}", _headline(text))
-            if group != "experiment":
+            if group not in ("experiment", "sweep"):
                 lines += _key_lines(text, f"{group}.")
         sections.append("\n".join(lines))
+    if "recipe" in defaults:
+        sections.append("\n".join(_method_lines(config_dir / "retrain")))
     return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
+
+
+def _method_lines(retrain: Path) -> list[str]:
+    """Return what each method does under each recipe, and every key of the one that has most."""
+    lines = ["Settings of a method under a recipe (conf/retrain/<recipe>/<frl>.yaml)"]
+    for path in sorted(retrain.glob("*/*.yaml")):
+        if path.stem != "none":
+            text = path.read_text(encoding="utf-8")
+            lines += _aligned(f"  frl={path.stem} recipe={path.parent.name}", _headline(text))
+    lines.append(f"  keys and defaults of frl={_FULLEST} recipe=report; others have part of them")
+    parents: list[str] = []
+    for line in (retrain / "report" / f"{_FULLEST}.yaml").read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"(?P<indent> *)(?P<key>[a-z_]+):(?: (?P<value>.+?))?(?:  # (?P<comment>.*))?", line)
+        if match is None or match["key"] == "name":
+            continue
+        parents = [*parents[: len(match["indent"]) // 2], match["key"]]
+        if match["value"] is not None:
+            lines += _aligned(f"    {'.'.join(parents)}={match['value']}", match["comment"] or "")
+    return lines
 
 
 def _headline(text: str) -> str:

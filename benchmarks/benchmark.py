@@ -1,0 +1,282 @@
+"""What docs/performance.md quotes: image-steps per second, epochs, evaluation, memory; one run on one machine.
+
+    python benchmarks/benchmark.py out=docs/performance            # everything: about 10 minutes on two cores
+    python benchmarks/benchmark.py out=/tmp/b parts=attacks repeats=5
+
+An image-step is one forward and one input-gradient pass of one image: what an attack's step costs. Every number is the
+median of several short repetitions, taken in turns, so that a slow moment of the machine meets all contestants alike;
+compare ratios, not seconds. torchattacks is optional: `pip install --no-deps torchattacks`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import torch
+
+from frl_repro import objectives, streams
+from frl_repro.attacks import pgd
+from frl_repro.backends import choose_backend
+from frl_repro.data import Split, batch_to_float
+from frl_repro.keyvalue import parse_arguments
+from frl_repro.models import build_model
+from frl_repro.native import lenet5
+from frl_repro.trainer import train_epoch
+
+FLOP_PER_IMAGE_STEP = 2 * 2 * (117_600 + 240_000 + 48_000 + 10_080 + 840)  # multiply-adds of both passes, K = 10
+BATCHES = "50,100,1000,10000"
+EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 20
+MATRIX_SIDE = 1024
+CPU = torch.device("cpu")
+_KEYS = {
+    "out": "name of the files to write, without ending   [none]",
+    "repeats": "repetitions of each measurement   [15]",
+    "threads": "processor threads   [all]",
+    "batches": "comma-separated batch sizes   [50,100,1000,10000]",
+    "parts": "comma-separated choice of attacks, epochs   [attacks,epochs]",
+}
+
+
+def main() -> int:
+    """Measure, print a table, write JSON and a plot."""
+    given = parse_arguments(sys.argv[1:], _KEYS)
+    repeats = int(given.get("repeats", 15))
+    torch.set_num_threads(int(given.get("threads", os.cpu_count() or 1)))
+    torch.manual_seed(0)
+    parts = given.get("parts", "attacks,epochs").split(",")
+    result: dict[str, Any] = {"machine": machine(), "matrix_product_gflops": matrix_product(repeats)}
+    if "attacks" in parts:
+        batches = [int(batch) for batch in given.get("batches", BATCHES).split(",")]
+        result["attacks"] = attacks(batches, repeats)
+        result["native_against_threads"] = against_threads(repeats)
+    if "epochs" in parts:
+        result["epochs"] = epochs()
+    result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    text = report(result)
+    print(text)
+    if "out" in given:
+        path = Path(given["out"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if "attacks" in result:
+            plot(result, path.with_suffix(".png"))
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, threads and versions."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "avx512": "avx512f" in flags,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lanes": lenet5.library().frl_lanes(),
+    }
+
+
+def in_turns(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of each repetition; contestants take turns, after one call each to warm up."""
+    for call in contestants.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, call in contestants.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def matrix_product(repeats: int) -> float:
+    """Return the speed of a float32 matrix product in GFLOP/s: what the processor can do."""
+    a, b = torch.randn(MATRIX_SIDE, MATRIX_SIDE), torch.randn(MATRIX_SIDE, MATRIX_SIDE)
+    seconds = in_turns({"product": lambda: a @ b}, 4 * repeats)["product"]
+    return 2 * MATRIX_SIDE**3 / statistics.median(seconds) / 1e9
+
+
+def attack_with(name: str, model: torch.nn.Module, num_steps: int) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+    """Return PGD from the clean image by one of the contestants."""
+    if name in ("native", "torch"):
+        backend = choose_backend(name, model, CPU)
+        settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "num_steps": num_steps, "use_random_start": False}
+        return lambda x, y: pgd(model, x, y, ascend=backend.ascend, **settings)  # type: ignore[arg-type]
+    if name == "foolbox":
+        import foolbox
+
+        wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1))
+        attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=num_steps, random_start=False)
+        return lambda x, y: attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=EPSILON)
+    import torchattacks
+
+    return torchattacks.PGD(model, eps=EPSILON, alpha=STEP_SIZE, steps=num_steps, random_start=False)
+
+
+def attacks(batches: Sequence[int], repeats: int) -> dict[str, dict[str, float]]:
+    """Return microseconds per image-step, batch size to contestant; and native's share of the matrix product."""
+    model = build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=0)
+    names = [
+        name for name in ("native", "torch", "foolbox", "torchattacks") if name in ("native", "torch") or found(name)
+    ]
+    a = torch.randn(MATRIX_SIDE, MATRIX_SIDE)
+    table: dict[str, dict[str, float]] = {}
+    for batch in batches:
+        # A step costs the same whichever it is: the slow ones take fewer of them on large batches.
+        num_steps = {name: NUM_STEPS if batch * (1 if name == "native" else 10) <= 1000 else 2 for name in names}
+        x, y = torch.rand(batch, 1, 32, 32), torch.randint(10, (batch,))
+        calls = {name: attack_with(name, model, num_steps[name]) for name in names}
+        contestants: dict[str, Callable[[], Any]] = {n: functools.partial(call, x, y) for n, call in calls.items()}
+        contestants["product"] = lambda: a @ a
+        seconds = in_turns(contestants, repeats if batch <= 1000 else max(3, repeats // 4))
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        row = {name: 1e6 * median[name] / batch / num_steps[name] for name in names}
+        peak = 2 * MATRIX_SIDE**3 / median["product"]
+        row["share_of_peak"] = FLOP_PER_IMAGE_STEP / (1e-6 * row["native"]) / peak
+        fastest = min(seconds["native"]) / batch / num_steps["native"]
+        row["share_of_peak_best"] = FLOP_PER_IMAGE_STEP / fastest / (2 * MATRIX_SIDE**3 / min(seconds["product"]))
+        table[str(batch)] = row
+    return table
+
+
+def found(package: str) -> bool:
+    """Return whether a contestant is installed."""
+    return importlib.util.find_spec(package) is not None
+
+
+def against_threads(repeats: int) -> dict[str, float]:
+    """Return native microseconds per image-step at batch 1,000 for each number of threads."""
+    model = build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=0)
+    x, y = torch.rand(1000, 1, 32, 32), torch.randint(10, (1000,))
+    before, table = torch.get_num_threads(), {}
+    for threads in range(1, before + 1):
+        torch.set_num_threads(threads)
+        call = attack_with("native", model, 4)
+        seconds = in_turns({"native": lambda call=call: call(x, y)}, repeats)["native"]  # type: ignore[misc]
+        table[str(threads)] = 1e6 * statistics.median(seconds) / 1000 / 4
+    torch.set_num_threads(before)
+    return table
+
+
+def epochs() -> dict[str, dict[str, float]]:
+    """Return seconds of one natural epoch, one adversarial epoch (half attacked) and one evaluation at 8/255.
+
+    As many images as Fashion-MNIST has, random pixels: the work does not depend on what they show.
+    """
+    images = torch.randint(256, (60_000, 1, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(60_000) % 10
+    return {name: epochs_with(name, images, labels) for name in ("native", "torch")}
+
+
+def epochs_with(name: str, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Return the seconds of one backend."""
+    model = build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=0)
+    backend = choose_backend(name, model, CPU)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    settings = {"step_size": STEP_SIZE, "num_steps": NUM_STEPS, "ascend": backend.ascend}
+
+    def attack(model: Any, x: Any, y: Any, *, generator: Any, epsilon: float = EPSILON, factor: Any = None) -> Any:
+        assert factor is None
+        return pgd(model, x, y, epsilon=epsilon, generator=generator, **settings)  # type: ignore[arg-type]
+
+    def epoch(split: Split, objective: Any) -> float:
+        started = time.perf_counter()
+        train_epoch(
+            model,
+            optimizer,
+            split,
+            objective=objective,
+            attack=attack,
+            forward=backend.forward,
+            batch_size=100,
+            order_generator=streams.generator(0, "order"),
+            attack_generator=streams.generator(0, "attack"),
+        )
+        return time.perf_counter() - started
+
+    train, adversarial = Split(images=images, labels=labels), functools.partial(objectives.mixed, fraction=0.5)
+    epoch(Split(images=images[:200], labels=labels[:200]), adversarial)  # imports and compiles what is needed
+    row = {"natural epoch": epoch(train, objectives.natural), "adversarial epoch": epoch(train, adversarial)}
+    # Every image attacked, as if none were wrong from the start.
+    x = batch_to_float(images[:10_000])
+    started = time.perf_counter()
+    for batch in x.split(500):  # type: ignore[no-untyped-call]
+        predicted = backend.logits(model, batch).argmax(1)
+        backend.logits(model, attack(model, batch, predicted, generator=streams.generator(0, "attack")))
+    row["evaluation of 10,000"] = time.perf_counter() - started
+    return row
+
+
+def report(result: dict[str, Any]) -> str:
+    """Return the result as Markdown."""
+    m = result["machine"]
+    lines = [
+        f"{m['processor']}, {m['threads']} of {m['cores']} cores, {m['lanes']} lanes, torch {m['torch']}, "
+        f"Python {m['python']}; matrix product {result['matrix_product_gflops']:.0f} GFLOP/s; "
+        f"peak memory {result['peak_memory_mb']} MB",
+        "",
+    ]
+    if "attacks" in result:
+        names = [name for name in next(iter(result["attacks"].values())) if not name.startswith("share")]
+        lines += [
+            "PGD, microseconds per image-step (in brackets: times native)",
+            "",
+            "| batch | " + " | ".join(names) + " | native, share of the matrix product | of the best repetitions |",
+            "|---" * (len(names) + 3) + "|",
+        ]
+        for batch, row in result["attacks"].items():
+            cells = [f"{row[n]:.1f}" + (f" ({row[n] / row['native']:.1f})" if n != "native" else "") for n in names]
+            shares = f"{100 * row['share_of_peak']:.0f} % | {100 * row['share_of_peak_best']:.0f} %"
+            lines.append(f"| {int(batch):,} | " + " | ".join(cells) + f" | {shares} |")
+        threads = ", ".join(f"{n}: {us:.1f}" for n, us in result["native_against_threads"].items())
+        lines += ["", f"native at batch 1,000, microseconds per image-step by threads: {threads}", ""]
+    if "epochs" in result:
+        lines += ["| seconds | native | torch | ratio |", "|---|---|---|---|"]
+        for what, native in result["epochs"]["native"].items():
+            other = result["epochs"]["torch"][what]
+            lines.append(f"| {what} | {native:.1f} | {other:.1f} | {other / native:.1f} |")
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw image-steps per second against the batch size."""
+    from matplotlib.figure import Figure
+
+    from frl_repro.figures.style import COLUMN_WIDTH, paper_style
+
+    with paper_style():
+        figure = Figure(figsize=(COLUMN_WIDTH, 2.3), layout="constrained")
+        axes = figure.subplots()
+        names = [name for name in next(iter(result["attacks"].values())) if not name.startswith("share")]
+        for name, marker in zip(names, "osD^", strict=False):
+            batches = [int(batch) for batch in result["attacks"]]
+            speed = [1e6 / row[name] for row in result["attacks"].values()]
+            axes.plot(batches, speed, marker=marker, markersize=4, linewidth=1, label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("Images in a batch")
+        axes.set_ylabel("Image-steps per second")
+        axes.set_title(f"PGD on LeNet-5, {result['machine']['threads']} cores")
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=200)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
