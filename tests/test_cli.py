@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,29 @@ def test_completion_offers_groups_and_keys_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["attack=fgsm", "attack=none", "attack=pgd", "attack=trades"]
+
+
+@pytest.mark.slow
+def test_a_parallel_grid_that_is_killed_and_started_again_trains_one_base_and_repeats_nothing(in_tmp):
+    """Sixteen jobs on two workers; SIGKILL once some are done, then the same command again."""
+    command = [
+        sys.executable, str(ROOT / "train.py"), "-m", "frl=reweight", "sweep=alpha_grid", "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2", "retrain.trainer.num_epochs=1", "retrain.trainer.batch_size=30",
+        "retrain.attack.num_steps=2", "frl.num_validation=12", "frl.num_steps=2", "dataset.validation_fraction=0.25",
+        *[argument.replace("num_train=90", "num_train=120") for argument in TINY],
+    ]  # fmt: skip
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    outputs = in_tmp / "outputs"
+    deadline = time.monotonic() + 300
+    while len(list(outputs.glob("*/done.json"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first.kill()
+    first.wait()
+    stamps = {path: path.stat().st_mtime_ns for path in outputs.glob("*/done.json")}
+    assert 5 <= len(stamps) < 16
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert len(list(outputs.glob("*/done.json"))) == 16
+    assert len(list((outputs / "bases").iterdir())) == 1
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert not (outputs / "failed.json").exists()

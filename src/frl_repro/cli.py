@@ -50,10 +50,14 @@ def evaluate_main() -> int:
 
 
 def _train(composed: dict[str, Any], command: str) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from frl_repro.config import RunConfig, parse
     from frl_repro.experiment import run
 
-    run(parse(composed, RunConfig), command=command)
+    # A killed sweep may leave a worker that ends its job: the repeated sweep waits for it instead of failing.
+    run(parse(composed, RunConfig), command=command, wait=HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def _evaluate(composed: dict[str, Any], command: str) -> None:

@@ -92,7 +92,7 @@ def run(config: RunConfig, *, command: str = "", wait: bool = False) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     with _only_process(folder, wait=wait):
-        if wait and folder_status(folder, config) == "finished":
+        if wait and not config.keys.force and folder_status(folder, config) == "finished":
             return folder  # the other process did it
         return _run_in_folder(bench, status, start, command)
 
