@@ -9,6 +9,7 @@ Hydra, OmegaConf and torch are imported inside functions: ``--help`` and complet
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import json
 import os
@@ -226,8 +227,9 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
             _refuse_sweeps_of_sweeps(overrides, config_name)
             hydra_settings = compose(config_name, fixed, return_hydra_config=True).hydra
             swept = parser.parse_overrides([f"{k}={v}" for k, v in (hydra_settings.sweeper.params or {}).items()])
+            choices_of = functools.cache(functools.partial(_choices, config_name))
             for job in _jobs(overrides, swept, is_sweep=is_sweep):
-                _refuse_ignored(job, config_name, kind)
+                _refuse_ignored(job, choices_of, kind)
                 composed = OmegaConf.to_container(compose(config_name, list(job)), resolve=True)
                 assert isinstance(composed, dict)
                 parse({str(key): value for key, value in composed.items()}, kind)
@@ -301,18 +303,26 @@ def _check_override(override: Override, kind: Kind) -> None:
         raise UserError(f"{override.input_line}: {key} exists already, write it without +")
 
 
-def _refuse_ignored(job: Sequence[str], config_name: str, kind: Kind) -> None:
-    """Refuse a key that exists but that the job's choice of its group, or its method, does not read."""
+def _choices(config_name: str, choosing: tuple[str, ...]) -> dict[str, str]:
+    """Return the choice of every group under overrides that choose groups."""
     from hydra import compose
 
+    return dict(compose(config_name, list(choosing), return_hydra_config=True).hydra.runtime.choices)
+
+
+def _refuse_ignored(job: Sequence[str], choices_of: Callable[[tuple[str, ...]], dict[str, str]], kind: Kind) -> None:
+    """Refuse a key that exists but that the job's choice of its group, or its method, does not read."""
     from frl_repro.config import all_keys, method_keys
 
     given = [text.split("=", 1)[0].lstrip("+") for text in job]
     dotted = [key for key in given if "." in key and not key.startswith("hydra.")]
     if not dotted:
         return
-    choosing = [text for text in job if "." not in text.split("=", 1)[0]]
-    choices = compose(config_name, choosing, return_hydra_config=True).hydra.runtime.choices
+    # Seeds and the like choose no group: jobs that differ in them share one answer.
+    choosing = [
+        text for text in job if "." not in text.split("=", 1)[0] and text.split("=", 1)[0] not in all_keys(kind)
+    ]
+    choices = choices_of(tuple(choosing))
     methods = method_keys() if "frl" in choices else {}
     for key in dotted:
         if any(key in keys for keys in methods.values()):

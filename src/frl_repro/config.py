@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -564,6 +565,7 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
     return keys
 
 
+@functools.cache
 def method_keys() -> dict[str, set[str]]:
     """Return the keys that each method has under each recipe, ``"frl=reweight recipe=report"`` to dotted keys."""
     methods = {}
