@@ -26,7 +26,7 @@ _HIGHLIGHTS = (ORANGE, BLUE)
 
 
 def trajectory_figure(df: DataFrame) -> Figure:
-    """One line a class over epochs, means over seeds; the classes that were worst at first are drawn in colour.
+    """One line a class over epochs, means over seeds; the classes that are worst at the end are drawn in colour.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def trajectory_figure(df: DataFrame) -> Figure:
     shown = [name for name in _PANELS if numbers[name].notna().any() and numbers[name].nunique() > 1]
     if not shown:
         raise UserError("this policy never moved: there is nothing to draw")
-    coloured = _worst_at_first(numbers)
+    coloured = _worst_at_last(numbers)
     with paper_style():
         num_rows = -(-len(shown) // 2)
         figure = Figure(figsize=(COLUMN_WIDTH, 0.6 + 1.15 * num_rows), layout="constrained")
@@ -80,13 +80,12 @@ def trajectory_numbers(df: DataFrame) -> DataFrame:
     return grouped.mean().reset_index()
 
 
-def _worst_at_first(numbers: DataFrame) -> list[str]:
-    first = numbers[numbers["epoch"] == numbers["epoch"].min()]
-    worst = []
-    for quantity in ("natural_error", "boundary_error"):
-        if first[quantity].notna().any():
-            worst.append(str(first.loc[first[quantity].idxmax(), "class_name"]))
-    return list(dict.fromkeys(worst))
+def _worst_at_last(numbers: DataFrame) -> list[str]:
+    """The classes with the largest robust error after the last epoch, as many as there are highlights."""
+    last = numbers[numbers["epoch"] == numbers["epoch"].max()]
+    robust = (last["natural_error"] + last["boundary_error"]).fillna(0)
+    worst = last.loc[robust.nlargest(len(_HIGHLIGHTS)).index, "class_name"]
+    return [str(name) for name in worst]
 
 
 def _draw(axes: Axes, numbers: DataFrame, name: str, coloured: list[str]) -> None:
