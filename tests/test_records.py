@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frl_repro import records
+from frl_repro import records, text_tables
 from frl_repro.errors import UserError
 from frl_repro.records import CLASSWISE_COLUMNS
 
@@ -293,7 +293,7 @@ def test_overall_keeps_evaluations_apart(tmp_path):
 def test_class_table_for_people(tmp_path):
     wider = records.classwise_rows({**KEYS, "epsilon": 16 / 255}, NAMES, COUNT, NATURAL, [680, 3, 0])
     df = records.read_classwise(write(tmp_path / "t.csv", make_rows(epoch=1) + make_rows() + wider))
-    assert records.class_table(df) == (
+    assert text_tables.class_table(df) == (
         "run-a: errors in percent, test split, epoch 2, 1010 samples (* worst class)\n"
         "class    natural  boundary  robust  boundary  robust\n"
         "                    pgd-20  pgd-20    pgd-20  pgd-20\n"
@@ -311,10 +311,10 @@ def test_class_table_shows_one_run_and_its_split(tmp_path):
     rows = make_rows(split="validation") + make_rows(run_id="run-b", split="validation")
     df = records.read_classwise(write(tmp_path / "t.csv", rows))
     with pytest.raises(UserError, match="shows one run, got 2: run-a, run-b"):
-        records.class_table(df)
+        text_tables.class_table(df)
     with pytest.raises(UserError, match="no rows with split='test'"):
-        records.class_table(df[df["run_id"] == "run-a"])
-    assert "validation split" in records.class_table(df[df["run_id"] == "run-a"], split="validation")
+        text_tables.class_table(df[df["run_id"] == "run-a"])
+    assert "validation split" in text_tables.class_table(df[df["run_id"] == "run-a"], split="validation")
 
 
 def test_json_is_sorted_and_ends_with_a_newline(tmp_path):

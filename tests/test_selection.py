@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from frl_repro import collect_cli, plot_cli, records
+from frl_repro import collect_cli, plot_cli, records, text_tables
 from frl_repro.errors import UserError
 from frl_repro.figures.before_after import before_after_figure, before_after_numbers
 from frl_repro.figures.grid import grid_figure, grid_numbers
@@ -91,13 +91,13 @@ def test_tables_without_settings_get_empty_ones(tmp_path):
 
 
 def test_before_after_table_is_made_for_people():
-    text = records.before_after_table(pd.DataFrame(run_rows(5, 1)))
+    text = text_tables.before_after_table(pd.DataFrame(run_rows(5, 1)))
     lines = [line.split() for line in text.splitlines()]
     assert ["class", "natural", "before", "natural", "after", "robust", "before", "robust", "after"] in lines
     assert ["Shirt", "44.0*", "39.0*", "89.0*", "88.0*"] in lines
     assert ["overall", "17.0", "15.3", "36.7", "36.3"] in lines
     with pytest.raises(UserError, match="was not measured at epoch 0"):
-        records.before_after_table(pd.DataFrame(make_rows("natural")))
+        text_tables.before_after_table(pd.DataFrame(make_rows("natural")))
 
 
 def test_a_setting_is_chosen_on_validation_even_where_test_says_otherwise():

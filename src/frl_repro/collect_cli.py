@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frl_repro.errors import UserError
 from frl_repro.helptext import program_name
-from frl_repro.keyvalue import parse_arguments, parse_epsilon
+from frl_repro.keyvalue import parse_epsilon, run, usage_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,20 +26,11 @@ _GRIDS = (("alpha_nat", "alpha_bndy"), ("alpha_nat", "alpha_margin"))
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Gather what ``argv`` (default: the command line) asks for; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(_usage())
-        return 0
-    try:
-        sys.stdout.write(_collect(parse_arguments(arguments, _KEYS)))
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return run(argv, keys=_KEYS, usage=_usage, act=_collect)
 
 
 def _collect(given: dict[str, str]) -> str:
-    from frl_repro.records import find_tables, read_classwise, write_table
+    from frl_repro.records import find_tables, read_classwise, write_frame
     from frl_repro.selection import CRITERIA, best_setting, by_setting, select_where, setting_name, summary
 
     df = select_where(read_classwise(find_tables(given.get("runs", "outputs"))), given.get("where", ""))
@@ -50,8 +39,7 @@ def _collect(given: dict[str, str]) -> str:
     if "out" in given:
         path = Path(given["out"]).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = runs.astype(object).where(runs.notna(), None).to_dict("records")
-        write_table(path, [{str(k): v for k, v in row.items()} for row in rows], list(runs.columns))
+        write_frame(path, runs)
 
     text = []
     after = runs[runs["when"] == "after"]
@@ -80,6 +68,7 @@ def _at(epsilon: float) -> str:
 
 def _table(part: DataFrame, *, title: str) -> str:
     from frl_repro.selection import setting_name
+    from frl_repro.text_tables import aligned
 
     columns = [["setting", *(setting_name(row) for _, row in part.iterrows())]]
     columns.append(["seeds", *(str(n) for n in part["num_seeds"])])
@@ -91,11 +80,13 @@ def _table(part: DataFrame, *, title: str) -> str:
                 for m, s in zip(mean, sd, strict=True)
             ]
             columns.append([f"{label} {quantity}", *cells])
-    return f"{title}\n{_aligned(columns)}"
+    return f"{title}\n{aligned(columns)}\n"
 
 
 def _grid(candidates: DataFrame, axes: tuple[str, str]) -> str:
     """The worst-class errors on validation as a table, where two alphas vary."""
+    from frl_repro.text_tables import aligned
+
     row_name, column_name = axes
     complete = candidates.dropna(subset=list(axes))
     if complete.empty or min(complete[name].nunique() for name in axes) < 2:
@@ -106,28 +97,19 @@ def _grid(candidates: DataFrame, axes: tuple[str, str]) -> str:
         columns = [[f"{row_name} \\ {column_name}", *(f"{value:g}" for value in pivot.index)]]
         for value in pivot.columns:
             columns.append([f"{value:g}", *(f"{100 * v:.1f}" if not math.isnan(v) else "-" for v in pivot[value])])
-        text.append(f"worst-class {quantity} error in percent, validation split\n{_aligned(columns)}")
+        text.append(f"worst-class {quantity} error in percent, validation split\n{aligned(columns)}\n")
     return "\n".join(text)
-
-
-def _aligned(columns: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in zip(*columns, strict=True)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) + "\n"
 
 
 def _usage() -> str:
     program = program_name()
-    keys = "\n".join(f"  {key:<9}{meaning}" for key, meaning in _KEYS.items())
-    return (
-        "Gather the tables (classwise.csv) of finished runs: errors by setting, the best setting by validation.\n\n"
-        f"usage: {program} [key=value ...]\n\nkeys   [default]\n{keys}\n\nexamples\n"
+    examples = (
         f"  {program} runs=outputs/exp2\n"
-        f"  {program} runs=outputs where=method=reweight epsilon=8/255 out=outputs/reweight.csv\n"
+        f"  {program} runs=outputs where=method=reweight epsilon=8/255 out=outputs/reweight.csv"
+    )
+    return usage_text(
+        "Gather the tables (classwise.csv) of finished runs: errors by setting, the best setting by validation.",
+        program=program,
+        keys=_KEYS,
+        sections={"examples": examples},
     )

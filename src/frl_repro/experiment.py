@@ -18,7 +18,7 @@ from typing import Literal
 
 from safetensors.torch import save_file
 
-from frl_repro import checkpoints, records
+from frl_repro import checkpoints, records, text_tables
 from frl_repro.atomic import TEMPORARY_PATTERN, replacing
 from frl_repro.backends import choose_backend
 from frl_repro.config import RunConfig, to_dict
@@ -217,7 +217,7 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
 def show_result(folder: Path) -> None:
     """Log the class table of a finished run; before and after for retraining."""
     table = records.read_classwise([folder / CLASSWISE_FILE])
-    shown = records.before_after_table(table) if (table["epoch"] == 0).any() else records.class_table(table)
+    shown = text_tables.before_after_table(table) if (table["epoch"] == 0).any() else text_tables.class_table(table)
     LOGGER.info("%s", shown)
 
 

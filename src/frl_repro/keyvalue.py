@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from typing import TYPE_CHECKING
 
 from frl_repro.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+
+def run(
+    argv: Sequence[str] | None,
+    *,
+    keys: Mapping[str, str],
+    usage: Callable[[], str],
+    act: Callable[[dict[str, str]], str],
+) -> int:
+    """Do what a command line asks for and return the exit code; a mistake is one line on stderr and code 1.
+
+    Parameters
+    ----------
+    argv
+        Arguments; None for those of the process.
+    keys
+        Known keys and what they take.
+    usage
+        Makes the text of ``--help``.
+    act
+        Takes the given values by key, returns the text for stdout.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(usage())
+        return 0
+    try:
+        sys.stdout.write(act(parse_arguments(arguments, keys)))
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def usage_text(summary: str, *, program: str, keys: Mapping[str, str], sections: Mapping[str, str]) -> str:
+    """Return a usage text: what the program does, its keys, then titled sections."""
+    key_lines = "\n".join(f"  {key:<9}{meaning}" for key, meaning in keys.items())
+    text = f"{summary}\n\nusage: {program} [key=value ...]\n\nkeys   [default]\n{key_lines}\n"
+    return text + "".join(f"\n{title}\n{body}\n" for title, body in sections.items())
 
 
 def parse_arguments(arguments: Sequence[str], keys: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from frl_repro import checkpoints, records, streams
+from frl_repro import checkpoints, records, streams, text_tables
 from frl_repro.attacks import pgd
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.config import EvaluateConfig, PGDEvaluationConfig, to_dict
@@ -163,7 +163,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
         folder / "run.json",
         {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)},
     )
-    LOGGER.info("%s", records.class_table(records.read_classwise([folder / "classwise.csv"])))
+    LOGGER.info("%s", text_tables.class_table(records.read_classwise([folder / "classwise.csv"])))
     LOGGER.info("tables: %s", folder)
     return folder
 

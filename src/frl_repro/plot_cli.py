@@ -5,20 +5,17 @@ pandas and matplotlib are imported where they are needed, so that help answers a
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frl_repro.errors import UserError
 from frl_repro.figures import FIGURES
 from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, parse_arguments, parse_epsilon
+from frl_repro.keyvalue import choice, parse_epsilon, run, usage_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pandas import DataFrame
 
 # Without arguments: the published figure from the published tables.
 _DEFAULT_FIGURE = "1"
@@ -63,26 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A mistake of the user or of the file system is one line on stderr and exit code 1.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        _say(_usage())
-        return 0
-    try:
-        _draw(_parse(arguments))
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return run(argv, keys=_KEYS, usage=_usage, act=_draw)
 
 
-def _draw(options: _Options) -> None:
+def _draw(given: dict[str, str]) -> str:
     from frl_repro.figures.style import save
-    from frl_repro.records import class_table, find_tables, read_classwise, read_policy, write_table
+    from frl_repro.records import find_tables, read_classwise, read_policy, write_frame
     from frl_repro.selection import select_where
+    from frl_repro.text_tables import class_table
 
+    options = _options(given)
     entry = FIGURES[options.figure]
     paths = find_tables(options.runs, entry.table)
-    df = select_where(read_policy(paths) if entry.table == "policy.csv" else read_classwise(paths), options.where)
+    is_classwise = entry.table == "classwise.csv"
+    df = select_where(read_classwise(paths) if is_classwise else read_policy(paths), options.where)
     epsilon = options.epsilon
     if epsilon is None:
         epsilon = float(df["epsilon"].max()) if "epsilon" in df.columns else 0.0
@@ -91,23 +82,13 @@ def _draw(options: _Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"figure{options.figure}" if options.figure.isdigit() else options.figure
     numbers = options.out / f"{name}.csv"
-    write_table(numbers, _plain_rows(drawing.numbers), list(drawing.numbers.columns))
+    write_frame(numbers, drawing.numbers)
     written = [*save(drawing.figure, options.out, name, options.formats), numbers]
-    if options.table and entry.table == "classwise.csv":
-        for _, run in df.groupby("run_id"):
-            _say(class_table(run))
-    for path in written:
-        _say(f"wrote {path}\n")
+    tables = [class_table(rows) for _, rows in df.groupby("run_id")] if is_classwise and options.table else []
+    return "".join([*tables, *(f"wrote {path}\n" for path in written)])
 
 
-def _plain_rows(numbers: DataFrame) -> list[dict[str, object]]:
-    # Missing values (no spread for a single seed, no class id for an overall row) become empty cells.
-    objects = numbers.astype(object).where(numbers.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in objects.to_dict("records")]
-
-
-def _parse(arguments: Sequence[str]) -> _Options:
-    given = parse_arguments(arguments, _KEYS)
+def _options(given: dict[str, str]) -> _Options:
     return _Options(
         figure=choice("figure", given.get("figure", _DEFAULT_FIGURE), FIGURES),
         runs=given.get("runs", _DEFAULT_RUNS),
@@ -127,15 +108,11 @@ def _formats(text: str) -> tuple[str, ...]:
 
 
 def _usage() -> str:
-    keys = "\n".join(f"  {key:<9}{meaning}" for key, meaning in _KEYS.items())
     program = program_name()
     figures = "\n".join(f"  figure={name:<12}{entry.summary}" for name, entry in FIGURES.items())
-    return (
-        "Draw a figure from the tables (classwise.csv) of finished runs; needs no data set and no training.\n\n"
-        f"usage: {program} [key=value ...]\n\n"
-        f"keys   [default]\n{keys}\n\nfigures\n{figures}\n\nexamples\n{_EXAMPLES.format(program=program)}"
+    return usage_text(
+        "Draw a figure from the tables (classwise.csv) of finished runs; needs no data set and no training.",
+        program=program,
+        keys=_KEYS,
+        sections={"figures": figures, "examples": _EXAMPLES.format(program=program).rstrip("\n")},
     )
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text)

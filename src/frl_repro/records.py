@@ -149,6 +149,13 @@ def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Se
             writer.writerow([_cell(row[name]) for name in columns])
 
 
+def write_frame(path: str | Path, df: DataFrame) -> None:
+    """Write a data frame as `write_table` does; missing values become empty cells."""
+    objects = df.astype(object).where(df.notna(), None)
+    rows = [{str(name): value for name, value in row.items()} for row in objects.to_dict("records")]
+    write_table(path, rows, [str(name) for name in df.columns])
+
+
 def read_classwise(paths: str | Path | Iterable[str | Path]) -> DataFrame:
     """All rows of one or several ``classwise.csv`` files, checked, in the order of the files.
 
@@ -316,84 +323,6 @@ def overall(df: DataFrame) -> DataFrame:
     return result.reset_index()
 
 
-def class_table(df: DataFrame, *, split: str = "test") -> str:
-    """One run's errors in percent as text for people: a line per class, the worst of each column marked ``*``.
-
-    Parameters
-    ----------
-    df
-        Rows of one run; its last epoch is shown, with every attack and epsilon measured there.
-    split
-        The split to show.
-
-    Raises
-    ------
-    UserError
-        ``df`` holds several runs, or no rows of ``split``.
-    """
-    run_ids = df["run_id"].unique()
-    if len(run_ids) > 1:
-        raise UserError(f"a class table shows one run, got {len(run_ids)}: {', '.join(sorted(run_ids))}")
-    rows = select_last_epoch(select_split(df, split))
-    totals = overall(rows)
-    first = rows.iloc[0]
-
-    one_attack = rows[(rows["attack"] == first["attack"]) & (rows["epsilon"] == first["epsilon"])]
-    columns = [["class", "", "", *one_attack.sort_values("class_id")["class_name"], "overall"]]
-    # Natural errors do not depend on the attack: one column stands for all of them.
-    columns.append(["natural", "", "", *_percents(rows, totals.iloc[0], "natural_error")])
-    for _, total in totals.iterrows():
-        header = [str(total["attack"]), format_epsilon(total["epsilon"])]
-        for title in ("boundary", "robust"):
-            columns.append([title, *header, *_percents(rows, total, f"{title}_error")])
-
-    return (
-        f"{first['run_id']}: errors in percent, {split} split, epoch {first['epoch']}, "
-        f"{totals['count'].iloc[0]} samples (* worst class)\n{_aligned(columns)}\n"
-    )
-
-
-def before_after_table(df: DataFrame, *, split: str = "test") -> str:
-    """One retraining's errors in percent as text for people: before (epoch 0) and after, a line per class.
-
-    Parameters
-    ----------
-    df
-        Rows of one run that was measured at epoch 0 and at its last epoch.
-    split
-        The split to show.
-
-    Raises
-    ------
-    UserError
-        ``df`` holds several runs, or no rows of ``split`` at epoch 0.
-    """
-    run_ids = df["run_id"].unique()
-    if len(run_ids) > 1:
-        raise UserError(f"a class table shows one run, got {len(run_ids)}: {', '.join(sorted(run_ids))}")
-    rows = select_split(df, split)
-    before, after = rows[rows["epoch"] == 0], select_last_epoch(rows)
-    if before.empty:
-        raise UserError(f"{run_ids[0]} was not measured at epoch 0")
-    first = after.iloc[0]
-    one_attack = after[(after["attack"] == first["attack"]) & (after["epsilon"] == first["epsilon"])]
-    columns = [["class", "", "", *one_attack.sort_values("class_id")["class_name"], "overall"]]
-    for _, total in overall(after).iterrows():
-        header = [str(total["attack"]), format_epsilon(total["epsilon"])]
-        quantities = ("natural", "robust") if len(columns) == 1 else ("robust",)
-        for quantity in quantities:
-            where = ["", ""] if quantity == "natural" else header
-            for title, part in (("before", before), ("after", after)):
-                chosen = overall(part)
-                same = chosen[(chosen["attack"] == total["attack"]) & (chosen["epsilon"] == total["epsilon"])]
-                label = f"{quantity} {title}"
-                columns.append([label, *where, *_percents(part, same.iloc[0], f"{quantity}_error")])
-    return (
-        f"{first['run_id']}: errors in percent, {split} split, before and after {first['epoch']} epochs, "
-        f"{one_attack['count'].sum()} samples (* worst class)\n{_aligned(columns)}\n"
-    )
-
-
 def write_json(path: str | Path, obj: Any) -> None:
     """Write ``obj`` as JSON, atomically: sorted keys, two-space indent, newline at the end.
 
@@ -554,23 +483,3 @@ def _refuse(is_bad: pd.Series[bool], file: Path, name: str, what: str, table: Da
 def _suggestion(name: str, known: Iterable[Any]) -> str:
     close = difflib.get_close_matches(name, [str(other) for other in known], n=1)
     return f" (it has {close[0]!r})" if close else ""
-
-
-def _percents(rows: DataFrame, total: pd.Series[Any], quantity: str) -> list[str]:
-    """Per class and overall, the worst class marked, for the evaluation that ``total`` (from `overall`) sums up."""
-    is_shown = (rows["attack"] == total["attack"]) & (rows["epsilon"] == total["epsilon"])
-    values = rows[is_shown].sort_values("class_id")[quantity].tolist()
-    worst = max(values)
-    cells = [f"{100 * value:.1f}{'*' if value == worst else ' '}" for value in values]
-    return [*cells, f"{100 * total[f'overall_{quantity}']:.1f} "]
-
-
-def _aligned(columns: Sequence[Sequence[str]]) -> str:
-    """Lines of a text table with three header lines and a last line set apart; the first column is left-aligned."""
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(cells))
-        for cells in (zip(row, widths, strict=True) for row in zip(*columns, strict=True))
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join(text.rstrip() for text in [*lines[:3], rule, *lines[3:-1], rule, lines[-1]])
