@@ -11,9 +11,11 @@ from frl_repro import collect_cli, plot_cli, records, text_tables
 from frl_repro.errors import UserError
 from frl_repro.figures.before_after import before_after_figure, before_after_numbers
 from frl_repro.figures.grid import grid_figure, grid_numbers
+from frl_repro.figures.settings import settings_numbers
 from frl_repro.figures.tradeoff import tradeoff_figure, tradeoff_numbers
 from frl_repro.figures.trajectory import trajectory_figure, trajectory_numbers
 from frl_repro.selection import best_setting, select_where, summary
+from frl_repro.variants import with_variants
 from test_figures import EPSILON, NAMES, bars, make_rows
 
 BASE = [(440, 890), (40, 120), (30, 90)]  # Shirt, Bag, Trouser: wrong of 1,000, natural and robust
@@ -125,6 +127,62 @@ def test_where_narrows_and_says_what_there_is(grid):
         select_where(grid, "alpha_nat=2")
     with pytest.raises(UserError, match="expected column=value; columns are run_id"):
         select_where(grid, "alpha=2")
+
+
+@pytest.fixture
+def controls(tmp_path):
+    """A control with and without averaging, two seeds each, and a run that nothing is known of."""
+    for ema, seed in itertools.product((None, 0.998), (0, 1)):
+        folder = tmp_path / "controls" / f"{ema}-{seed}"
+        folder.mkdir(parents=True)
+        gain = (0, 0) if ema is None else (20 + 20 * seed, 0)
+        rows = [{**row, "run_id": f"{ema}-{seed}"} for row in run_rows(0, 0, seed=seed, gain=gain, method="finetune")]
+        for row in rows:
+            row["alpha_nat"] = row["alpha_bndy"] = None
+        records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+        config = {
+            "seed": seed,
+            "backend": "native" if seed else "torch",
+            "attack": {"num_steps": 20},
+            "frl": {"margin_bounds": [0.5, 2] if ema else None},
+            "retrain": {"trainer": {"ema_decay": ema, "num_epochs": 10}},
+        }
+        records.write_json(folder / "run.json", {"run_id": f"{ema}-{seed}", "config": config})
+    return tmp_path / "controls"
+
+
+def test_runs_that_tables_call_alike_are_told_apart_by_their_settings(controls, capsys):
+    files = records.find_tables(controls)
+    table = with_variants(records.read_classwise(files), files)
+    variants = table.groupby("run_id")["variant"].first().to_dict()
+    averaged = "margin_bounds=[0.5,2] ema_decay=0.998"
+    plain = "margin_bounds=null ema_decay=null"
+    assert variants == {"None-0": plain, "None-1": plain, "0.998-0": averaged, "0.998-1": averaged}
+    assert set(select_where(table, "ema_decay=0.998,margin_bounds=[0.5,2]")["run_id"]) == {"0.998-0", "0.998-1"}
+    with pytest.raises(UserError, match=r"no rows with ema_decay=0\.9; .*; margin_bounds=null ema_decay=null"):
+        select_where(table, "ema_decay=0.9")
+    assert collect_cli.main([f"runs={controls}"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[:4] for line in shown.splitlines() if line.startswith(("before", "finetune"))][:3] == [
+        ["before", "retraining", "2", "17.0"],
+        ["finetune", *averaged.split(), "2"],
+        ["finetune", *plain.split(), "2"],
+    ]
+
+
+def test_settings_figure_compares_settings_with_the_model_before(controls, tmp_path):
+    files = records.find_tables(controls)
+    numbers = settings_numbers(with_variants(records.read_classwise(files), files), epsilon=EPSILON, attack=None)
+    assert numbers["setting"].str.split().str[-1].tolist() == ["retraining", "ema_decay=0.998", "ema_decay=null"]
+    assert numbers["num_seeds"].tolist() == [2, 2, 2]
+    assert numbers["worst_class_natural_error"].tolist() == pytest.approx([0.44, 0.41, 0.44])
+    assert numbers["worst_class_natural_error_sd"].tolist() == pytest.approx([0, 0.02 / 2**0.5, 0])
+    assert plot_cli.main(["figure=settings", f"runs={controls}", f"out={tmp_path}", "formats=png"]) == 0
+    assert (tmp_path / "settings.png").stat().st_size > 1000
+
+
+def test_a_run_without_its_settings_has_no_variant(grid, controls):
+    assert set(with_variants(grid, records.find_tables(controls))["variant"]) == {""}
 
 
 def test_before_after_figure_shows_the_tables_numbers():

@@ -31,9 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _collect(given: dict[str, str]) -> str:
     from frl_repro.records import find_tables, read_classwise, write_frame
-    from frl_repro.selection import CRITERIA, best_setting, by_setting, select_where, setting_name, summary
+    from frl_repro.selection import (
+        CRITERIA,
+        best_setting,
+        by_setting,
+        select_where,
+        setting_columns,
+        setting_name,
+        summary,
+        with_bases,
+    )
+    from frl_repro.variants import with_variants
 
-    df = select_where(read_classwise(find_tables(given.get("runs", "outputs"))), given.get("where", ""))
+    files = find_tables(given.get("runs", "outputs"))
+    df = select_where(with_variants(read_classwise(files), files), given.get("where", ""))
     epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else float(df["epsilon"].max())
     runs = summary(df, epsilon=epsilon, attack=given.get("attack"))
     if "out" in given:
@@ -42,14 +53,15 @@ def _collect(given: dict[str, str]) -> str:
         write_frame(path, runs)
 
     text = []
-    after = runs[runs["when"] == "after"]
+    points = with_bases(runs)
+    after = points[points["when"] == "after"]
     for split in sorted(after["split"].unique()):
-        part = by_setting(after[after["split"] == split])
+        part = by_setting(points[points["split"] == split])
         text.append(_table(part, title=f"{split} split, {_at(epsilon)}, errors in percent, mean (sd) over seeds"))
     retrained = after[(after["split"] == "validation") & (after["recipe"] != "")]
     for method in sorted(retrained["method"].unique()):
         candidates = retrained[retrained["method"] == method]
-        if candidates.drop_duplicates(["recipe", "alpha_nat", "alpha_bndy", "alpha_margin"]).shape[0] > 1:
+        if candidates.drop_duplicates(setting_columns(candidates)).shape[0] > 1:
             lines = [f"best {method} by validation:"]
             for criterion in CRITERIA:
                 lines.append(f"  {criterion:<14}{setting_name(best_setting(candidates, criterion))}")

@@ -68,12 +68,14 @@ def _draw(given: dict[str, str]) -> str:
     from frl_repro.records import find_tables, read_classwise, read_policy, write_frame
     from frl_repro.selection import select_where
     from frl_repro.text_tables import class_table
+    from frl_repro.variants import with_variants
 
     options = _options(given)
     entry = FIGURES[options.figure]
     paths = find_tables(options.runs, entry.table)
     is_classwise = entry.table == "classwise.csv"
-    df = select_where(read_classwise(paths) if is_classwise else read_policy(paths), options.where)
+    df = with_variants(read_classwise(paths) if is_classwise else read_policy(paths), paths)
+    df = select_where(df, options.where)
     epsilon = options.epsilon
     if epsilon is None:
         epsilon = float(df["epsilon"].max()) if "epsilon" in df.columns else 0.0

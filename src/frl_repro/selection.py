@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -15,12 +17,16 @@ from frl_repro.records import (
     select_last_epoch,
     select_split,
 )
+from frl_repro.variants import VARIANT_COLUMN
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SETTING = ("method", *SETTING_COLUMNS)
-"""Columns that runs of one setting share; seeds differ."""
+_SETTING = ("method", *SETTING_COLUMNS, VARIANT_COLUMN)
+
+_COMMA = re.compile(r",(?![^\[]*\])")  # not those within [0.5,2]
+BEFORE = "before retraining"
+"""What a model that retraining starts from is called among methods."""
 
 _MAX_LISTED = 4  # settings named in a message
 
@@ -30,6 +36,11 @@ CRITERIA = {
     "sum": ("worst_class_natural_error", "worst_class_robust_error"),
 }
 """What a choice among settings minimises on validation: a column of `summary`, or the sum of two."""
+
+
+def setting_columns(df: DataFrame) -> list[str]:
+    """Columns that runs of one setting share; seeds differ."""
+    return [name for name in _SETTING if name in df.columns]
 
 
 def select_attack(rows: DataFrame, attack: str | None) -> DataFrame:
@@ -51,15 +62,21 @@ def select_attack(rows: DataFrame, attack: str | None) -> DataFrame:
 
 
 def select_where(df: DataFrame, where: str) -> DataFrame:
-    """Rows whose columns have the values of ``"alpha_nat=5,alpha_bndy=1"``.
+    """Rows whose columns have the values of ``"alpha_nat=5,alpha_bndy=1"``, or whose variant has ``ema_decay=0.998``.
 
     Raises
     ------
     UserError
         A column does not exist, or no row has these values.
     """
-    for part in [part.strip() for part in where.split(",") if part.strip()]:
+    for part in [part.strip() for part in _COMMA.split(where) if part.strip()]:
         name, equals, value = part.partition("=")
+        variants = set(df[VARIANT_COLUMN]) if VARIANT_COLUMN in df.columns else set()
+        if any(f" {name}=" in f" {variant}" for variant in variants):
+            df = df[[part in variant.split() for variant in df[VARIANT_COLUMN]]]
+            if df.empty:
+                raise UserError(f"no rows with {part}; the tables have {'; '.join(sorted(variants))}")
+            continue
         if not equals or name not in df.columns:
             raise UserError(f"where={part!r}: expected column=value; columns are {', '.join(df.columns)}")
         column = df[name]
@@ -81,7 +98,7 @@ def one_setting(df: DataFrame, method: str, *, command: str) -> DataFrame:
     rows: DataFrame = df[df["method"] == method]
     if rows.empty:
         raise UserError(f"the tables have no run of method {method!r}: run `{command}`")
-    settings = [setting_name(row) for _, row in rows.drop_duplicates(list(SETTING)).iterrows()]
+    settings = [setting_name(row) for _, row in rows.drop_duplicates(setting_columns(rows)).iterrows()]
     if len(settings) > 1:
         some = "; ".join(settings[:_MAX_LISTED]) + ("; ..." if len(settings) > _MAX_LISTED else "")
         raise UserError(
@@ -133,8 +150,25 @@ def summary(df: DataFrame, *, epsilon: float, attack: str | None = None) -> Data
             if not part.empty:
                 parts.append(overall(part).assign(when=when))
     table = pd.concat(parts, ignore_index=True)
-    settings = df.drop_duplicates("run_id").set_index("run_id")[list(SETTING_COLUMNS)]
+    names = [name for name in setting_columns(df) if name != "method"]
+    settings = df.drop_duplicates("run_id").set_index("run_id")[names]
     return table.join(settings, on="run_id")
+
+
+def with_bases(runs: DataFrame) -> DataFrame:
+    """Rows of `summary` after training, and each model before retraining once, as method ``before retraining``.
+
+    Runs that start from the same model repeat its row.
+    """
+    before, after = runs[runs["when"] == "before"], runs[runs["when"] == "after"]
+    errors = [name for name in runs.columns if name.startswith(("overall_", "worst_class_"))]
+    before = before.drop_duplicates(["dataset", "model", "split", "seed", *errors]).copy()
+    before["method"] = BEFORE
+    before["recipe"] = ""
+    before[[name for name in runs.columns if name.startswith("alpha_")]] = math.nan
+    if VARIANT_COLUMN in before.columns:
+        before[VARIANT_COLUMN] = ""
+    return pd.concat([part for part in (before, after) if not part.empty], ignore_index=True)
 
 
 def by_setting(runs: DataFrame) -> DataFrame:
@@ -148,7 +182,7 @@ def by_setting(runs: DataFrame) -> DataFrame:
     quantities = [
         name for name in runs.columns if name.startswith(("overall_", "worst_class_")) and not name.endswith("_name")
     ]
-    grouped = runs.groupby(list(SETTING), dropna=False, sort=True)
+    grouped = runs.groupby(setting_columns(runs), dropna=False, sort=True)
     result = grouped[quantities].mean()
     for name in quantities:
         result[f"{name}_sd"] = grouped[name].std()
@@ -179,13 +213,17 @@ def best_setting(runs: DataFrame, criterion: str) -> pd.Series:
 
 
 def setting_name(row: pd.Series) -> str:
-    """A setting as people write it: ``reweight nat 5 bndy 1``; the recipe is named where it is not the report's."""
+    """A setting as people write it: ``reweight nat 5 bndy 1``, with what tells it from others of the same alphas.
+
+    The recipe is named where it is not the report's.
+    """
     parts = [str(row["method"])]
     parts += [
         f"{name} {row[f'alpha_{name}']:g}" for name in ("nat", "bndy", "margin") if pd.notna(row[f"alpha_{name}"])
     ]
     if row["recipe"] not in ("", "report"):
         parts.append(f"({row['recipe']})")
+    parts += [row[VARIANT_COLUMN]] if row.get(VARIANT_COLUMN) else []
     return " ".join(parts)
 
 

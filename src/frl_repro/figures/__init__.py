@@ -87,6 +87,15 @@ def _draw_tradeoff(df: DataFrame, *, epsilon: float, attack: str | None) -> Draw
     )
 
 
+def _draw_settings(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:
+    from frl_repro.figures.settings import settings_figure, settings_numbers
+
+    return Drawing(
+        figure=settings_figure(df, epsilon=epsilon, attack=attack),
+        numbers=settings_numbers(df, epsilon=epsilon, attack=attack),
+    )
+
+
 FIGURES: dict[str, FigureEntry] = {
     "1": FigureEntry("natural and robust error by class, natural beside adversarial training", _draw_figure1),
     "2": FigureEntry("errors by class before and after reweight", _draw_before_after("reweight", "exp2")),
@@ -94,5 +103,6 @@ FIGURES: dict[str, FigureEntry] = {
     "4": FigureEntry("errors by class before and after both together", _draw_before_after("combined", "exp4")),
     "grid": FigureEntry("worst-class errors over a grid of two alphas, as heat maps", _draw_grid),
     "trajectory": FigureEntry("class errors, weights and margins over epochs", _draw_trajectory, table="policy.csv"),
+    "settings": FigureEntry("average and worst-class errors of every setting side by side", _draw_settings),
     "tradeoff": FigureEntry("average against worst-class robust accuracy, one point a run", _draw_tradeoff),
 }

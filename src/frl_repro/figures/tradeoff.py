@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREEN, GREY, ORANGE, PURPLE, RED, paper_style
 from frl_repro.records import format_epsilon
-from frl_repro.selection import summary
+from frl_repro.selection import summary, with_bases
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -53,19 +53,11 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
 
 def tradeoff_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:
     """One row a run, and one a model before retraining: its label, settings and both accuracies in [0, 1]."""
-    runs = summary(df, epsilon=epsilon, attack=attack)
+    runs = with_bases(summary(df, epsilon=epsilon, attack=attack))
     runs = runs[runs["split"] == "test"]
-    before = runs[runs["when"] == "before"].drop_duplicates(
-        ["seed", "overall_robust_error", "worst_class_robust_error", "overall_natural_error"]
-    )
-    after = runs[runs["when"] == "after"]
-    table = [
-        part.assign(
-            label=labels,
-            average_robust_accuracy=1 - part["overall_robust_error"],
-            worst_class_robust_accuracy=1 - part["worst_class_robust_error"],
-        )[["label", *_COLUMNS, "average_robust_accuracy", "worst_class_robust_accuracy"]]
-        for part, labels in ((before, "before retraining"), (after, after["method"]))
-        if not part.empty
-    ]
-    return pd.concat(table, ignore_index=True)
+    variant = runs.get("variant", pd.Series("", index=runs.index))
+    return runs.assign(
+        label=(runs["method"] + " " + variant).str.strip(),
+        average_robust_accuracy=1 - runs["overall_robust_error"],
+        worst_class_robust_accuracy=1 - runs["worst_class_robust_error"],
+    )[["label", *_COLUMNS, "average_robust_accuracy", "worst_class_robust_accuracy"]].reset_index(drop=True)

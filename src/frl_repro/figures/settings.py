@@ -1,0 +1,98 @@
+"""Every setting in one picture: average and worst-class errors, mean and single seeds."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from frl_repro.errors import UserError
+from frl_repro.figures.style import BLUE, COLUMN_WIDTH, RED, paper_style
+from frl_repro.records import format_epsilon
+from frl_repro.selection import BEFORE, by_setting, listed, setting_name, summary, with_bases
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+_TITLES = {"natural": "Natural error", "robust": "Robust error"}
+_WHICH = {"overall": ("all classes", BLUE, "o"), "worst_class": ("worst class", RED, "D")}
+_ROW_HEIGHT = 0.3  # inches a setting: a name of up to two lines
+_LABEL_LENGTH = 26  # characters of a line of a setting's name
+
+
+def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
+    """One row a setting on the test split, the model before retraining first; dots are single seeds.
+
+    Dashed lines continue the mean before retraining through all rows.
+
+    Raises
+    ------
+    UserError
+        As `settings_numbers`.
+    """
+    points = _points(df, epsilon, attack)
+    numbers = settings_numbers(df, epsilon=epsilon, attack=attack)
+    single = points[points.groupby("setting")["seed"].transform("nunique") > 1]
+    with paper_style():
+        figure = Figure(figsize=(COLUMN_WIDTH, 0.95 + _ROW_HEIGHT * len(numbers)), layout="constrained")
+        panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
+        for axes, (quantity, title) in zip(panels, _TITLES.items(), strict=True):
+            for which, (label, colour, marker) in _WHICH.items():
+                name = f"{which}_{quantity}_error"
+                if numbers["setting"].iloc[0] == BEFORE:
+                    axes.axvline(numbers[name].iloc[0], color=colour, linewidth=0.6, linestyle=(0, (4, 2)))
+                axes.plot(numbers[name], range(len(numbers)), marker, color=colour, markersize=4, label=label)
+                axes.plot(
+                    single[name],
+                    [list(numbers["setting"]).index(setting) + 0.25 for setting in single["setting"]],
+                    "o",
+                    markersize=1.5,
+                    color="white",
+                    markeredgecolor=colour,
+                    markeredgewidth=0.4,
+                )
+            axes.set_title(title)
+            axes.set_xlabel("Error")
+            axes.margins(x=0.1)
+            axes.tick_params(axis="y", length=0)
+        panels[0].set_yticks(
+            range(len(numbers)), ["\n".join(textwrap.wrap(name, _LABEL_LENGTH)) for name in numbers["setting"]]
+        )
+        panels[0].set_ylim(len(numbers) - 0.5, -0.5)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        least, most = int(numbers["num_seeds"].min()), int(numbers["num_seeds"].max())
+        seeds = f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
+        seeds += "; dots: single seeds" if most > 1 else ""
+        figure.suptitle(f"Test split, ε = {format_epsilon(epsilon)}, {seeds}", fontsize=6.5)
+    return figure
+
+
+def settings_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:
+    """One row a setting: its name, overall and worst-class natural and robust error (mean, sd), number of seeds.
+
+    Raises
+    ------
+    UserError
+        The tables lack this radius, this attack or the test split, or hold several data sets.
+    """
+    points = _points(df, epsilon, attack)
+    numbers = by_setting(points)
+    numbers.insert(0, "setting", [setting_name(row) for _, row in numbers.iterrows()])
+    is_after = (numbers["setting"] != BEFORE).to_numpy()
+    numbers = numbers.iloc[is_after.argsort(kind="stable")]
+    quantities = [f"{which}_{quantity}_error" for which in _WHICH for quantity in _TITLES]
+    columns = ["setting", "num_seeds", *(name for q in quantities for name in (q, f"{q}_sd"))]
+    return numbers[columns].reset_index(drop=True)
+
+
+def _points(df: DataFrame, epsilon: float, attack: str | None) -> DataFrame:
+    if df["dataset"].nunique() > 1:
+        raise UserError(f"this figure shows one dataset, the tables have {listed(df['dataset'])}: narrow runs=")
+    runs = with_bases(summary(df, epsilon=epsilon, attack=attack))
+    points = runs[runs["split"] == "test"]
+    return points.assign(setting=[setting_name(row) for _, row in points.iterrows()])
