@@ -1,0 +1,153 @@
+"""The whole study, or parts of it, with one command: every run, then every figure.
+
+    python scripts/study.py                                     # all parts, 3 seeds
+    python scripts/study.py parts=exp1,exp2 seeds=0 jobs=2
+    python scripts/study.py jobs=12 set=device=cuda             # one GPU, twelve runs at a time
+
+A run that is finished is skipped and an interrupted one continues: repeat the command until it ends. Runs that fail are
+listed and the others go on.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# A source checkout works without installing the package, from any directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from frl_repro.errors import UserError
+from frl_repro.helptext import program_name
+from frl_repro.keyvalue import choice, run, usage_text
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One experiment: what it shows, its sweeps, and the figures drawn from them.
+
+    Attributes
+    ----------
+    sweeps : tuple of str
+        Overrides of train.py; seeds are added.
+    figures : tuple of str
+        Arguments of plot.py.
+    """
+
+    summary: str
+    sweeps: tuple[str, ...]
+    figures: tuple[str, ...] = ()
+    is_one_seed: bool = False
+
+
+_AUDIT = "experiment=audit departures.scrambled_labels"
+STUDY = {
+    "exp1": Part("natural against adversarial training", ("experiment=exp1",), ("figure=1 runs=outputs/exp1",)),
+    "exp2": Part(
+        "reweight at the report's alphas",
+        ("experiment=exp2",),
+        ("figure=2 runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1",),
+    ),
+    "exp3": Part("remargin", ("experiment=exp3",), ("figure=3 runs=outputs/exp3 where=alpha_margin=1",)),
+    "exp4": Part(
+        "reweight and remargin combined",
+        ("experiment=exp4",),
+        ("figure=4 runs=outputs/exp4 where=alpha_margin=1",),
+    ),
+    "controls": Part(
+        "the same steps without a class policy, with and without weight averaging",
+        ("experiment=controls",),
+        ("figure=settings runs=outputs/exp2,outputs/exp4,outputs/controls",),
+    ),
+    "audit": Part(
+        "remargin with the published departures, and without them one after the other",
+        (
+            f"{_AUDIT}=true,false",
+            f"{_AUDIT}=false alpha.margin=0 alpha.nat=0",
+            f"{_AUDIT}=false departures.fixed_step=false",
+            f"{_AUDIT}=false frl.margin_centred=true frl.margin_bounds=[0,1000],[0.5,2],[0.5,1],[1,2]",
+            f"{_AUDIT}=false frl.margin_centred=true frl.margin_bounds=[0.5,2] departures.fixed_step=false",
+        ),
+        ("figure=settings runs=outputs/audit",),
+    ),
+    "cadence": Part(
+        "how often the class weights are updated",
+        ("experiment=exp2 alpha.nat=5 alpha.bndy=1 frl.update_every=1,48,epoch output_dir=outputs/cadence",),
+        ("figure=settings runs=outputs/cadence",),
+        is_one_seed=True,
+    ),
+    "grid": Part(
+        "reweight over all alphas",
+        ("experiment=exp2 alpha.nat=1,2,5,10 alpha.bndy=1,2,5,10",),
+        ("figure=grid runs=outputs/exp2", "figure=tradeoff runs=outputs/exp2"),
+        is_one_seed=True,
+    ),
+}  # fmt: skip
+
+_KEYS = {
+    "parts": f"comma-separated choice of {', '.join(STUDY)}   [all]",
+    "seeds": "comma-separated seeds; cadence and grid take the first   [0,1,2]",
+    "jobs": "runs at a time; more than 1 needs the extra `parallel`   [1]",
+    "set": "settings added to every run, separated by spaces, for example 'device=cuda'   [none]",
+    "dry": "true prints the commands and runs nothing   [false]",
+}
+
+
+def main() -> int:
+    """Run what the command line asks for; returns the exit code."""
+    status = 0
+
+    def act(given: dict[str, str]) -> str:
+        nonlocal status
+        status = study(given)
+        return ""
+
+    return run(None, keys=_KEYS, usage=_usage, act=act) or status
+
+
+def study(given: dict[str, str]) -> int:
+    """Run the chosen parts one after the other; 1 if anything failed."""
+    names = [choice("parts", name.strip(), STUDY) for name in given.get("parts", ",".join(STUDY)).split(",")]
+    is_dry = choice("dry", given.get("dry", "false"), ("true", "false")) == "true"
+    seeds, jobs = given.get("seeds", "0,1,2"), given.get("jobs", "1")
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise UserError(f"jobs={jobs} is not a whole number from 1")
+    parallel = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "num_threads=1"] if int(jobs) > 1 else []
+    extra = [*parallel, *shlex.split(given.get("set", ""))]
+    failed = []
+    for name in names:
+        part = STUDY[name]
+        chosen = seeds.split(",")[0] if part.is_one_seed else seeds
+        commands = [["train.py", "-m", *sweep.split(), f"seed={chosen}", *extra] for sweep in part.sweeps]
+        commands += [["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures]
+        for command in commands:
+            print(f"[{name}] python {shlex.join(command)}", flush=True)
+            if is_dry:
+                continue
+            started = time.perf_counter()
+            code = subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode
+            print(f"[{name}] exit code {code} after {time.perf_counter() - started:.0f} s", flush=True)
+            failed += [shlex.join(command)] if code else []
+    for line in failed:
+        sys.stderr.write(f"failed: python {line}\n")
+    return 1 if failed else 0
+
+
+def _usage() -> str:
+    parts = "\n".join(f"  {name:<10}{part.summary}" for name, part in STUDY.items())
+    program = program_name()
+    return usage_text(
+        "Run the whole study, or parts of it, and draw its figures. Repeat the command to continue.",
+        program=program,
+        keys=_KEYS,
+        sections={"parts": parts, "examples": f"  {program} parts=exp1,exp2 seeds=0 jobs=2\n  {program} dry=true"},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

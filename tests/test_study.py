@@ -1,0 +1,64 @@
+"""The command that runs everything: its command lines are ones that train.py and plot.py accept."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from frl_repro.cli import check_command_line
+from frl_repro.figures import FIGURES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def study(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "study.py"), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """Every command of the study but the grid's, which sweeps the same keys as exp2 over 16 values."""
+    done = study("dry=true", "seeds=0", "parts=exp1,exp2,exp3,exp4,controls,audit,cadence")
+    assert done.returncode == 0, done.stderr
+    return [line.split("python ", 1)[1].replace("'", "").split() for line in done.stdout.splitlines()]
+
+
+def test_every_sweep_is_one_that_train_accepts(commands):
+    sweeps = [command for command in commands if command[0] == "train.py"]
+    assert len(sweeps) >= 7
+    for sweep in sweeps:
+        assert sweep[-1] == "seed=0"
+        check_command_line(sweep[1:], "config")
+
+
+def test_every_figure_is_one_that_plot_knows(commands):
+    figures = [command[1] for command in commands if command[0] == "scripts/plot.py"]
+    assert {figure.removeprefix("figure=") for figure in figures} >= {"1", "2", "3", "4", "settings"}
+    assert all(figure.removeprefix("figure=") in FIGURES for figure in figures)
+
+
+def test_parallel_jobs_and_settings_reach_every_sweep():
+    done = study("dry=true", "parts=exp1,grid", "seeds=3,4", "jobs=4", "set=device=cpu backend=torch")
+    exp1, grid = (line for line in done.stdout.splitlines() if "train.py" in line)
+    assert exp1.endswith("hydra.launcher.n_jobs=4 num_threads=1 device=cpu backend=torch")
+    assert "seed=3,4 " in exp1
+    assert "seed=3 " in grid
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("parts=exp9", "did you mean"),
+        ("jobs=0", "jobs=0 is not a whole number from 1"),
+        ("part=exp1", "did you mean 'parts'"),
+        ("dry=yes", "dry=yes is unknown"),
+    ],
+)
+def test_mistakes_are_one_line(argument, message):
+    done = study(argument)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
