@@ -72,8 +72,6 @@ def _main(config_name: str, act: Callable[[dict[str, Any], str], None]) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         return _print_help(config_name)
-    # Idle threads of torch's pool would spin on the cores that native code and parallel jobs need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
     # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what became
     # of each job from wherever it ran, and is thrown away.

@@ -147,21 +147,32 @@ class FlushDenormals {
 #endif
 };
 
+// The entry of GNU OpenMP's thread pool, which torch brings into the process; null where it has another one. Idle
+// threads of that pool spin for a while after every operation of torch: threads of our own would have to share the
+// cores with them.
+extern "C" __attribute__((weak)) void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
 // Runs work(0) ... work(threads - 1) at once. The workers share their tasks through a counter or a schedule, so if
 // the system grants fewer threads, the ones that run do it all.
 template <class F>
 void run_threads(int threads, F&& work) {
-    auto guarded = [&work](int t) {
+    std::atomic<int> next{0};
+    auto body = [&work, &next] {
         const FlushDenormals mode;
-        work(t);
+        work(next.fetch_add(1));
     };
+    if (threads == 1) return body();
+    if (GOMP_parallel) {
+        using Body = decltype(body);
+        return GOMP_parallel([](void* data) { (*static_cast<Body*>(data))(); }, &body, threads, 0);
+    }
     std::vector<std::thread> others;
     others.reserve(threads);
     try {
-        for (int t = 1; t < threads; ++t) others.emplace_back(guarded, t);
+        for (int t = 1; t < threads; ++t) others.emplace_back(body);
     } catch (const std::system_error&) {
     }
-    guarded(0);
+    body();
     for (auto& thread : others) thread.join();
 }
 
