@@ -16,7 +16,6 @@ from frl_repro.keyvalue import choice, parse_epsilon, run, usage_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
 # Without arguments: the published figure from the published tables.
 _DEFAULT_FIGURE = "1"
 _DEFAULT_RUNS = "outputs/reference"

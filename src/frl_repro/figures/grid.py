@@ -12,6 +12,7 @@ from frl_repro.errors import UserError
 from frl_repro.figures.style import COLUMN_WIDTH, RED, paper_style
 from frl_repro.records import format_epsilon
 from frl_repro.selection import best_setting, by_setting, listed, summary
+from frl_repro.variants import VARIANT_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,8 +72,8 @@ def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFr
         found = f"several ({', '.join(varied)}): choose one with where=method=" if varied else f"none: run `{_COMMAND}`"
         raise UserError(f"this figure shows a method with a grid of two alphas; the tables have {found}")
     after = after[after["method"] == varied[0]]
-    if "variant" in after.columns and after["variant"].nunique() > 1:
-        raise UserError(f"this figure shows one variant, the tables have {listed(after['variant'])}: use where=")
+    if VARIANT_COLUMN in after.columns and after[VARIANT_COLUMN].nunique() > 1:
+        raise UserError(f"this figure shows one variant, the tables have {listed(after[VARIANT_COLUMN])}: use where=")
     validation = after[after["split"] == "validation"]
     if validation.empty:
         raise UserError("the tables have no validation rows to choose a setting by")

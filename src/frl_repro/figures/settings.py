@@ -35,7 +35,7 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
         As `settings_numbers`.
     """
     points = _points(df, epsilon, attack)
-    numbers = settings_numbers(df, epsilon=epsilon, attack=attack)
+    numbers = _numbers(points)
     single = points[points.groupby("setting")["seed"].transform("nunique") > 1]
     with paper_style():
         figure = Figure(figsize=(COLUMN_WIDTH, 0.95 + _ROW_HEIGHT * len(numbers)), layout="constrained")
@@ -80,7 +80,10 @@ def settings_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> Da
     UserError
         The tables lack this radius, this attack or the test split, or hold several data sets.
     """
-    points = _points(df, epsilon, attack)
+    return _numbers(_points(df, epsilon, attack))
+
+
+def _numbers(points: DataFrame) -> DataFrame:
     numbers = by_setting(points)
     numbers.insert(0, "setting", [setting_name(row) for _, row in numbers.iterrows()])
     is_after = (numbers["setting"] != BEFORE).to_numpy()

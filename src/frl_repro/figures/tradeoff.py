@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREEN, GREY, ORANGE, PURPLE, RED, paper_style
 from frl_repro.records import format_epsilon
 from frl_repro.selection import summary, with_bases
+from frl_repro.variants import VARIANT_COLUMN
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,7 +56,7 @@ def tradeoff_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> Da
     """One row a run, and one a model before retraining: its label, settings and both accuracies in [0, 1]."""
     runs = with_bases(summary(df, epsilon=epsilon, attack=attack))
     runs = runs[runs["split"] == "test"]
-    variant = runs.get("variant", pd.Series("", index=runs.index))
+    variant = runs.get(VARIANT_COLUMN, pd.Series("", index=runs.index))
     return runs.assign(
         label=(runs["method"] + " " + variant).str.strip(),
         average_robust_accuracy=1 - runs["overall_robust_error"],
