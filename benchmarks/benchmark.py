@@ -234,14 +234,14 @@ def epochs_with(name: str, images: torch.Tensor, labels: torch.Tensor) -> dict[s
         ends = [time.perf_counter()]
         train_epoch(
             model,
-            optimizer,
             Split(images=images, labels=labels),
+            update=optimizer.step,
             objective=objective,
             attack=attack,
             forward=backend.forward,
             batch_size=BATCH_SIZE,
-            order_generator=streams.generator(0, "order"),
-            attack_generator=streams.generator(0, "attack"),
+            order_generators=[streams.generator(0, "order")],
+            attack_generators=[streams.generator(0, "attack")],
             advance=lambda _: ends.append(time.perf_counter()),
         )
         return of_steps(ends, NUM_IMAGES // BATCH_SIZE)

@@ -38,7 +38,7 @@ def test_violation_is_gap_minus_tau():
 
 
 def test_reports_weights_are_a_softmax_of_one_plus_alpha_times_violation():
-    policy = new_policy("reweight", REPORT, num_classes=3)
+    policy = new_policy("reweight", REPORT, shape=(3,))
     policy.update(SHIRT)
     phi = [1 + 5 * 0.15, 1 - 5 * 0.15, 1 - 5 * 0.15]
     total = sum(math.exp(p) for p in phi)
@@ -51,7 +51,7 @@ def test_reports_weights_are_a_softmax_of_one_plus_alpha_times_violation():
 
 @pytest.mark.parametrize(("accumulate", "expected"), [(False, 0.75), (True, 1.5)])
 def test_multipliers_restart_in_the_report_and_accumulate_in_the_paper(accumulate, expected):
-    policy = new_policy("reweight", dataclasses.replace(REPORT, accumulate=accumulate), num_classes=3)
+    policy = new_policy("reweight", dataclasses.replace(REPORT, accumulate=accumulate), shape=(3,))
     policy.update(SHIRT)
     policy.update(SHIRT)
     assert policy.state["nat"][0] == pytest.approx(expected)
@@ -72,7 +72,7 @@ def test_papers_reweight_is_dual_ascent_with_simplex_weights():
     rules = Rules(
         alpha={"nat": 0.05, "bndy": 0.1}, tau={"nat": 0.1, "bndy": 0.1}, accumulate=True, weight_rule="simplex"
     )
-    policy = new_policy("reweight", rules, num_classes=3)
+    policy = new_policy("reweight", rules, shape=(3,))
     policy.update(SHIRT)
     policy.update(SHIRT)
     torch.testing.assert_close(policy.state["nat"], tensor(2 * 0.05 * 0.1, 0.0, 0.0))
@@ -88,7 +88,7 @@ def test_papers_margins_are_exp_two_lambda_within_bounds():
         weight_rule="simplex",
         margin_bounds=(0.98, 2.5),
     )
-    policy = new_policy("remargin", rules, num_classes=3)
+    policy = new_policy("remargin", rules, shape=(3,))
     policy.update(SHIRT)
     assert policy.margin_factor()[0] == pytest.approx(math.exp(2 * 0.2 * (0.5 - 0.3 - 0.07)))
     assert policy.margin_factor()[1] == 0.98
@@ -100,7 +100,7 @@ def test_papers_margins_are_exp_two_lambda_within_bounds():
 
 def test_reports_published_margins_are_neither_centred_nor_bounded():
     rules = Rules(alpha={"margin": 10}, tau={"bndy": 0.05}, margin_centred=False)
-    policy = new_policy("remargin", rules, num_classes=3)
+    policy = new_policy("remargin", rules, shape=(3,))
     policy.update(errors([0, 0, 0], [0.4, 0.05, 0.0]))
     # eps = 8/255 exp(10 (0.4 - 0.05)): about 1, the whole range of a pixel.
     torch.testing.assert_close(8 / 255 * policy.margin_factor()[0], tensor(8 / 255 * math.exp(3.5))[0])
@@ -110,7 +110,7 @@ def test_reports_published_margins_are_neither_centred_nor_bounded():
 
 def test_combined_is_both():
     rules = dataclasses.replace(REPORT, alpha={"nat": 5, "bndy": 1, "margin": 2})
-    combined, reweight = new_policy("combined", rules, num_classes=3), new_policy("reweight", REPORT, num_classes=3)
+    combined, reweight = new_policy("combined", rules, shape=(3,)), new_policy("reweight", REPORT, shape=(3,))
     combined.update(SHIRT)
     reweight.update(SHIRT)
     assert torch.equal(combined.weight_nat(), reweight.weight_nat())
@@ -119,7 +119,7 @@ def test_combined_is_both():
 
 
 def test_the_control_learns_nothing():
-    policy = new_policy("finetune", Rules(), num_classes=3)
+    policy = new_policy("finetune", Rules(), shape=(3,))
     policy.update(SHIRT)
     for answer in (policy.weight_nat(), policy.weight_bndy(), policy.margin_factor()):
         assert torch.equal(answer, torch.ones(3, dtype=torch.float64))
@@ -127,11 +127,11 @@ def test_the_control_learns_nothing():
 
 def test_alphas_that_are_missing_or_ignored_are_refused():
     with pytest.raises(UserError, match=r"reweight needs alpha\.bndy"):
-        new_policy("reweight", Rules(alpha={"nat": 1}), num_classes=3)
+        new_policy("reweight", Rules(alpha={"nat": 1}), shape=(3,))
     with pytest.raises(UserError, match=r"alpha\.margin has no effect with reweight"):
-        new_policy("reweight", Rules(alpha={"nat": 1, "bndy": 1, "margin": 1}), num_classes=3)
+        new_policy("reweight", Rules(alpha={"nat": 1, "bndy": 1, "margin": 1}), shape=(3,))
     with pytest.raises(UserError, match="unknown class policy 'fair'; known: finetune, reweight"):
-        new_policy("fair", Rules(), num_classes=3)
+        new_policy("fair", Rules(), shape=(3,))
 
 
 RATES = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=17)
@@ -150,7 +150,7 @@ def every_policy(rules: Rules, num_classes: int) -> list[ClassPolicy]:
     made = []
     for name, policy in POLICIES.items():
         alpha = {key: value for key, value in rules.alpha.items() if key in policy.required}
-        made.append(new_policy(name, dataclasses.replace(rules, alpha=alpha), num_classes=num_classes))
+        made.append(new_policy(name, dataclasses.replace(rules, alpha=alpha), shape=(num_classes,)))
     return made
 
 
@@ -207,7 +207,7 @@ def forward(x):
 
 
 def shift(x, y, *, factor):
-    return x + 0.1 * (torch.ones_like(x) if factor is None else factor.view(-1, 1))
+    return x + 0.1 * (torch.ones_like(x) if factor is None else factor.unsqueeze(-1))
 
 
 def cross_entropy(logits, label):
@@ -253,7 +253,9 @@ def test_scrambled_labels_score_shuffled_images_against_labels_in_their_old_orde
     generator = torch.Generator().manual_seed(5)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(5))
     assert not torch.equal(Y[order], Y)
-    found = report_code.paired_scrambled(X, Y, forward=forward, attack=shift, terms=None, generator=generator)
+    found = report_code.paired_scrambled(
+        X[None], Y[None], forward=forward, attack=shift, terms=None, generators=[generator]
+    )
     right = objectives.paired(X, Y, forward=forward, attack=shift, terms=None)
     clean = sum(cross_entropy(forward(X[n]).view(-1), int(Y[n])) for n in range(6)) / 6
     wrong = sum(cross_entropy(forward(X[order[n]] + 0.1).view(-1), int(Y[n])) for n in range(6)) / 6

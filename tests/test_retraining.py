@@ -12,6 +12,7 @@ import torch
 
 from frl_repro import build, experiment, records, steering
 from frl_repro.attacks import pgd
+from frl_repro.class_errors import ClassErrors
 from frl_repro.config import RunConfig, parse
 from frl_repro.errors import UserError
 from frl_repro.models import build_model
@@ -219,17 +220,18 @@ def test_validation_images_are_drawn_anew_for_each_update_and_stratified():
 
     def measure(model, images, seed):
         seen.append((images, seed))
+        return ClassErrors(*torch.ones(3, 3, dtype=torch.int64))
 
     steered = steering.Steering(
-        policy=new_policy("finetune", Rules(), num_classes=3),
+        policy=new_policy("finetune", Rules(), shape=(1, 3)),
         validation=split,
         measure=measure,
         update_every=2,
         num_images=12,
-        seed=0,
+        seeds=[0],
         device=torch.device("cpu"),
     )
-    before_step = steered.in_epoch(torch.nn.Identity(), 0)
+    before_step = steered.in_epoch([torch.nn.Identity()], [0])
     for step in range(6):
         before_step(step)
     assert len(seen) == 3
@@ -256,7 +258,7 @@ def test_every_attacked_sample_stays_within_its_own_classs_margin(recipe, follow
     factors = torch.tensor([0.5, 1.0, 2.0])
     from frl_repro.attacks import ascend
 
-    x_adv = build.training_attack(config, ascend)(model, x, y, factor=factors[y], generator=generator)
+    x_adv = build.training_attack(config, ascend)(model, x, y, factor=factors[y], generator=[generator])
     distance = (x_adv - x).abs().flatten(1).amax(1)
     radius = config.retrain.attack.epsilon * factors[y]
     assert (distance <= radius + 1e-6).all()

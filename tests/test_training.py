@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from frl_repro.errors import UserError
 from frl_repro.evaluate import evaluate
 from frl_repro.models import LeNet5, build_model
 from frl_repro.native import lenet5 as native
-from frl_repro.trainer import learning_rate_at, train_epoch
+from frl_repro.trainer import Diverged, learning_rate_at, train_epoch
 
 CPU = torch.device("cpu")
 
@@ -52,22 +53,27 @@ def epoch(
     batch_size=30,
     learning_rate=1e-3,
     average=None,
-    where="here {step}",
     backend=TORCH,
 ):
-    return train_epoch(
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+
+    def update():
+        optimizer.step()
+        if average is not None:
+            average.update_parameters(model)
+
+    (summary,) = train_epoch(
         model,
-        torch.optim.Adam(model.parameters(), lr=learning_rate),
         train,
+        update=update,
         objective=objectives.natural if attack is None else functools.partial(objectives.mixed, fraction=fraction),
         attack=with_factor(attack),
         forward=backend.forward,
         batch_size=batch_size,
-        order_generator=streams.generator(0, "order"),
-        attack_generator=streams.generator(0, "training attack"),
-        average=average,
-        where=where,
+        order_generators=[streams.generator(0, "order")],
+        attack_generators=[streams.generator(0, "training attack")],
     )
+    return summary
 
 
 def test_lenet5_is_the_reports():
@@ -171,10 +177,10 @@ def test_divergence_names_place_and_quantity(images):
     model = lenet()
     with torch.no_grad():
         model.fc2.bias.fill_(math.nan)
-    with pytest.raises(UserError, match=r"training diverged: the loss is nan at epoch 3, step 1$"):
-        epoch(model, train, where="epoch 3, step {step}")
-    with pytest.raises(UserError, match=r"training diverged: weights .* are not finite at epoch 3, step 1"):
-        epoch(lenet(), train, batch_size=120, learning_rate=math.inf, where="epoch 3, step {step}")
+    assert epoch(model, train) == Diverged("the loss is nan at step 1")
+    ended = epoch(lenet(), train, batch_size=120, learning_rate=math.inf)
+    assert isinstance(ended, Diverged)
+    assert re.fullmatch(r"weights .* are not finite at step 1", ended.reason)
 
 
 def measured(model, split, epsilons, batch_size=25, **settings):

@@ -24,7 +24,7 @@ from frl_repro.progress import LOGGER
 
 @dataclass(frozen=True)
 class Backend:
-    """A set of functions that do the arithmetic.
+    """A set of functions that do the arithmetic, of one model or of the `frl_repro.models.ModelStack` of several runs.
 
     Attributes
     ----------

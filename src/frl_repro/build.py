@@ -15,12 +15,14 @@ from frl_repro.attacks import Ascend, pgd
 from frl_repro.backends import Backend
 from frl_repro.config import (
     AdamConfig,
+    AlphaConfig,
     FGSMConfig,
     FRLConfig,
     NoAttackConfig,
     PGDConfig,
     RunConfig,
     SGDConfig,
+    TauConfig,
     TradesConfig,
 )
 from frl_repro.data import Dataset, Split
@@ -31,7 +33,11 @@ from frl_repro.objectives import Objective
 from frl_repro.steering import Measure, Steering
 
 Attack = Callable[..., Tensor]
-"""(model, x, y, *, factor, generator) -> attacked images; factor (N,) or None scales each sample's radius and step."""
+"""(model, x, y, *, factor, generator) -> attacked images.
+
+``x`` holds equal blocks of images, one for each run; ``generator`` one generator for each. ``factor``, one number per
+image or None, scales radius and step.
+"""
 
 _POLICY_BATCH_SIZE = 2100  # validation images measured at once for an update
 
@@ -41,7 +47,9 @@ def training_attack(config: RunConfig, ascend: Ascend) -> Attack:
     settings, _ = config.training
     has_fixed_step = bool(config.departures.fixed_step)
 
-    def attack(model: nn.Module, x: Tensor, y: Tensor, *, factor: Tensor | None, generator: torch.Generator) -> Tensor:
+    def attack(
+        model: nn.Module, x: Tensor, y: Tensor, *, factor: Tensor | None, generator: Sequence[torch.Generator]
+    ) -> Tensor:
         assert not isinstance(settings, NoAttackConfig)
         step_size = settings.epsilon if settings.step_size is None else settings.step_size
         radius: float | Tensor = settings.epsilon
@@ -50,7 +58,8 @@ def training_attack(config: RunConfig, ascend: Ascend) -> Attack:
             radius = settings.epsilon * factor
             if isinstance(settings, TradesConfig):
                 # The paper's authors step by a quarter of the largest radius, whatever the sample's own is.
-                step = step_size * float(factor.max())
+                by_run = factor.view(len(generator), -1)
+                step = step_size * by_run.amax(1, keepdim=True).expand_as(by_run).flatten()
             elif not has_fixed_step:
                 step = step_size * factor
         return pgd(model, x, y, epsilon=radius, step_size=step, generator=generator, ascend=ascend, **_budget(settings))
@@ -74,8 +83,8 @@ def _budget(settings: PGDConfig | FGSMConfig | TradesConfig) -> dict[str, Any]:
             return {"num_steps": 1, "use_random_start": settings.random_start}
 
 
-def objective(config: RunConfig, *, epoch: int, device: torch.device) -> Objective:
-    """Return the loss of a step in an epoch of the run's own training."""
+def objective(config: RunConfig, *, seeds: Sequence[int], epochs: Sequence[int], device: torch.device) -> Objective:
+    """Return the loss of a step of runs that share these settings, in each one's epoch of its own training."""
     retrain, departures = config.retrain, config.departures
     attack = config.attack if retrain is None else retrain.attack
     if isinstance(attack, NoAttackConfig):
@@ -88,8 +97,9 @@ def objective(config: RunConfig, *, epoch: int, device: torch.device) -> Objecti
         assert retrain.beta is not None
         return functools.partial(objectives.trades, beta=retrain.beta)
     if name == "paired" and departures.scrambled_labels:
-        generator = streams.generator(config.seed, "scrambled labels", epoch, device=device)
-        return functools.partial(report_code.paired_scrambled, generator=generator)
+        at = zip(seeds, epochs, strict=True)
+        generators = [streams.generator(seed, "scrambled labels", epoch, device=device) for seed, epoch in at]
+        return functools.partial(report_code.paired_scrambled, generators=generators)
     if name == "split" and departures.weight_by_prediction:
         return report_code.split_by_prediction
     return {"paired": objectives.paired, "split": objectives.split}[name]
@@ -114,8 +124,12 @@ def milestones(settings: AdamConfig | SGDConfig) -> Sequence[int]:
     return range(settings.lr_decay_every, settings.num_epochs, settings.lr_decay_every)
 
 
-def steering(config: RunConfig, dataset: Dataset, backend: Backend, device: torch.device) -> Steering | None:
-    """Return the class policy with what it learns from; None for training without one."""
+def steering(configs: Sequence[RunConfig], dataset: Dataset, backend: Backend, device: torch.device) -> Steering | None:
+    """Return the class policy of runs that differ in seed, alpha and tau alone, with what it learns from.
+
+    None for training without a policy.
+    """
+    config = configs[0]
     if config.retrain is None:
         return None
     frl, validation = config.frl, dataset.validation
@@ -124,30 +138,39 @@ def steering(config: RunConfig, dataset: Dataset, backend: Backend, device: torc
         raise UserError(f"frl.num_validation={frl.num_validation}: the split has {len(validation)} images")
     every = frl.update_every
     return Steering(
-        policy=new_policy(frl.name, _rules(config), num_classes=dataset.num_classes),
+        policy=new_policy(frl.name, _rules(configs), shape=(len(configs), dataset.num_classes)),
         validation=validation,
         measure=None if frl.epsilon is None else _measurement(config, dataset, backend, device),
         update_every=None if every in (None, "epoch") else int(every),
         num_images=len(validation) if frl.num_validation is None else frl.num_validation,
-        seed=config.seed,
+        seeds=[config.seed for config in configs],
         device=device,
     )
 
 
-def _rules(config: RunConfig) -> Rules:
-    frl = config.frl
-    tau = {name: value for name, value in vars(config.tau).items() if value is not None}
+def _rules(configs: Sequence[RunConfig]) -> Rules:
+    config, frl = configs[0], configs[0].frl
+    tau = _by_run([config.tau for config in configs])
     if config.departures.ignored_tau_nat and "bndy" in tau:
         tau["nat"] = tau["bndy"]
     low, high = frl.margin_bounds or (0.0, math.inf)
     return Rules(
-        alpha={name: value for name, value in vars(config.alpha).items() if value is not None},
+        alpha=_by_run([config.alpha for config in configs]),
         tau=tau,
         accumulate=bool(frl.accumulate),
         weight_rule=frl.weight_rule or "softmax",
         margin_centred=frl.margin_centred is not False,
         margin_bounds=(low, high),
     )
+
+
+def _by_run(sections: Sequence[AlphaConfig] | Sequence[TauConfig]) -> dict[str, float | Tensor]:
+    """Return the numbers of each key that the method has, shape (R, 1)."""
+    return {
+        name: torch.tensor([[vars(section)[name]] for section in sections], dtype=torch.float64)
+        for name, value in vars(sections[0]).items()
+        if value is not None
+    }
 
 
 def _measurement(config: RunConfig, dataset: Dataset, backend: Backend, device: torch.device) -> Measure:

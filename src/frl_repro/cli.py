@@ -20,9 +20,9 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, as_user_error
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from frl_repro.config import EvaluateConfig, RunConfig
 
     Kind = type[RunConfig] | type[EvaluateConfig]
+
+    class Act(Protocol):
+        """What the jobs of a command do; returns for each why it failed, or None."""
+
+        def __call__(self, jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[UserError | None]:
+            """Take the jobs' composed settings, the command line for the record, and whether it is a sweep."""
+
 
 # Everything Hydra prints for itself stays within reach, unchecked.
 _HYDRA_OWN_FLAGS = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun")
@@ -50,25 +57,32 @@ def evaluate_main() -> int:
     return _main("evaluate", _evaluate)
 
 
-def _train(composed: dict[str, Any], command: str) -> None:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
+def _train(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[UserError | None]:
     from frl_repro.config import RunConfig, parse
-    from frl_repro.experiment import run
+    from frl_repro.experiment import run_all
 
+    configs = [parse(composed, RunConfig) for composed in jobs]
     # A killed sweep may leave a worker that ends its job: the repeated sweep waits for it instead of failing.
-    run(parse(composed, RunConfig), command=command, wait=HydraConfig.get().mode == RunMode.MULTIRUN)
+    outcomes = run_all(configs, command=command, wait=is_sweep)
+    return [outcome if isinstance(outcome, UserError) else None for outcome in outcomes]
 
 
-def _evaluate(composed: dict[str, Any], command: str) -> None:
+def _evaluate(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[UserError | None]:
     from frl_repro.config import EvaluateConfig, parse
     from frl_repro.measure import measure_checkpoint
 
-    measure_checkpoint(parse(composed, EvaluateConfig), command=command)
+    del is_sweep  # measurements of one checkpoint write the same bytes: none waits for another
+    outcomes: list[UserError | None] = []
+    for composed in jobs:
+        try:
+            measure_checkpoint(parse(composed, EvaluateConfig), command=command)
+            outcomes.append(None)
+        except UserError as mistake:
+            outcomes.append(mistake)
+    return outcomes
 
 
-def _main(config_name: str, act: Callable[[dict[str, Any], str], None]) -> int:
+def _main(config_name: str, act: Act) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         return _print_help(config_name)
@@ -76,7 +90,7 @@ def _main(config_name: str, act: Callable[[dict[str, Any], str], None]) -> int:
     # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what became
     # of each job from wherever it ran, and is thrown away.
     with tempfile.TemporaryDirectory() as scratch:
-        task = _guarded(act, command, scratch)
+        task = _guarded(functools.partial(act, command=command, is_sweep=_is_sweep(arguments)), scratch)
         try:
             _register_resolvers()
             if any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
@@ -134,42 +148,52 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _guarded(act: Callable[[dict[str, Any], str], None], command: str, scratch: str) -> Callable[[DictConfig], None]:
+def _guarded(
+    act: Callable[[Sequence[dict[str, Any]]], list[UserError | None]], scratch: str
+) -> Callable[[DictConfig], None]:
     """Return the task that Hydra runs for each job: a mistake in one job is reported and the others go on.
 
-    It may run in another process, so it holds only what can be sent there, and leaves its outcome as a file.
+    Its attribute ``together`` takes all jobs of a sweep at once (`hydra/launcher=fused`), each with its overrides. The
+    task may run in another process, so it holds only what can be sent there, and leaves what became of a job as a file.
     """
 
-    def task(cfg: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
+    def together(jobs: Sequence[tuple[str, DictConfig]]) -> None:
         from omegaconf import OmegaConf
 
         from frl_repro.progress import set_up_logging
 
         set_up_logging()
         _register_resolvers()
-        composed = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(composed, dict)
-        reason = ""
+        composed = [_plain(OmegaConf.to_container(cfg, resolve=True)) for _, cfg in jobs]
         try:
-            act({str(key): value for key, value in composed.items()}, command)
-        except UserError as mistake:
-            reason = str(mistake)
-        except OSError as problem:
-            reason = f"{problem.filename or 'input/output'}: {problem.strerror or problem}"
+            reasons = ["" if mistake is None else str(mistake) for mistake in act(composed)]
+        except (UserError, OSError) as problem:
+            reasons = [str(as_user_error(problem))] * len(jobs)
         except Exception as bug:
             reason = (
                 f"unexpected {type(bug).__name__}: {_first_line(bug)} (please report it; {_TRACEBACK}=1 shows more)"
             )
+            reasons = [reason] * len(jobs)
             if os.environ.get(_TRACEBACK):
                 traceback.print_exc()
-        if reason:
+        for reason in dict.fromkeys(filter(None, reasons)):
             _fail(reason)
-        job = " ".join(HydraConfig.get().overrides.task)
-        outcome = {"job": job, "output_dir": str(composed["output_dir"]), "reason": reason}
-        (Path(scratch) / f"{_OUTCOME}{uuid.uuid4().hex}").write_text(json.dumps(outcome), encoding="utf-8")
+        for (job, _), settings, reason in zip(jobs, composed, reasons, strict=True):
+            outcome = {"job": job, "output_dir": str(settings["output_dir"]), "reason": reason}
+            (Path(scratch) / f"{_OUTCOME}{uuid.uuid4().hex}").write_text(json.dumps(outcome), encoding="utf-8")
 
+    def task(cfg: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        together([(" ".join(HydraConfig.get().overrides.task), cfg)])
+
+    task.together = together  # type: ignore[attr-defined]
     return task
+
+
+def _plain(container: Any) -> dict[str, Any]:
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def _run_hydra(config_name: str, task: Callable[[DictConfig], None]) -> None:
@@ -228,9 +252,7 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
             choices_of = functools.cache(functools.partial(_choices, config_name))
             for job in _jobs(overrides, swept, is_sweep=is_sweep):
                 _refuse_ignored(job, choices_of, kind)
-                composed = OmegaConf.to_container(compose(config_name, list(job)), resolve=True)
-                assert isinstance(composed, dict)
-                parse({str(key): value for key, value in composed.items()}, kind)
+                parse(_plain(OmegaConf.to_container(compose(config_name, list(job)), resolve=True)), kind)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from None
 

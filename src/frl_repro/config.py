@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -344,6 +344,22 @@ class RunConfig:
         chosen = self if self.retrain is None else self.retrain
         return chosen.attack, chosen.trainer
 
+    @property
+    def shared(self) -> dict[str, str]:
+        """What runs must have in common to train side by side: settings by dotted key, as text.
+
+        Left out are settings that each run can have for itself: seed, learning rate, how its result is measured. Of alphas
+        and taus only their being there counts.
+        """
+        settings = _science(self)
+        settings |= settings.pop("keys")
+        settings |= {name: vars(self.keys)[name] for name in ("device", "backend", "num_threads")}
+        return {
+            key: str(value is not None if key.startswith(("alpha.", "tau.")) else value)
+            for key, value in _dotted(settings).items()
+            if _PER_RUN.fullmatch(key) is None
+        }
+
     def base(self) -> RunConfig:
         """Return the run whose model a retraining starts from: the same settings without the class policy."""
         dataset = self.dataset
@@ -408,6 +424,17 @@ def _science(node: Any) -> dict[str, Any]:
     """Return the settings that are not machine settings, as plain containers."""
     values = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("is_machine")}
     return {name: _science(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
+
+
+def _dotted(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted key."""
+    leaves: dict[str, Any] = {}
+    for name, value in node.items():
+        leaves |= _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
+
+
+_PER_RUN = re.compile(r"seed|init_from|evaluation\..*|(retrain\.)?trainer\.(?!batch_size).*")
 
 
 def _groups_of(kind: type[Any]) -> list[str]:
@@ -573,16 +600,8 @@ def method_keys() -> dict[str, set[str]]:
         settings = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(settings, dict)
         own = {name: node for name, node in settings.items() if name in (*_SECTIONS, "frl")}
-        methods[f"frl={path.stem} recipe={path.parent.name}"] = set(_dotted(own, ""))
+        methods[f"frl={path.stem} recipe={path.parent.name}"] = set(_dotted(own))
     return methods
-
-
-def _dotted(node: Mapping[Any, Any], prefix: str) -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def unknown_key(key: str, kind: type[Config]) -> str:

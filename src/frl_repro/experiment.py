@@ -1,4 +1,4 @@
-"""One run from configuration to tables, in its own folder: skip, resume, lock, warm start, provenance.
+"""From configurations to tables, each run in its own folder: skip, resume, lock, warm start, provenance.
 
 The order of a run: train an epoch, measure the validation split, write the state; after the last epoch measure the
 test split once, write the tables, and ``done.json`` last. Retraining first makes sure of the model it starts from, and
@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from safetensors.torch import save_file
 
 from frl_repro import checkpoints, records, text_tables
@@ -23,8 +25,9 @@ from frl_repro.atomic import TEMPORARY_PATTERN, replacing
 from frl_repro.backends import choose_backend
 from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
-from frl_repro.errors import UserError
-from frl_repro.fitting import STATE_FILE, Bench, fit, new_model
+from frl_repro.errors import UserError, as_user_error
+from frl_repro.fitting import STATE_FILE, Bench, Fitted, fit, new_model
+from frl_repro.lockstep import grouped, runs_at_once
 from frl_repro.measure import resolve_device, set_up_machine
 from frl_repro.progress import LOGGER
 from frl_repro.provenance import describe
@@ -64,54 +67,88 @@ def run(config: RunConfig, *, command: str = "", wait: bool = False) -> Path:
     UserError
         The folder holds something else, data or device are missing, or training diverged.
     """
-    started = time.perf_counter()
-    folder = config.folder
-    status = folder_status(folder, config)
-    if status == "finished" and not config.keys.force:
+    (outcome,) = run_all([config], command=command, wait=wait)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = False) -> list[Path | UserError]:
+    """Do several runs, or what is left of them; those that can train side by side do (`RunConfig.shared`).
+
+    Each writes what it would write alone, up to rounding. A run that fails stops no other.
+
+    Parameters
+    ----------
+    configs : sequence of RunConfig
+    command, wait
+        As in `run`.
+
+    Returns
+    -------
+    list of Path or UserError
+        For each run its folder, or why it failed.
+    """
+    by_folder: dict[Path, RunConfig] = {}
+    for config in configs:
+        by_folder.setdefault(config.folder, config)
+    outcomes: dict[Path, Path | UserError] = {}
+    to_do: dict[Path, RunConfig] = {}
+    for folder, config in by_folder.items():
+        try:
+            if folder_status(folder, config) != "finished" or config.keys.force:
+                to_do[folder] = config
+                continue
+        except UserError as mistake:
+            outcomes[folder] = mistake
+            continue
         LOGGER.info("finished already: %s (force=true repeats it)", folder)
         show_result(folder)
-        return folder
+        outcomes[folder] = folder
 
-    start = _starting_point(config, command)
-    device = resolve_device(config.keys.device)
-    set_up_machine(device, config.keys.num_threads)
-    dataset = load_dataset(config.dataset)
-    model = new_model(config, dataset)
-    if start is not None:
-        checkpoints.load_weights(start, model)
-    model = model.to(device)
-    bench = Bench(
-        config=config,
-        dataset=dataset,
-        validation=_validation_subset(dataset, config),
-        model=model,
-        device=device,
-        backend=choose_backend(config.keys.backend, model, device),
-        folder=folder,
-        started=started,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder, wait=wait):
-        if wait and not config.keys.force and folder_status(folder, config) == "finished":
-            return folder  # the other process did it
-        return _run_in_folder(bench, status, start, command)
+    starts = _starting_points(list(to_do.values()), command)
+    outcomes |= {folder: start for folder, start in starts.items() if isinstance(start, UserError)}
+    ready = [config for folder, config in to_do.items() if folder not in outcomes]
+    for group in grouped(ready):
+        try:
+            outcomes |= _run_group(group, starts, command, wait=wait)
+        except (UserError, OSError) as problem:
+            outcomes |= {config.folder: as_user_error(problem) for config in group}
+    return [
+        outcomes[config.folder] if config.hash == by_folder[config.folder].hash else _holds_another(config, by_folder)
+        for config in configs
+    ]
 
 
-def _starting_point(config: RunConfig, command: str) -> Path | None:
-    """Return the weights that retraining starts from, trained first where need be; None for training from scratch.
+def _holds_another(config: RunConfig, by_folder: Mapping[Path, RunConfig]) -> UserError:
+    other = by_folder[config.folder].run_id
+    return UserError(f"{config.folder} holds another run ({other}, this is {config.run_id}): choose another run_dir")
 
-    The store is a folder of ordinary runs, named after their settings: whoever needs the same model finds it there,
-    and processes that need it at the same time wait for the one that trains it.
+
+def _starting_points(configs: Sequence[RunConfig], command: str) -> dict[Path, Path | UserError | None]:
+    """Return for each run's folder the weights that its retraining starts from, trained first where need be.
+
+    None for training from scratch. The store of starting models is a folder of ordinary runs, named after their
+    settings: whoever needs the same model finds it there, and processes that need it at the same time wait for the one
+    that trains it.
     """
-    if config.retrain is None:
-        return None
-    if config.keys.init_from is not None:
-        return Path(config.keys.init_from)
-    base = config.base()
-    if folder_status(base.folder, base) != "finished":
-        LOGGER.info("the model that retraining starts from: %s", base.folder)
-        run(base, command=command, wait=True)
-    return base.folder / WEIGHTS_FILE
+    bases = {config.folder: config.base() for config in configs if config.retrain and config.keys.init_from is None}
+    missing = {base.folder: base for base in bases.values() if not _is_finished(base)}
+    for folder in missing:
+        LOGGER.info("the model that retraining starts from: %s", folder)
+    trained = (
+        dict(zip(missing, run_all(list(missing.values()), command=command, wait=True), strict=True)) if missing else {}
+    )
+    starts: dict[Path, Path | UserError | None] = {}
+    for config in configs:
+        if config.folder in bases:
+            folder = bases[config.folder].folder
+            outcome = trained.get(folder, folder)
+            starts[config.folder] = outcome if isinstance(outcome, UserError) else folder / WEIGHTS_FILE
+        else:
+            given = config.keys.init_from
+            starts[config.folder] = Path(given) if config.retrain and given is not None else None
+    return starts
 
 
 @contextmanager
@@ -142,8 +179,93 @@ def _only_process(folder: Path, *, wait: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _run_in_folder(bench: Bench, status: Status, start: Path | None, command: str) -> Path:
-    """Do the run in its folder, which this process holds, and return the folder."""
+@dataclass(frozen=True)
+class _Opened:
+    """A run whose folder this process holds.
+
+    Attributes
+    ----------
+    provenance : dict
+        What ``run.json`` says until the run ends.
+    """
+
+    bench: Bench
+    provenance: dict[str, Any]
+
+
+def _run_group(
+    configs: Sequence[RunConfig], starts: Mapping[Path, Path | UserError | None], command: str, *, wait: bool
+) -> dict[Path, Path | UserError]:
+    """Do runs that can train side by side, as many at once as memory holds, and return what became of each."""
+    machine = configs[0].keys
+    device = resolve_device(machine.device)
+    set_up_machine(device, machine.num_threads)
+    dataset = load_dataset(configs[0].dataset)
+    at_once = 1
+    if len(configs) > 1:
+        image_shape = dataset.train.images.shape[1:]
+        at_once = runs_at_once(new_model(configs[0], dataset).to(device), configs[0], image_shape, device)
+    # In order of their names: processes that need the same runs then never wait for one another in a circle.
+    configs = sorted(configs, key=lambda config: config.folder)
+    outcomes: dict[Path, Path | UserError] = {}
+    for first in range(0, len(configs), at_once):
+        part = configs[first : first + at_once]
+        if len(part) > 1:
+            LOGGER.info("%d runs train side by side", len(part))
+        outcomes |= _run_side_by_side(part, dataset, device, starts, command, wait=wait)
+    return outcomes
+
+
+def _run_side_by_side(
+    configs: Sequence[RunConfig],
+    dataset: Dataset,
+    device: torch.device,
+    starts: Mapping[Path, Path | UserError | None],
+    command: str,
+    *,
+    wait: bool,
+) -> dict[Path, Path | UserError]:
+    """Do runs side by side and return what became of each."""
+    started = time.perf_counter()
+    outcomes: dict[Path, Path | UserError] = {}
+    opened: list[_Opened] = []
+    with ExitStack() as held:
+        for config in configs:
+            folder, start = config.folder, starts[config.folder]
+            assert not isinstance(start, UserError)
+            try:
+                model = new_model(config, dataset)
+                if start is not None:
+                    checkpoints.load_weights(start, model)
+                model = model.to(device)
+                bench = Bench(
+                    config=config,
+                    dataset=dataset,
+                    validation=_validation_subset(dataset, config),
+                    model=model,
+                    device=device,
+                    backend=choose_backend(config.keys.backend, model, device),
+                    folder=folder,
+                    started=started,
+                )
+                status = folder_status(folder, config)
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(_only_process(folder, wait=wait))
+            except UserError as mistake:
+                outcomes[folder] = mistake
+                continue
+            if wait and not config.keys.force and folder_status(folder, config) == "finished":
+                outcomes[folder] = folder  # the other process did it
+                continue
+            opened.append(_Opened(bench, _open_folder(bench, status, start, command)))
+        for run_, fitted in zip(opened, fit([run_.bench for run_ in opened]) if opened else [], strict=True):
+            folder = run_.bench.folder
+            outcomes[folder] = fitted if isinstance(fitted, UserError) else _write_results(run_, fitted)
+    return outcomes
+
+
+def _open_folder(bench: Bench, status: Status, start: Path | None, command: str) -> dict[str, Any]:
+    """Prepare the folder, which this process holds, for what is left of the run; return the run's provenance."""
     config, dataset, folder = bench.config, bench.dataset, bench.folder
     if status == "finished":
         # In this order, so that a repeated run neither looks finished nor continues from the one before.
@@ -162,12 +284,15 @@ def _run_in_folder(bench: Bench, status: Status, start: Path | None, command: st
     if dataset.validation is not None:
         with replacing(folder / SPLIT_FILE) as temporary:
             save_file({"train": dataset.train_indices, "validation": dataset.validation_indices}, temporary)
-
     LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
-    fitted = fit(bench)
-    num_epochs = config.training[1].num_epochs
-    rows = fitted.rows + bench.measure(fitted.model, dataset.test, "test", num_epochs)
+    return provenance
 
+
+def _write_results(opened: _Opened, fitted: Fitted) -> Path:
+    """Measure the test split, write the run's tables, and ``done.json`` last; return the folder."""
+    bench, config, folder = opened.bench, opened.bench.config, opened.bench.folder
+    num_epochs = config.training[1].num_epochs
+    rows = fitted.rows + bench.measure(fitted.model, bench.dataset.test, "test", num_epochs)
     origin = {**bench.keys, "epoch": num_epochs}
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     records.write_table(folder / CLASSWISE_FILE, rows, records.CLASSWISE_HEADER)
@@ -175,7 +300,7 @@ def _run_in_folder(bench: Bench, status: Status, start: Path | None, command: st
     if config.retrain is not None:
         records.write_table(folder / POLICY_FILE, fitted.policy_rows, records.POLICY_COLUMNS)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
-    records.write_json(folder / RUN_FILE, {**provenance, "wall_seconds": wall_seconds})
+    records.write_json(folder / RUN_FILE, {**opened.provenance, "wall_seconds": wall_seconds})
     results = [folder / name for name in RESULT_FILES if (folder / name).exists()]
     checksums = {path.name: _sha256(path) for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
@@ -187,6 +312,10 @@ def _run_in_folder(bench: Bench, status: Status, start: Path | None, command: st
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_finished(config: RunConfig) -> bool:
+    return folder_status(config.folder, config) == "finished"
 
 
 def folder_status(folder: Path, config: RunConfig) -> Status:

@@ -1,24 +1,30 @@
-"""Train a run's model to its last epoch: resume, schedule, policy, validation, running average, state."""
+"""Train models to their last epoch: resume, schedule, policy, validation, running average, state.
+
+Runs that differ in per-run quantities alone (seed, alphas, learning rate; `frl_repro.config.RunConfig.lockstep`) train
+side by side, an epoch at a time. Everything else of a run is its own, and the same as if it trained alone.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from frl_repro import build, checkpoints, streams
 from frl_repro.backends import Backend
 from frl_repro.config import RunConfig
 from frl_repro.data import Dataset, Split
+from frl_repro.errors import UserError
 from frl_repro.measure import measure
-from frl_repro.models import build_model
+from frl_repro.models import build_model, stack
 from frl_repro.progress import LOGGER, bar
-from frl_repro.trainer import learning_rate_at, train_epoch
+from frl_repro.trainer import Diverged, EpochSummary, learning_rate_at, train_epoch
 
 STATE_FILE = "state.pt"
 
@@ -106,97 +112,180 @@ def new_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     )
 
 
-def fit(bench: Bench) -> Fitted:
-    """Train to the last epoch, continuing from the folder's state."""
-    config, dataset, model, device, backend = bench.config, bench.dataset, bench.model, bench.device, bench.backend
-    attack_settings, trainer = config.training
-    optimizer = build.optimizer(model, trainer)
-    steering = build.steering(config, dataset, backend, device)
-    average = None
-    if trainer.ema_decay is not None:
-        ema = get_ema_multi_avg_fn(trainer.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
-    measured: nn.Module = model if average is None else average.module
-    history: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
-    policy_rows: list[dict[str, Any]] = []
-    num_done, earlier_seconds = 0, 0.0
-    machine = f"{device.type}, backend {backend.name}, {torch.get_num_threads()} threads"
+class _Training:
+    """One run under way: its model, optimiser and running average, and what it has recorded."""
 
-    if (bench.folder / STATE_FILE).exists():
-        state = checkpoints.load_state(bench.folder / STATE_FILE)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        if steering is not None:
-            steering.policy.state = state["policy"]
-        if state["machine"] != machine:
-            LOGGER.info("begun on %s, continued on %s: numbers may differ by rounding", state["machine"], machine)
-        history, rows, policy_rows = state["history"], state["rows"], state["policy_rows"]
-        num_done, earlier_seconds = state["epoch"], state["seconds"]
-        LOGGER.info("continuing after epoch %d of %d", num_done, trainer.num_epochs)
-    elif config.retrain is not None:
-        # What retraining starts from, measured as everything after it: before and after are one table.
-        for name, split in (("validation", bench.validation), ("test", dataset.test)):
-            if split is not None:
-                rows += bench.measure(model, split, name, 0)
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.model = bench, bench.model
+        _, self.trainer = bench.config.training
+        self.optimizer = build.optimizer(self.model, self.trainer)
+        self.average = None
+        if self.trainer.ema_decay is not None:
+            ema = get_ema_multi_avg_fn(self.trainer.ema_decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
+        self.policy_state: dict[str, Tensor] | None = None  # (K,) each; None: at its start
+        self.history: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.policy_rows: list[dict[str, Any]] = []
+        self.num_done, self.earlier_seconds = 0, 0.0
+        self.failure: UserError | None = None
+        self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
+        if (bench.folder / STATE_FILE).exists():
+            self._resume()
+        elif bench.config.retrain is not None:
+            # What retraining starts from, measured as everything after it: before and after are one table.
+            for name, split in (("validation", bench.validation), ("test", bench.dataset.test)):
+                if split is not None:
+                    self.rows += bench.measure(self.model, split, name, 0)
 
-    train = Split(images=dataset.train.images.to(device), labels=dataset.train.labels.to(device))
-    attack = build.training_attack(config, backend.ascend)
-    for epoch in range(num_done, trainer.num_epochs):
-        learning_rate = learning_rate_at(
-            epoch,
-            initial=trainer.learning_rate,
-            milestones=build.milestones(trainer),
-            decay_factor=trainer.lr_decay_factor,
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.failure is not None or self.num_done == self.trainer.num_epochs
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next epoch."""
+        return learning_rate_at(
+            self.num_done,
+            initial=self.trainer.learning_rate,
+            milestones=build.milestones(self.trainer),
+            decay_factor=self.trainer.lr_decay_factor,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        last_good = bench.folder / STATE_FILE if epoch > 0 else "none yet"
-        with bar(f"epoch {epoch + 1}/{trainer.num_epochs}", len(train.labels)) as advance:
-            summary = train_epoch(
-                model,
-                optimizer,
-                train,
-                objective=build.objective(config, epoch=epoch, device=device),
-                attack=attack,
-                forward=backend.forward,
-                class_terms=(lambda _: None) if steering is None else steering.in_epoch(model, epoch),
-                batch_size=trainer.batch_size,
-                order_generator=streams.generator(config.seed, "order", epoch),
-                attack_generator=streams.generator(config.seed, "training attack", epoch, device=device),
-                average=average,
-                where=f"epoch {epoch + 1}, step {{step}}; last good state: {last_good}",
-                advance=advance,
-            )
-        entry = {"run_id": config.run_id, "epoch": epoch + 1, "learning_rate": learning_rate, **asdict(summary)}
+
+    @property
+    def measured(self) -> nn.Module:
+        """The model that is measured: the running average when there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def step(self) -> None:
+        """Move the model along its gradients, and the average along."""
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def end_epoch(self, summary: EpochSummary | Diverged, policy_rows: list[dict[str, Any]], *, note: str) -> None:
+        """Record an epoch, measure the validation split where that is due, and save the state."""
+        bench, num_epochs = self.bench, self.trainer.num_epochs
+        epoch = self.num_done + 1
+        if isinstance(summary, Diverged):
+            last_good = bench.folder / STATE_FILE if self.num_done > 0 else "none yet"
+            where = f"of epoch {epoch}; last good state: {last_good}"
+            self.failure = UserError(f"training diverged: {summary.reason} {where}")
+            return
+        entry = {"run_id": bench.config.run_id, "epoch": epoch, "learning_rate": self.learning_rate, **asdict(summary)}
         entry["train_clean_error"] = entry.pop("clean_error")
         entry["train_attacked_error"] = entry.pop("attacked_error")
-        history.append(entry)
-        LOGGER.info("%s", _epoch_line(entry, trainer.num_epochs, time.perf_counter() - bench.started))
-        if steering is not None:
-            epsilon = getattr(attack_settings, "epsilon", 0.0)
-            policy_rows += steering.rows({**bench.keys, "epoch": epoch + 1}, dataset.class_names, epsilon=epsilon)
-        is_due = (epoch + 1) % config.evaluation.validation_every == 0 or epoch + 1 == trainer.num_epochs
+        self.history.append(entry)
+        self.policy_rows += policy_rows
+        self.num_done = epoch
+        LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - bench.started))
+        is_due = epoch % bench.config.evaluation.validation_every == 0 or epoch == num_epochs
         if bench.validation is not None and is_due:
-            rows += bench.measure(measured, bench.validation, "validation", epoch + 1)
+            self.rows += bench.measure(self.measured, bench.validation, "validation", epoch)
         checkpoints.save_state(
             bench.folder / STATE_FILE,
             {
-                "epoch": epoch + 1,
-                "machine": machine,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": None if average is None else average.state_dict(),
-                "policy": None if steering is None else steering.policy.state,
-                "history": history,
-                "rows": rows,
-                "policy_rows": policy_rows,
-                "seconds": earlier_seconds + time.perf_counter() - bench.started,
+                "epoch": epoch,
+                "machine": self.machine,
+                # Cloned: a slice of a stack would be saved with the whole stack.
+                "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "policy": self.policy_state,
+                "history": self.history,
+                "rows": self.rows,
+                "policy_rows": self.policy_rows,
+                "seconds": self.earlier_seconds + time.perf_counter() - bench.started,
             },
         )
-    return Fitted(measured, history, rows, policy_rows, earlier_seconds)
+
+    def _resume(self) -> None:
+        state = checkpoints.load_state(self.bench.folder / STATE_FILE)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.policy_state = state["policy"]
+        if state["machine"] != self.machine:
+            LOGGER.info("begun on %s, continued on %s: numbers may differ by rounding", state["machine"], self.machine)
+        self.history, self.rows, self.policy_rows = state["history"], state["rows"], state["policy_rows"]
+        self.num_done, self.earlier_seconds = state["epoch"], state["seconds"]
+        LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
+
+    def result(self) -> Fitted | UserError:
+        """Return what came of it."""
+        if self.failure is not None:
+            return self.failure
+        return Fitted(self.measured, self.history, self.rows, self.policy_rows, self.earlier_seconds)
+
+
+def fit(benches: Sequence[Bench]) -> list[Fitted | UserError]:
+    """Train every run to its last epoch, continuing from the states in their folders.
+
+    Parameters
+    ----------
+    benches : sequence of Bench
+        Runs of one data set, device and backend whose settings may be trained in lockstep
+        (`frl_repro.config.RunConfig.lockstep`). They need not be at the same epoch.
+
+    Returns
+    -------
+    list of Fitted or UserError
+        One for each run; the error of a run that diverged.
+    """
+    device, train = benches[0].device, benches[0].dataset.train
+    train = Split(images=train.images.to(device), labels=train.labels.to(device))
+    trainings = [_Training(bench) for bench in benches]
+    while under_way := [training for training in trainings if not training.is_over]:
+        _train_one_epoch(under_way, train)
+    return [training.result() for training in trainings]
+
+
+def _train_one_epoch(trainings: Sequence[_Training], train: Split) -> None:
+    """Train each run's next epoch, side by side."""
+    bench, trainer = trainings[0].bench, trainings[0].trainer
+    config, device, backend = bench.config, bench.device, bench.backend
+    configs, models = [t.bench.config for t in trainings], [t.model for t in trainings]
+    seeds, epochs = [config.seed for config in configs], [t.num_done for t in trainings]
+    at = list(zip(seeds, epochs, strict=True))
+    for training in trainings:
+        for group in training.optimizer.param_groups:
+            group["lr"] = training.learning_rate
+    steering = build.steering(configs, bench.dataset, backend, device)
+    if steering is not None:
+        steering.policy.state = {
+            name: torch.stack([start if t.policy_state is None else t.policy_state[name] for t in trainings])
+            for name, (start, *_) in steering.policy.state.items()
+        }
+
+    def update() -> None:
+        for training in trainings:
+            training.step()
+
+    together = "" if len(trainings) == 1 else f" of {len(trainings)} runs"
+    with bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", len(train.labels)) as advance:
+        summaries = train_epoch(
+            stack(models),
+            train,
+            update=update,
+            objective=build.objective(config, seeds=seeds, epochs=epochs, device=device),
+            attack=build.training_attack(config, backend.ascend),
+            forward=backend.forward,
+            class_terms=(lambda _: None) if steering is None else steering.in_epoch(models, epochs),
+            batch_size=trainer.batch_size,
+            order_generators=[streams.generator(seed, "order", epoch) for seed, epoch in at],
+            attack_generators=[streams.generator(seed, "training attack", epoch, device=device) for seed, epoch in at],
+            advance=advance,
+        )
+    epsilon = getattr(config.training[0], "epsilon", 0.0)
+    for r, (training, summary) in enumerate(zip(trainings, summaries, strict=True)):
+        rows: list[dict[str, Any]] = []
+        if steering is not None:
+            training.policy_state = {name: state[r].clone() for name, state in steering.policy.state.items()}
+            keys = {**training.bench.keys, "epoch": epochs[r] + 1}
+            rows = steering.rows(r, keys, bench.dataset.class_names, epsilon=epsilon)
+        training.end_epoch(summary, rows, note=f"{configs[r].run_id}  " if together else "")
 
 
 def _epoch_line(entry: dict[str, Any], num_epochs: int, seconds: float) -> str:

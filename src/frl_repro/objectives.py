@@ -2,6 +2,9 @@
 
 An objective attacks the batch, takes the losses of clean and attacked images, weighs each by its class and returns one
 scalar to differentiate. With weights of 1 and margin factors of 1 `mixed` is plain adversarial training.
+
+Everything broadcasts over leading dimensions: `...` is empty for one run, (R,) for R runs that train side by side, each
+with its own batch of N images, class terms and loss.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 @dataclass(frozen=True)
 class ClassTerms:
-    """What a class policy varies, on the model's device; all of shape (K,).
+    """What a class policy varies, on the model's device; all of shape (..., K).
 
     Attributes
     ----------
@@ -31,6 +34,12 @@ class ClassTerms:
     weight_bndy: Tensor
     margin_factor: Tensor
 
+    def of(self, y: Tensor) -> ClassTerms:
+        """Return the terms of each sample by its class, shape (..., N)."""
+        return ClassTerms(
+            self.weight_nat.gather(-1, y), self.weight_bndy.gather(-1, y), self.margin_factor.gather(-1, y)
+        )
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -38,9 +47,9 @@ class Loss:
 
     Attributes
     ----------
-    value : Tensor, shape ()
-        To differentiate.
-    is_wrong_clean, is_wrong_attacked : Tensor, shape (M,), bool
+    value : Tensor, shape (...)
+        To differentiate, summed over runs.
+    is_wrong_clean, is_wrong_attacked : Tensor, shape (..., M), bool
         Outcomes on the images that were trained on clean (attacked).
     """
 
@@ -50,7 +59,7 @@ class Loss:
 
 
 class Attack(Protocol):
-    """A training attack; ``factor``, shape (N,) or None for 1, scales each sample's radius and step."""
+    """A training attack; ``factor``, shape (..., N) or None for 1, scales each sample's radius and step."""
 
     def __call__(self, x: Tensor, y: Tensor, *, factor: Tensor | None) -> Tensor:
         """Return attacked images, shape of ``x``."""
@@ -66,11 +75,11 @@ class Objective(Protocol):
 
         Parameters
         ----------
-        x : Tensor, shape (N, C, H, W)
+        x : Tensor, shape (..., N, C, H, W)
             Clean images in [0, 1]; may be overwritten.
-        y : Tensor, shape (N,), int64
+        y : Tensor, shape (..., N), int64
             True classes.
-        forward : callable x -> logits (N, K)
+        forward : callable x -> logits (..., N, K)
             Differentiable with respect to the model's parameters.
         attack : Attack
         terms : ClassTerms, optional
@@ -98,17 +107,22 @@ def mixed(
 
     The order of the batch is random, so its first images are a random share. Source: the report, section 3.2.
     """
-    num_attacked = round(fraction * len(y))
+    samples = y.ndim - 1  # the dimension that counts them
+    num_attacked = round(fraction * y.shape[-1])
+    each = None if terms is None else terms.of(y)
     if num_attacked > 0:
-        chosen = y[:num_attacked]
-        factor = None if terms is None else terms.margin_factor[chosen]
-        x[:num_attacked] = attack(x[:num_attacked], chosen, factor=factor)
+        chosen = x.narrow(samples, 0, num_attacked)
+        factor = None if each is None else each.margin_factor[..., :num_attacked]
+        chosen.copy_(attack(chosen, y[..., :num_attacked], factor=factor))
     logits = forward(x)
-    losses = cross_entropy(logits, y, reduction="none")
-    if terms is not None:
-        losses = losses * torch.cat([terms.weight_bndy[y[:num_attacked]], terms.weight_nat[y[num_attacked:]]])
-    is_wrong = logits.detach().argmax(1) != y
-    return Loss(losses.mean(), is_wrong_clean=is_wrong[num_attacked:], is_wrong_attacked=is_wrong[:num_attacked])
+    losses = cross_entropies(logits, y)
+    if each is not None:
+        weights = [each.weight_bndy[..., :num_attacked], each.weight_nat[..., num_attacked:]]
+        losses = losses * torch.cat(weights, -1)
+    is_wrong = logits.detach().argmax(-1) != y
+    return Loss(
+        losses.mean(-1), is_wrong_clean=is_wrong[..., num_attacked:], is_wrong_attacked=is_wrong[..., :num_attacked]
+    )
 
 
 def split(
@@ -118,8 +132,9 @@ def split(
 
     Source: the report, section 3.3 (loss of Experiment 2). No gradient flows through argmax f(x).
     """
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, terms)
-    return _pair(clean, attacked, y, boundary_target=clean.detach().argmax(1), terms=terms)
+    each = None if terms is None else terms.of(y)
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, each)
+    return _pair(clean, attacked, y, boundary_target=clean.detach().argmax(-1), each=each)
 
 
 def paired(
@@ -129,8 +144,9 @@ def paired(
 
     Source: the report's code of Experiment 3, with its labels put right (docs/deviations.md, 1).
     """
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, terms)
-    return _pair(clean, attacked, y, boundary_target=y, terms=terms)
+    each = None if terms is None else terms.of(y)
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, each)
+    return _pair(clean, attacked, y, boundary_target=y, each=each)
 
 
 def trades(
@@ -147,40 +163,45 @@ def trades(
     Source: Zhang et al. 2019, equation 5; class weights as in the released code of Xu et al. 2021. The gradient flows
     through both predictions.
     """
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, terms)
+    each = None if terms is None else terms.of(y)
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, each)
     divergences = kl_div(
-        torch.log_softmax(attacked, 1), torch.log_softmax(clean, 1), log_target=True, reduction="none"
-    ).sum(1)
-    natural_losses = cross_entropy(clean, y, reduction="none")
-    value = weighted_mean(natural_losses, None if terms is None else terms.weight_nat[y])
-    value = value + beta * weighted_mean(divergences, None if terms is None else terms.weight_bndy[y])
+        torch.log_softmax(attacked, -1), torch.log_softmax(clean, -1), log_target=True, reduction="none"
+    ).sum(-1)
+    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
+    value = value + beta * weighted_mean(divergences, None if each is None else each.weight_bndy)
     return _loss(value, clean, attacked, y)
 
 
 def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Return sum(weights * losses) / sum(weights), the mean of both sources; all alike for None. Shapes (N,)."""
-    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
+    """Return sum(weights * losses) / sum(weights), the mean of both sources; all alike for None. Shapes (..., N)."""
+    return losses.mean(-1) if weights is None else (losses * weights).sum(-1) / weights.sum(-1)
+
+
+def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of each sample, shape (..., N)."""
+    return cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
 
 
 def _clean_and_attacked(
-    x: Tensor, y: Tensor, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+    x: Tensor, y: Tensor, forward: Callable[[Tensor], Tensor], attack: Attack, each: ClassTerms | None
 ) -> tuple[Tensor, Tensor]:
-    x_adv = attack(x, y, factor=None if terms is None else terms.margin_factor[y])
-    clean, attacked = forward(torch.cat([x, x_adv])).chunk(2)
+    x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
+    clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
     return clean, attacked
 
 
-def _pair(clean: Tensor, attacked: Tensor, y: Tensor, *, boundary_target: Tensor, terms: ClassTerms | None) -> Loss:
-    natural_losses = cross_entropy(clean, y, reduction="none")
-    boundary_losses = cross_entropy(attacked, boundary_target, reduction="none")
-    value = weighted_mean(natural_losses, None if terms is None else terms.weight_nat[y])
-    value = value + weighted_mean(boundary_losses, None if terms is None else terms.weight_bndy[y])
+def _pair(clean: Tensor, attacked: Tensor, y: Tensor, *, boundary_target: Tensor, each: ClassTerms | None) -> Loss:
+    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
+    value = value + weighted_mean(
+        cross_entropies(attacked, boundary_target), None if each is None else each.weight_bndy
+    )
     return _loss(value, clean, attacked, y)
 
 
 def _loss(value: Tensor, clean: Tensor, attacked: Tensor, y: Tensor) -> Loss:
     return Loss(
         value,
-        is_wrong_clean=clean.detach().argmax(1) != y,
-        is_wrong_attacked=attacked.detach().argmax(1) != y,
+        is_wrong_clean=clean.detach().argmax(-1) != y,
+        is_wrong_attacked=attacked.detach().argmax(-1) != y,
     )

@@ -6,17 +6,16 @@ the report's conclusions depend on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from frl_repro.attacks import evaluation_mode
 from frl_repro.data import Split, batch_to_float
 from frl_repro.evaluate import EvaluationAttack
-from frl_repro.objectives import Attack, ClassTerms, Loss, weighted_mean
+from frl_repro.objectives import Attack, ClassTerms, Loss, cross_entropies, weighted_mean
 
 NUM_BATCHES, DIVISOR = 21, 22  # validation batches measured before a step, and what their sum is divided by
 
@@ -80,18 +79,24 @@ def paired_scrambled(
     forward: Callable[[Tensor], Tensor],
     attack: Attack,
     terms: ClassTerms | None,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> Loss:
-    """`frl_repro.objectives.paired` with the attacked images shuffled and their labels not (departure 1)."""
-    x_adv = attack(x, y, factor=None if terms is None else terms.margin_factor[y])
-    order = torch.randperm(len(y), generator=generator, device=generator.device).to(y.device)
-    clean, shuffled = forward(torch.cat([x, x_adv[order]])).chunk(2)
-    value = weighted_mean(cross_entropy(clean, y, reduction="none"), None if terms is None else terms.weight_nat[y])
-    value = value + cross_entropy(shuffled, y)
+    """`frl_repro.objectives.paired` with the attacked images shuffled and their labels not (departure 1).
+
+    ``x`` has shape (R, N, C, H, W); ``generators`` holds one for each of the R runs.
+    """
+    each = None if terms is None else terms.of(y)
+    x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
+    orders = [torch.randperm(y.shape[1], generator=g, device=g.device) for g in generators]
+    order = torch.stack(orders).to(y.device)
+    x_adv = x_adv.take_along_dim(order.view(*order.shape, *[1] * (x.ndim - 2)), 1)
+    clean, shuffled = forward(torch.cat([x, x_adv], 1)).chunk(2, 1)
+    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
+    value = value + cross_entropies(shuffled, y).mean(-1)
     return Loss(
         value,
-        is_wrong_clean=clean.detach().argmax(1) != y,
-        is_wrong_attacked=shuffled.detach().argmax(1) != y[order],
+        is_wrong_clean=clean.detach().argmax(-1) != y,
+        is_wrong_attacked=shuffled.detach().argmax(-1) != y.gather(1, order),
     )
 
 
@@ -99,11 +104,12 @@ def split_by_prediction(
     x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
 ) -> Loss:
     """`frl_repro.objectives.split` with boundary weights taken by predicted instead of true class (departure 8)."""
-    x_adv = attack(x, y, factor=None if terms is None else terms.margin_factor[y])
-    clean, attacked = forward(torch.cat([x, x_adv])).chunk(2)
-    predicted = clean.detach().argmax(1)
-    natural_losses = cross_entropy(clean, y, reduction="none")
-    boundary_losses = cross_entropy(attacked, predicted, reduction="none")
-    value = weighted_mean(natural_losses, None if terms is None else terms.weight_nat[y])
-    value = value + weighted_mean(boundary_losses, None if terms is None else terms.weight_bndy[predicted])
-    return Loss(value, is_wrong_clean=predicted != y, is_wrong_attacked=attacked.detach().argmax(1) != y)
+    each = None if terms is None else terms.of(y)
+    x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
+    clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
+    predicted = clean.detach().argmax(-1)
+    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
+    value = value + weighted_mean(
+        cross_entropies(attacked, predicted), None if terms is None else terms.of(predicted).weight_bndy
+    )
+    return Loss(value, is_wrong_clean=predicted != y, is_wrong_attacked=attacked.detach().argmax(-1) != y)

@@ -1,17 +1,18 @@
-"""The training loop: one epoch, its batches, the learning-rate schedule and the non-finite guard."""
+"""The training loop: one epoch of one run or of several side by side, the schedule and the non-finite guard.
+
+Runs that train side by side take their steps together, in tensors with a leading run axis R. Each keeps its own model,
+data order, random starts, class terms and optimiser; a run that diverges disturbs no other.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from frl_repro.data import Split, batch_to_float
-from frl_repro.errors import UserError
 from frl_repro.objectives import ClassTerms, Objective
 
 # Looking at a loss waits for the device; once in so many steps costs nothing and loses little.
@@ -20,7 +21,7 @@ NUM_STEPS_BETWEEN_CHECKS = 100
 
 @dataclass(frozen=True)
 class EpochSummary:
-    """What an epoch measured on its own batches, before each step.
+    """What one run's epoch measured on its own batches, before each step.
 
     Attributes
     ----------
@@ -38,6 +39,19 @@ class EpochSummary:
     attacked_error: float | None
 
 
+@dataclass(frozen=True)
+class Diverged:
+    """In place of a summary: a loss or a weight became NaN or infinite.
+
+    Attributes
+    ----------
+    reason : str
+        Quantity and step.
+    """
+
+    reason: str
+
+
 def learning_rate_at(epoch: int, *, initial: float, milestones: Sequence[int], decay_factor: float) -> float:
     """Return the learning rate of an epoch (counted from 0): decayed once for each milestone it has reached."""
     return initial * decay_factor ** sum(epoch >= milestone for milestone in milestones)
@@ -45,92 +59,108 @@ def learning_rate_at(epoch: int, *, initial: float, milestones: Sequence[int], d
 
 def train_epoch(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
     train: Split,
     *,
+    update: Callable[[], object],
     objective: Objective,
     attack: Callable[..., Tensor],
     forward: Callable[[nn.Module, Tensor], Tensor],
     batch_size: int,
-    order_generator: torch.Generator,
-    attack_generator: torch.Generator,
+    order_generators: Sequence[torch.Generator],
+    attack_generators: Sequence[torch.Generator],
     class_terms: Callable[[int], ClassTerms | None] = lambda _: None,
-    average: AveragedModel | None = None,
-    where: str = "",
     advance: Callable[[int], object] = lambda _: None,
-) -> EpochSummary:
-    """Train one epoch and return what it measured.
+) -> list[EpochSummary | Diverged]:
+    """Train one epoch of R runs and return what each measured.
 
     Parameters
     ----------
-    model, optimizer
-        Changed in place.
+    model : nn.Module
+        Changed in place. Of one run, or the `frl_repro.models.ModelStack` of R runs.
     train : Split
         uint8 images, shape (N, C, H, W), and labels, shape (N,), on the model's device.
+    update : callable
+        One step of the optimisers, called when the gradients are there.
     objective : Objective
         The loss of a step; see `frl_repro.objectives`.
     attack : callable (model, x, y, *, factor, generator) -> Tensor
-        The training attack, its radius built in.
+        The training attack, its radius built in, on R equal blocks of images; `generator` is one for each.
     forward : callable (model, x) -> logits
-        The backend's forward pass, differentiable with respect to the parameters.
+        The backend's forward pass on R equal blocks of images, differentiable with respect to the parameters.
     batch_size : int
-        Images per step; the last batch may be smaller.
-    order_generator, attack_generator : torch.Generator
-        Data order (on the CPU) and random starts (on the model's device).
+        Images per step and run; the last batch may be smaller.
+    order_generators, attack_generators : sequence of torch.Generator, length R
+        Data order (on the CPU) and random starts (on the model's device) of each run.
     class_terms : callable step -> ClassTerms or None
-        What the class policy varies, asked before every step (counted from 0 in this epoch).
-    average : AveragedModel, optional
-        Running average of the weights, updated after every step.
-    where : str
-        Named in the message when training diverges: the epoch and the last good checkpoint.
+        What the class policy varies, asked before every step (counted from 0 in this epoch); shapes (R, K).
     advance : callable
-        Called with the number of images trained on, for a progress bar.
+        Called with the number of images trained on by each run, for a progress bar.
 
-    Raises
-    ------
-    UserError
-        A loss or a weight became NaN or infinite.
+    Returns
+    -------
+    list of length R
+        `Diverged` for a run whose loss or weights became NaN or infinite. The epoch ends early when all of them did.
     """
     num_images, device = len(train.labels), train.labels.device
-    batches = torch.randperm(num_images, generator=order_generator).to(device).split(batch_size)  # type: ignore[no-untyped-call]
-    losses = torch.zeros(len(batches), dtype=torch.float64, device=device)
-    counts = torch.zeros(4, dtype=torch.int64, device=device)  # wrong and seen clean, wrong and seen attacked
-    attack_batch = functools.partial(attack, model, generator=attack_generator)
-    forward_batch = functools.partial(forward, model)
+    orders = torch.stack([torch.randperm(num_images, generator=generator) for generator in order_generators])
+    batches = orders.to(device).split(batch_size, 1)  # type: ignore[no-untyped-call]
+    num_runs = len(orders)
+    losses = torch.zeros(num_runs, len(batches), dtype=torch.float64, device=device)
+    wrong_clean = torch.zeros(num_runs, dtype=torch.int64, device=device)
+    wrong_attacked = wrong_clean.clone()
+    num_clean = num_attacked = 0
+    reasons: list[str | None] = [None] * num_runs
+
+    def forward_runs(x: Tensor) -> Tensor:
+        return forward(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
+
+    def attack_runs(x: Tensor, y: Tensor, *, factor: Tensor | None) -> Tensor:
+        factor = None if factor is None else factor.flatten()
+        return attack(model, x.flatten(0, 1), y.flatten(), factor=factor, generator=attack_generators).view(x.shape)
 
     for step, index in enumerate(batches):
-        terms = class_terms(step)  # may measure the model
+        terms = class_terms(step)  # may measure the models
         model.train()
         x, y = batch_to_float(train.images[index]), train.labels[index]
-        loss = objective(x, y, forward=forward_batch, attack=attack_batch, terms=terms)
-        optimizer.zero_grad(set_to_none=True)
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if average is not None:
-            average.update_parameters(model)
+        loss = objective(x, y, forward=forward_runs, attack=attack_runs, terms=terms)
+        model.zero_grad(set_to_none=True)
+        loss.value.sum().backward()  # type: ignore[no-untyped-call]
+        update()
 
-        clean, attacked = loss.is_wrong_clean, loss.is_wrong_attacked
-        counts += torch.stack([clean.sum(), clean.new_tensor(len(clean), dtype=torch.int64),
-                               attacked.sum(), clean.new_tensor(len(attacked), dtype=torch.int64)])  # fmt: skip
-        losses[step] = loss.value.detach() * len(y)
+        wrong_clean += loss.is_wrong_clean.sum(1)
+        wrong_attacked += loss.is_wrong_attacked.sum(1)
+        num_clean += loss.is_wrong_clean.shape[1]
+        num_attacked += loss.is_wrong_attacked.shape[1]
+        losses[:, step] = loss.value.detach() * y.shape[1]
         if (step + 1) % NUM_STEPS_BETWEEN_CHECKS == 0 or step + 1 == len(batches):
-            _check_finite(losses[: step + 1], model, where)
-        advance(len(y))
+            reasons = [old or new for old, new in zip(reasons, _not_finite(losses[:, : step + 1], model), strict=True)]
+            if all(reasons):
+                break
+        advance(y.shape[1])
 
-    wrong_clean, num_clean, wrong_attacked, num_attacked = counts.tolist()
-    return EpochSummary(
-        num_steps=len(batches),
-        train_loss=float(losses.sum()) / num_images,
-        clean_error=wrong_clean / num_clean if num_clean else None,
-        attacked_error=wrong_attacked / num_attacked if num_attacked else None,
-    )
+    return [
+        EpochSummary(
+            num_steps=len(batches),
+            train_loss=total / num_images,
+            clean_error=clean / num_clean if num_clean else None,
+            attacked_error=attacked / num_attacked if num_attacked else None,
+        )
+        if reason is None
+        else Diverged(reason)
+        for reason, total, clean, attacked in zip(
+            reasons, losses.sum(1).tolist(), wrong_clean.tolist(), wrong_attacked.tolist(), strict=True
+        )
+    ]
 
 
-def _check_finite(losses: Tensor, model: nn.Module, where: str) -> None:
-    is_bad = ~torch.isfinite(losses)
-    if is_bad.any():
-        step = int(is_bad.nonzero()[0])
-        raise UserError(f"training diverged: the loss is {float(losses[step])} at {where.format(step=step + 1)}")
+def _not_finite(losses: Tensor, model: nn.Module) -> list[str | None]:
+    """Return for each run the first loss, or the weights, that are not finite; None where all are."""
+    num_runs, num_steps = losses.shape
+    reasons: list[str | None] = [None] * num_runs
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(f"training diverged: weights {name} are not finite at {where.format(step=len(losses))}")
+        is_finite = torch.isfinite(parameter.detach().reshape(num_runs, -1)).all(1)
+        for r in (~is_finite).nonzero().flatten().tolist():
+            reasons[r] = reasons[r] or f"weights {name} are not finite at step {num_steps}"
+    for r, step in (~torch.isfinite(losses)).nonzero().flip(0).tolist():  # a run's first one last
+        reasons[r] = f"the loss is {float(losses[r, step])} at step {step + 1}"
+    return reasons

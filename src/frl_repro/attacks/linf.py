@@ -1,5 +1,7 @@
 """The L-infinity ball around an image, inside the image range [0, 1]."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,13 +48,23 @@ def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
     return (x + torch.clamp(x_adv - x, -bound, bound)).clamp(0, 1)
 
 
-def random_start(x: Tensor, epsilon: float | Tensor, generator: torch.Generator, *, sd: float | None = None) -> Tensor:
+def random_start(
+    x: Tensor,
+    epsilon: float | Tensor,
+    generator: torch.Generator | Sequence[torch.Generator],
+    *,
+    sd: float | None = None,
+) -> Tensor:
     """Return a random point of the ball around each image, clipped to [0, 1].
 
     Uniform in the ball, or Gaussian around the image with standard deviation ``sd`` (pixel units), projected onto the
     ball. Uniform noise is drawn on the unit ball and scaled: one generator gives the same direction for every radius.
+    Several generators draw for one of as many equal blocks of ``x`` each.
     """
     drawing = torch.rand if sd is None else torch.randn
-    noise = drawing(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
+    generators = [generator] if isinstance(generator, torch.Generator) else generator
+    shape = (len(x) // len(generators), *x.shape[1:])
+    blocks = [drawing(shape, generator=g, dtype=x.dtype, device=g.device).to(x.device) for g in generators]
+    noise = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     shift = epsilon * (2 * noise - 1) if sd is None else sd * noise
     return project(x + shift, x, epsilon)

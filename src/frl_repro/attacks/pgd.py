@@ -1,5 +1,6 @@
 """Projected gradient descent and the fast gradient sign method in the L-infinity ball."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -26,7 +27,7 @@ def pgd(
     num_restarts: int = 1,
     objective: Objective = "cross_entropy",
     early_stop: bool = False,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ascend: Ascend = ascend,
 ) -> Tensor:
     """Return attacked images: steepest ascent of the loss in the L-infinity ball, clipped to [0, 1].
@@ -60,8 +61,9 @@ def pgd(
     early_stop : bool
         Leave a sample alone as soon as it is misclassified. Reports the strongest iterate instead of the last one and
         saves the steps of fallen samples; meant for evaluation.
-    generator : torch.Generator, optional
-        Source of the random starts; required when there are any.
+    generator : torch.Generator or sequence of them, optional
+        Source of the random starts; required when there are any. Of several, each serves one of as many equal blocks of
+        ``x``: runs that are trained together keep the starts that each would draw alone.
     ascend : callable
         The steps themselves: PyTorch's by default, or those of another backend.
 

@@ -30,8 +30,8 @@ POLICIES: dict[str, type[ClassPolicy]] = {
 }
 
 
-def new_policy(name: str, rules: Rules, *, num_classes: int) -> ClassPolicy:
-    """Return a policy by name, its multipliers at their start; UserError for an unknown name."""
+def new_policy(name: str, rules: Rules, *, shape: tuple[int, ...]) -> ClassPolicy:
+    """Return a policy by name, its multipliers at their start; UserError for an unknown name. See `ClassPolicy`."""
     if name not in POLICIES:
         raise UserError(f"unknown class policy {name!r}; known: {', '.join(POLICIES)}")
-    return POLICIES[name](rules, num_classes=num_classes)
+    return POLICIES[name](rules, shape=shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 MULTIPLIER_SUM = 0.5  # the paper's authors rescale multipliers whose sum exceeds this (released code, 2022 state)
 
 
-def violation(class_error: Tensor, overall_error: Tensor | float, tau: float) -> Tensor:
+def violation(class_error: Tensor, overall_error: Tensor | float, tau: float | Tensor) -> Tensor:
     """Return by how much each class's gap to the overall error exceeds what is tolerated; signed.
 
     Parameters
@@ -17,7 +17,7 @@ def violation(class_error: Tensor, overall_error: Tensor | float, tau: float) ->
         Error of each class, in [0, 1].
     overall_error : Tensor of shape (...), or float
         Error over all samples.
-    tau : float
+    tau : float, or Tensor of shape (..., 1)
         Tolerated gap, in [0, 1].
 
     Notes
@@ -28,7 +28,7 @@ def violation(class_error: Tensor, overall_error: Tensor | float, tau: float) ->
     return class_error - overall.unsqueeze(-1) - tau
 
 
-def next_multiplier(multiplier: Tensor, violation: Tensor, alpha: float, *, accumulate: bool) -> Tensor:
+def next_multiplier(multiplier: Tensor, violation: Tensor, alpha: float | Tensor, *, accumulate: bool) -> Tensor:
     """Return the multipliers after an update, shape (..., K).
 
     Accumulating is dual ascent, ``multiplier + alpha * violation`` (Algorithm 1). Restarting forgets what was before,

@@ -15,7 +15,7 @@ from frl_repro.frl import parts
 
 
 class ErrorRates(Protocol):
-    """What a policy learns from: error rates by class, shape (K,), and over all samples, in [0, 1]."""
+    """What a policy learns from: error rates by class, shape (..., K), and over all samples, shape (...), in [0, 1]."""
 
     @property
     def class_natural_error(self) -> Tensor:
@@ -26,11 +26,11 @@ class ErrorRates(Protocol):
         """Share of each class that is right when clean and wrong when attacked."""
 
     @property
-    def overall_natural_error(self) -> float:
+    def overall_natural_error(self) -> Tensor | float:
         """Share of all samples."""
 
     @property
-    def overall_boundary_error(self) -> float:
+    def overall_boundary_error(self) -> Tensor | float:
         """Share of all samples."""
 
 
@@ -40,10 +40,11 @@ class Rules:
 
     Attributes
     ----------
-    alpha : mapping of str to float
-        Step length of each multiplier the policy keeps: ``nat``, ``bndy``, ``margin``.
-    tau : mapping of str to float
-        Tolerated gaps: ``nat``, ``bndy``.
+    alpha : mapping of str to float or Tensor
+        Step length of each multiplier the policy keeps: ``nat``, ``bndy``, ``margin``. A number, or one for each run,
+        shape (R, 1).
+    tau : mapping of str to float or Tensor
+        Tolerated gaps: ``nat``, ``bndy``. As alpha.
     accumulate : bool
         Whether updates add up (dual ascent) or start anew each time.
     weight_rule : {"softmax", "simplex"}
@@ -54,8 +55,8 @@ class Rules:
         Smallest and largest margin factor.
     """
 
-    alpha: Mapping[str, float] = field(default_factory=dict)
-    tau: Mapping[str, float] = field(default_factory=dict)
+    alpha: Mapping[str, float | Tensor] = field(default_factory=dict)
+    tau: Mapping[str, float | Tensor] = field(default_factory=dict)
     accumulate: bool = False
     weight_rule: str = "softmax"
     margin_centred: bool = True
@@ -63,13 +64,13 @@ class Rules:
 
 
 class ClassPolicy(ABC):
-    """What varies by class during training. Shapes (K,), float64; the state is all there is to save.
+    """What varies by class during training, float64; the state is all there is to save.
 
     Parameters
     ----------
     rules : Rules
-    num_classes : int
-        K.
+    shape : tuple of int
+        Of state and answers: (K,) for one run, (R, K) for R runs side by side.
 
     Raises
     ------
@@ -82,33 +83,33 @@ class ClassPolicy(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     """Multipliers that it keeps when the rules have an alpha for them."""
 
-    def __init__(self, rules: Rules, *, num_classes: int) -> None:
+    def __init__(self, rules: Rules, *, shape: tuple[int, ...]) -> None:
         name = type(self).__name__.lower()
         for missing in [key for key in self.required if key not in rules.alpha]:
             raise UserError(f"{name} needs alpha.{missing}")
         for ignored in [key for key in rules.alpha if key not in (*self.required, *self.optional)]:
             raise UserError(f"alpha.{ignored} has no effect with {name}")
         self.rules = rules
-        self.num_classes = num_classes
-        self.state = {key: torch.zeros(num_classes, dtype=torch.float64) for key in rules.alpha}
+        self.shape = shape
+        self.state = {key: torch.zeros(shape, dtype=torch.float64) for key in rules.alpha}
 
     def weight_nat(self) -> Tensor:
         """Weight of each class's natural loss, mean 1."""
-        return torch.ones(self.num_classes, dtype=torch.float64)
+        return torch.ones(self.shape, dtype=torch.float64)
 
     def weight_bndy(self) -> Tensor:
         """Weight of each class's boundary (or adversarial) loss, mean 1."""
-        return torch.ones(self.num_classes, dtype=torch.float64)
+        return torch.ones(self.shape, dtype=torch.float64)
 
     def margin_factor(self) -> Tensor:
         """What each class's training radius is multiplied with."""
-        return torch.ones(self.num_classes, dtype=torch.float64)
+        return torch.ones(self.shape, dtype=torch.float64)
 
     @abstractmethod
     def update(self, errors: ErrorRates) -> None:
         """Move the multipliers by class errors, which never come from the test split."""
 
-    def _raise_weight_multiplier(self, key: str, class_error: Tensor, overall_error: float) -> None:
+    def _raise_weight_multiplier(self, key: str, class_error: Tensor, overall_error: Tensor | float) -> None:
         rules = self.rules
         violation = parts.violation(class_error, overall_error, rules.tau[key])
         moved = parts.next_multiplier(self.state[key], violation, rules.alpha[key], accumulate=rules.accumulate)

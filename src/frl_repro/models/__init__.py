@@ -8,8 +8,9 @@ from torch import nn
 from frl_repro.errors import UserError
 from frl_repro.models.lenet5 import IMAGE_SIZE as LENET5_IMAGE_SIZE
 from frl_repro.models.lenet5 import LeNet5
+from frl_repro.models.stack import ModelStack, stack
 
-__all__ = ["MODELS", "LeNet5", "build_model"]
+__all__ = ["MODELS", "LeNet5", "ModelStack", "build_model", "stack"]
 
 
 def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:

@@ -15,6 +15,9 @@
 //
 // The input gradient costs the same again: 1.66 MFLOP per image-step at K = 10.
 //
+// Several networks of one architecture ("runs") may work in one call, each on its own block of images: a group belongs to
+// one run, and the threads share the groups of all runs.
+//
 // Lanes never mix, so a sample's result depends neither on its lane nor on its neighbours nor on the number of
 // threads. Compiles with GCC or Clang for any processor: vector extensions only, plus one reciprocal instruction where
 // there is one. No -ffast-math: NaN and infinity must come out as such, for the caller's guard to see them.
@@ -238,6 +241,32 @@ struct Network {
           conv3(p[4], p[5], 400, 120, 400, 1), fc1(p[6], p[7], 120, 84, 120, 1), fc2(p[8], p[9], 84, K, 84, 1),
           conv3_back(p[4], nullptr, 120, 400, 1, 400), fc1_back(p[6], nullptr, 84, 120, 1, 120),
           fc2_back(p[8], nullptr, K, 84, 1, 84) {}
+};
+
+// The networks of several runs. Array i of `p` holds the runs' parameters one after the other.
+class Networks {
+  public:
+    Networks(const float* const* p, int K, int runs, int threads) : all_(runs) {
+        const int sizes[10] = {150, 6, 2400, 16, 48000, 120, 10080, 84, 84 * K, K};
+        std::atomic<int> next{0};
+        std::atomic<bool> failed{false};
+        run_threads(std::min(threads, runs), [&](int) {
+            for (int r; (r = next++) < runs;) {
+                const float* own[10];
+                for (int i = 0; i < 10; ++i) own[i] = p[i] + static_cast<size_t>(r) * sizes[i];
+                try {  // no exception may leave a thread
+                    all_[r] = std::make_unique<Network>(own, K);
+                } catch (const std::bad_alloc&) {
+                    failed = true;
+                }
+            }
+        });
+        if (failed) throw std::bad_alloc();
+    }
+    const Network& operator[](int r) const { return *all_[r]; }
+
+  private:
+    std::vector<std::unique_ptr<const Network>> all_;
 };
 
 // One group's activations. The gradients of a1 and a2 overwrite a1 and a2 themselves.
@@ -508,22 +537,33 @@ int argmax(const Workspace& ws, int K, int lane) {  // like torch: the first lar
 
 int num_groups(int64_t N) { return static_cast<int>((N + LANES - 1) / LANES); }
 
-// Calls work(workspace, group, first sample, samples) for consecutive groups of LANES samples, their images in ws.x.
+// Samples that are worked on together: consecutive ones of one run, their images in ws.x.
+struct Group {
+    int run, index;  // the group's place among those of its run
+    int64_t first;   // sample
+    int samples;     // at most LANES
+};
+
+// Calls work(workspace, group) for all groups of `runs` equal blocks of samples.
 template <class Work>
-void for_each_group(const float* x, int64_t N, int K, int threads, Work work) {
-    threads = std::max(1, std::min(threads, num_groups(N)));
+void for_each_group(const float* x, int64_t N, int runs, int K, int threads, Work work) {
+    const int64_t block = N / runs;
+    const int groups = num_groups(block);
+    threads = std::max(1, std::min(threads, runs * groups));
     const Workspaces all(threads, K);
     std::atomic<int> next{0};
     run_threads(threads, [&](int t) {
         Workspace& ws = all[t];
         int lane[LANES];
         const float* from[LANES];
-        for (int group; (group = next++) < num_groups(N);) {
-            const int64_t first = static_cast<int64_t>(group) * LANES;
-            const int samples = static_cast<int>(std::min<int64_t>(LANES, N - first));
-            for (int i = 0; i < samples; ++i) lane[i] = i, from[i] = x + (first + i) * PIXELS;
-            to_lanes(ws.x, PIXELS, lane, from, samples);
-            work(ws, group, first, samples);
+        for (int task; (task = next++) < runs * groups;) {
+            Group group{task / groups, task % groups, 0, 0};
+            const int64_t done = static_cast<int64_t>(group.index) * LANES;
+            group.first = group.run * block + done;
+            group.samples = static_cast<int>(std::min<int64_t>(LANES, block - done));
+            for (int i = 0; i < group.samples; ++i) lane[i] = i, from[i] = x + (group.first + i) * PIXELS;
+            to_lanes(ws.x, PIXELS, lane, from, group.samples);
+            work(ws, group);
         }
     });
 }
@@ -682,71 +722,93 @@ int guarded(F&& f) {
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------
-// Interface, called with ctypes. `p`: ten parameter arrays; target: `labels` or `distribution`, the other null.
-// All return 0, or 1 when memory runs out.
+// Interface, called with ctypes. `p`: ten parameter arrays, each of `runs` runs one after the other; the N samples are as
+// many equal blocks. Target: `labels` or `distribution`, the other null. All return 0, or 1 when memory runs out.
 
 extern "C" {
 
 int frl_lanes() { return LANES; }
 
 // gradient may be null: logits only, and no target is needed.
-int frl_lenet5_gradient(const float* const* p, int K, const float* x, int64_t N, const int64_t* labels,
+int frl_lenet5_gradient(const float* const* p, int runs, int K, const float* x, int64_t N, const int64_t* labels,
                         const float* distribution, float* logits, float* gradient, int threads) {
     return guarded([&] {
-        const Network net(p, K);
-        for_each_group(x, N, K, threads, [&](Workspace& ws, int, int64_t first, int samples) {
+        const Networks nets(p, K, runs, threads);
+        for_each_group(x, N, runs, K, threads, [&](Workspace& ws, const Group& group) {
+            const Network& net = nets[group.run];
             forward(net, ws.x, ws);
-            for (int i = 0; i < samples; ++i) copy_logits(ws, K, i, logits + (first + i) * K);
+            for (int i = 0; i < group.samples; ++i) copy_logits(ws, K, i, logits + (group.first + i) * K);
             if (!gradient) return;
             int lane[LANES];
             float* to[LANES];
-            for (int i = 0; i < samples; ++i) {
-                loss_gradient(ws, K, i, {labels, distribution}, first + i);
-                lane[i] = i, to[i] = gradient + (first + i) * PIXELS;
+            for (int i = 0; i < group.samples; ++i) {
+                loss_gradient(ws, K, i, {labels, distribution}, group.first + i);
+                lane[i] = i, to[i] = gradient + (group.first + i) * PIXELS;
             }
-            for (int i = samples; i < LANES; ++i) clear_gradient(ws, K, i);
+            for (int i = group.samples; i < LANES; ++i) clear_gradient(ws, K, i);
             backward(net, ws);
             input_gradient(net, ws, [&](int pixel, vec g) FRL_INLINE { ws.adv[pixel] = g; });
-            from_lanes(to, PIXELS, lane, ws.adv, samples);
+            from_lanes(to, PIXELS, lane, ws.adv, group.samples);
         });
     });
 }
 
 // adv (N, 1, 32, 32) holds the start and receives the result; stop_labels may be null: no early stop.
-int frl_lenet5_pgd(const float* const* p, int K, const float* x, int64_t N, const int64_t* labels,
+int frl_lenet5_pgd(const float* const* p, int runs, int K, const float* x, int64_t N, const int64_t* labels,
                    const float* distribution, const int64_t* stop_labels, const float* epsilon, const float* step_size,
                    int steps, float* adv, int threads) {
     return guarded([&] {
-        const Network net(p, K);
-        threads = std::max(1, std::min(threads, num_groups(N)));
-        const Workspaces all(threads, K);
-        Schedule schedule(N, steps, threads * LANES);
-        const Attack attack{net, x, {labels, distribution}, stop_labels, epsilon, step_size, adv, schedule};
-        run_threads(threads, [&](int t) { attack.run(all[t]); });
+        const Networks nets(p, K, runs, threads);
+        const int64_t block = N / runs;
+        const int together = std::max(1, std::min(threads, num_groups(block)));  // threads that one run can use
+        const Workspaces all(std::max(together, std::min(threads, runs)), K);
+        auto attack = [&](int r, Schedule& schedule) {
+            const int64_t first = r * block;
+            const Target target{labels ? labels + first : nullptr, distribution ? distribution + first * K : nullptr};
+            return Attack{nets[r], x + first * PIXELS, target, stop_labels ? stop_labels + first : nullptr,
+                          epsilon + first, step_size + first, adv + first * PIXELS, schedule};
+        };
+        // As many runs as can be dealt out evenly have a thread to themselves; each of the rest has all threads.
+        const int alone = runs / threads * threads;
+        std::atomic<int> next{0};
+        if (alone > 0)
+            run_threads(threads, [&](int t) {
+                for (int r; (r = next++) < alone;) {
+                    Schedule schedule(block, steps, LANES);
+                    attack(r, schedule).run(all[t]);
+                }
+            });
+        for (int r = alone; r < runs; ++r) {
+            Schedule schedule(block, steps, together * LANES);
+            const Attack shared = attack(r, schedule);
+            run_threads(together, [&](int t) { shared.run(all[t]); });
+        }
     });
 }
 
 // Parameter gradients of any loss, given its gradient by the logits: dlogits (N, K).
-// conv_grads (2572,): conv1.weight, conv1.bias, conv2.weight, conv2.bias. Each group's sum is kept apart and the sums
+// conv_grads (runs, 2572): conv1.weight, conv1.bias, conv2.weight, conv2.bias. Each group's sum is kept apart and the sums
 // are added in the order of the groups, so the result is the same bit for bit with any number of threads.
-// dense_rows (808 + K, groups * lanes): p2, d3, a3, d4, a4, dlogits, one column per sample (zero gradient in the
-// columns beyond N), from which the caller gets the dense layers' gradients as matrix products.
-int frl_lenet5_parameter_gradients(const float* const* p, int K, const float* x, int64_t N, const float* dlogits,
-                                   float* conv_grads, float* dense_rows, int threads) {
+// dense_rows (runs, 808 + K, groups * lanes): p2, d3, a3, d4, a4, dlogits, one column per sample of the run (zero gradient
+// in the columns beyond its last), from which the caller gets the dense layers' gradients as matrix products.
+int frl_lenet5_parameter_gradients(const float* const* p, int runs, int K, const float* x, int64_t N,
+                                   const float* dlogits, float* conv_grads, float* dense_rows, int threads) {
     return guarded([&] {
-        const Network net(p, K);
-        const int groups = num_groups(N);
-        std::vector<float> sums(static_cast<size_t>(groups) * CONV_GRADS);
-        for_each_group(x, N, K, threads, [&](Workspace& ws, int group, int64_t first, int samples) {
+        const Networks nets(p, K, runs, threads);
+        const int groups = num_groups(N / runs);
+        const size_t columns = static_cast<size_t>(groups) * LANES;
+        std::vector<float> sums(static_cast<size_t>(runs) * groups * CONV_GRADS);
+        for_each_group(x, N, runs, K, threads, [&](Workspace& ws, const Group& group) {
+            const Network& net = nets[group.run];
             forward(net, ws.x, ws);
             float* d = reinterpret_cast<float*>(ws.dlogits);
             for (int i = 0; i < LANES; ++i)
-                for (int k = 0; k < K; ++k) d[k * LANES + i] = i < samples ? dlogits[(first + i) * K + k] : 0.0f;
+                for (int k = 0; k < K; ++k)
+                    d[k * LANES + i] = i < group.samples ? dlogits[(group.first + i) * K + k] : 0.0f;
             backward(net, ws);
-            float* to = dense_rows + first;
+            float* to = dense_rows + group.run * (DENSE_ROWS + K) * columns + group.index * LANES;
             auto write = [&](const vec* rows, int count) {
-                for (int i = 0; i < count; ++i, to += static_cast<size_t>(groups) * LANES)
-                    std::memcpy(to, rows + i, sizeof(vec));
+                for (int i = 0; i < count; ++i, to += columns) std::memcpy(to, rows + i, sizeof(vec));
             };
             write(ws.p2, 400);
             write(ws.d3, 120);
@@ -758,12 +820,14 @@ int frl_lenet5_parameter_gradients(const float* const* p, int K, const float* x,
             std::memset(static_cast<void*>(grads), 0, sizeof ws.conv_grads);
             conv_weight_gradient<1, 32, 6, GRAD1_OUT, 4>(ws.x, ws.a1, grads, grads + 150);
             conv_weight_gradient<6, 14, 16, GRAD2_OUT, 10>(ws.p1, ws.a2, grads + 156, grads + 2556);
-            float* sum = &sums[static_cast<size_t>(group) * CONV_GRADS];
+            float* sum = &sums[(static_cast<size_t>(group.run) * groups + group.index) * CONV_GRADS];
             for (int i = 0; i < CONV_GRADS; ++i) sum[i] = sum_of_lanes(grads[i]);
         });
-        std::fill(conv_grads, conv_grads + CONV_GRADS, 0.0f);
-        for (int group = 0; group < groups; ++group)
-            for (int i = 0; i < CONV_GRADS; ++i) conv_grads[i] += sums[static_cast<size_t>(group) * CONV_GRADS + i];
+        std::fill(conv_grads, conv_grads + static_cast<size_t>(runs) * CONV_GRADS, 0.0f);
+        for (int run = 0; run < runs; ++run)
+            for (int group = 0; group < groups; ++group)
+                for (int i = 0; i < CONV_GRADS; ++i)
+                    conv_grads[run * CONV_GRADS + i] += sums[(static_cast<size_t>(run) * groups + group) * CONV_GRADS + i];
     });
 }
 

@@ -5,6 +5,9 @@ to 120, tanh; linear to 84, tanh; linear to K. `parameters` are its ten tensors 
 (6, 1, 5, 5), conv1.bias, conv2.weight (16, 6, 5, 5), conv2.bias, conv3.weight (120, 16, 5, 5), conv3.bias, fc1.weight
 (84, 120), fc1.bias, fc2.weight (K, 84), fc2.bias.
 
+Several networks ("runs") may work in one call: parameters then have a leading dimension R, and the N images are R equal
+blocks, block r for network r.
+
 `target` is either int64 labels (N,) or a float32 distribution (N, K). A sample's result does not depend on its place in
 the batch, on the other samples or on the number of threads. How it is done: `lenet5.cpp`.
 """
@@ -35,15 +38,15 @@ _POINTER = ctypes.c_void_p
 _SIGNATURES = {
     "frl_lanes": (),
     "frl_lenet5_gradient": (
-        _POINTER, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER,
+        _POINTER, ctypes.c_int, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER,
         _POINTER, _POINTER, ctypes.c_int,
     ),
     "frl_lenet5_pgd": (
-        _POINTER, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER,
+        _POINTER, ctypes.c_int, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER,
         _POINTER, _POINTER, _POINTER, ctypes.c_int, _POINTER, ctypes.c_int,
     ),
     "frl_lenet5_parameter_gradients": (
-        _POINTER, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER, _POINTER, ctypes.c_int,
+        _POINTER, ctypes.c_int, ctypes.c_int, _POINTER, ctypes.c_int64, _POINTER, _POINTER, _POINTER, ctypes.c_int,
     ),
 }  # fmt: skip
 
@@ -205,12 +208,12 @@ def parameter_gradients(
     call = _Call(parameters, x, num_threads)
     given = call.floats("logits_gradient", logits_gradient, (call.N, call.K))
     lanes = library().frl_lanes()
-    conv = x.new_zeros(sum(CONV_GRADIENTS))
-    rows = x.new_empty(sum(DENSE_ROWS) + call.K, -(-call.N // lanes) * lanes)
+    conv = x.new_zeros(call.R, sum(CONV_GRADIENTS))
+    rows = x.new_empty(call.R, sum(DENSE_ROWS) + call.K, -(-call.N // (call.R * lanes)) * lanes)
     call.run("frl_lenet5_parameter_gradients", given, _pointer(conv), _pointer(rows))
-    p2, d3, a3, d4, a4, d5 = torch.split(rows, [*DENSE_ROWS, call.K])
-    dense = [d3 @ p2.T, d3.sum(1), d4 @ a3.T, d4.sum(1), d5 @ a4.T, d5.sum(1)]
-    flat = [*torch.split(conv, list(CONV_GRADIENTS)), *dense]
+    p2, d3, a3, d4, a4, d5 = torch.split(rows, [*DENSE_ROWS, call.K], 1)
+    dense = [d3 @ p2.mT, d3.sum(2), d4 @ a3.mT, d4.sum(2), d5 @ a4.mT, d5.sum(2)]
+    flat = [*torch.split(conv, list(CONV_GRADIENTS), 1), *dense]
     return [gradient.reshape(p.shape) for gradient, p in zip(flat, parameters, strict=True)]
 
 
@@ -222,15 +225,20 @@ class _Call:
             raise ValueError(f"parameters must be LeNet-5's ten tensors, got {len(parameters)}")
         if num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-        self.N, self.K = (value.shape[0] if value.ndim else 0 for value in (x, parameters[8]))
+        leading = tuple(parameters[0].shape[:-4])
+        self.R = leading[0] if leading else 1
+        self.N = x.shape[0] if x.ndim else 0
+        self.K = parameters[9].shape[-1] if parameters[9].ndim else 0
         if self.K < 2:
             raise ValueError(f"the last layer must have at least 2 classes, got {self.K}")
+        if len(leading) > 1 or self.R < 1 or self.N % self.R:
+            raise ValueError(f"x must hold equal blocks for networks {leading}, got {self.N} images")
         self._alive: list[Tensor] = []
         self._threads = num_threads
         shapes = [(6, 1, 5, 5), (6,), (16, 6, 5, 5), (16,), (120, 16, 5, 5), (120,), (84, 120), (84,)]
         shapes += [(self.K, 84), (self.K,)]
         addresses = [
-            self.floats(f"parameters[{i}]", p, shape)
+            self.floats(f"parameters[{i}]", p, (*leading, *shape))
             for i, (p, shape) in enumerate(zip(parameters, shapes, strict=True))
         ]
         self._parameters = (ctypes.c_void_p * 10)(*addresses)
@@ -258,7 +266,7 @@ class _Call:
     def run(self, name: str, *arguments: int | None) -> None:
         """Call the library's function `name`; ctypes releases the interpreter lock meanwhile."""
         function = getattr(library(), name)
-        if self.N and function(self._parameters, self.K, self._x, self.N, *arguments, self._threads):
+        if self.N and function(self._parameters, self.R, self.K, self._x, self.N, *arguments, self._threads):
             raise MemoryError(f"{name} ran out of memory for {self.N} images")
 
     def _address(self, name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:

@@ -1,0 +1,76 @@
+"""Which runs train side by side: those that share every setting that shapes a step, as many as memory holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from frl_repro.config import RunConfig
+from frl_repro.progress import LOGGER
+
+_NUM_NAMED = 3  # settings named where runs cannot train together
+_COPIES = 4  # of everything that a step computes: value, gradient, and what the layers of both passes keep
+_MEMORY_SHARE = 0.5  # of what is free now; the rest is for measuring, and for what the estimate forgets
+
+
+def grouped(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Return the runs in groups that can train side by side, in the order of their first runs; logs why not all can."""
+    groups: dict[tuple[tuple[str, str], ...], list[RunConfig]] = {}
+    for config in configs:
+        groups.setdefault(tuple(config.shared.items()), []).append(config)
+    if len(groups) > 1:
+        first, *others = (dict(key) for key in groups)
+        keys = {*first, *(key for other in others for key in other)}
+        differing = sorted(key for key in keys if any(other.get(key) != first.get(key) for other in others))
+        named = ", ".join(differing[:_NUM_NAMED]) + (", ..." if len(differing) > _NUM_NAMED else "")
+        LOGGER.info("%d runs in %d groups, one after the other: they differ in %s", len(configs), len(groups), named)
+    return list(groups.values())
+
+
+def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ...], device: torch.device) -> int:
+    """Return how many runs may train side by side: 1 for models that cannot be stacked, else what memory holds.
+
+    Parameters
+    ----------
+    model : nn.Module
+        One run's model.
+    config : RunConfig
+        One run's settings.
+    image_shape : tuple of int
+        (C, H, W).
+    device : torch.device
+    """
+    if next(model.buffers(), None) is not None or any(isinstance(m, nn.Dropout) for m in model.modules()):
+        LOGGER.info("model=%s has buffers or dropout: runs train one after the other", config.model.name)
+        return 1
+    _, trainer = config.training
+    num_images = trainer.batch_size * (1 if config.retrain is None else 2)  # clean and attacked ones
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    needed = _COPIES * (num_images * _bytes_per_image(model, image_shape) + weights)
+    return max(1, int(_MEMORY_SHARE * _free_memory(device)) // needed)
+
+
+def _bytes_per_image(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Return the size of what the layers compute of one image."""
+    sizes = [4 * torch.Size(image_shape).numel()]
+
+    def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        sizes.append(output.numel() * output.element_size())
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(sizes)
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,383 @@
+"""Runs that train side by side: each gets what it would get alone."""
+
+import dataclasses
+import functools
+import json
+import logging
+
+import pandas
+import pytest
+import torch
+
+from frl_repro import experiment, fitting, lockstep, objectives, report_code, streams
+from frl_repro.attacks import pgd
+from frl_repro.backends import NATIVE, TORCH
+from frl_repro.class_errors import ClassErrors
+from frl_repro.data.synthetic import load_synthetic
+from frl_repro.errors import UserError
+from frl_repro.frl import POLICIES, Rules, new_policy
+from frl_repro.models import build_model, stack
+from frl_repro.native import lenet5 as native
+from frl_repro.objectives import ClassTerms
+from frl_repro.steering import RunErrors
+from frl_repro.trainer import Diverged, train_epoch
+from test_cli import TINY, call
+from test_retraining import contents, tiny
+
+NUM_RUNS = 3
+
+
+def models():
+    return [build_model("lenet5", num_classes=3, image_shape=(1, 32, 32), seed=seed) for seed in range(NUM_RUNS)]
+
+
+def images(num, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(num, 1, 32, 32, generator=generator)
+    return x, torch.randint(3, (num,), generator=generator)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+def test_a_stack_answers_block_by_block_and_hands_out_gradients():
+    alone, together = models(), models()
+    x, y = images(NUM_RUNS * 5)
+    stacked = stack(together)
+    for r, model in enumerate(alone):
+        block = slice(5 * r, 5 * r + 5)
+        torch.testing.assert_close(stacked(x[block].repeat(NUM_RUNS, 1, 1, 1))[block], model(x[block]))
+        torch.nn.functional.cross_entropy(model(x[block]), y[block]).backward()
+    torch.nn.functional.cross_entropy(stacked(x), y, reduction="none").view(NUM_RUNS, 5).mean(1).sum().backward()
+    for a, b in zip(alone, together, strict=True):
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-7)
+    torch.optim.SGD(together[1].parameters(), lr=1.0).step()  # moves one slice of the stack
+    with torch.no_grad():
+        now = stacked(x)
+        torch.testing.assert_close(now[:5], alone[0](x[:5]))
+        torch.testing.assert_close(now[5:10], together[1](x[5:10]))
+    assert not torch.allclose(now[5:10], alone[1](x[5:10]))
+
+
+def test_one_model_is_its_own_stack_and_models_with_buffers_have_none():
+    model = models()[0]
+    assert stack([model]) is model
+    with pytest.raises(ValueError, match="models with buffers cannot be stacked"):
+        stack([torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("block", [1, 16, 37])
+def test_native_runs_in_one_call_equal_a_call_each_bit_for_bit(num_threads, block):
+    own = [[p.detach().clone() for p in model.parameters()] for model in models()]
+    stacked = [p.detach() for p in stack(models()).parameters()]
+    x, y = images(NUM_RUNS * block)
+    radius, step = torch.linspace(0.01, 0.1, len(x)), torch.full((len(x),), 0.02)
+    d = torch.linspace(-1, 1, 3 * len(x)).view(len(x), 3)
+
+    def at(b):
+        return {"epsilon": radius[b], "step_size": step[b], "num_steps": 4, "num_threads": num_threads}
+
+    calls = [
+        lambda p, b: native.logits(p, x[b], num_threads=num_threads),
+        lambda p, b: native.logits_and_input_gradient(p, x[b], y[b], num_threads=num_threads)[1],
+        *[
+            lambda p, b, early_stop=early_stop, target=target: native.pgd(
+                p, x[b], target[b], start=x[b], labels=y[b], early_stop=early_stop, **at(b)
+            )
+            for early_stop in (False, True)
+            for target in (y, torch.softmax(d, 1))
+        ],
+    ]  # fmt: skip
+    blocks = [slice(block * r, block * (r + 1)) for r in range(NUM_RUNS)]
+    for function in calls:
+        alone = torch.cat([function(own[r], blocks[r]) for r in range(NUM_RUNS)])
+        assert torch.equal(function(stacked, slice(None)), alone)
+    together = native.parameter_gradients(stacked, x, d, num_threads=num_threads)
+    alone = [native.parameter_gradients(own[r], x[b], d[b], num_threads=num_threads) for r, b in enumerate(blocks)]
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(whole, torch.stack(parts), rtol=1e-6, atol=1e-7)  # products of matrices in torch
+    with pytest.raises(ValueError, match=r"equal blocks for networks \(3,\), got 4 images"):
+        native.logits(stacked, images(4)[0], num_threads=1)
+
+
+@pytest.mark.parametrize("name", ["mixed", "split", "paired", "trades", "scrambled", "by_prediction"])
+def test_objectives_of_several_runs_equal_each_alone(name):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(NUM_RUNS, 4, 3, generator=generator)
+    x, y = torch.rand(NUM_RUNS, 6, 4, generator=generator), torch.randint(3, (NUM_RUNS, 6), generator=generator)
+    terms = ClassTerms(*(0.5 + torch.rand(NUM_RUNS, 3, generator=generator) for _ in range(3)))
+
+    def objective(runs):
+        generators = [torch.Generator().manual_seed(r) for r in runs]
+        made = {
+            "mixed": functools.partial(objectives.mixed, fraction=0.5),
+            "split": objectives.split,
+            "paired": objectives.paired,
+            "trades": functools.partial(objectives.trades, beta=2.0),
+            "scrambled": functools.partial(report_code.paired_scrambled, generators=generators),
+            "by_prediction": report_code.split_by_prediction,
+        }[name]
+        chosen = list(runs)
+        return made(
+            x[chosen].clone(),
+            y[chosen],
+            forward=lambda images: images @ weight[chosen],
+            attack=lambda x, _, *, factor: x + 0.1 * factor.unsqueeze(-1),
+            terms=ClassTerms(*(values[chosen] for values in vars(terms).values())),
+        )
+
+    together = objective(range(NUM_RUNS))
+    for r in range(NUM_RUNS):
+        alone = objective([r])
+        torch.testing.assert_close(together.value[r], alone.value[0])
+        assert torch.equal(together.is_wrong_clean[r], alone.is_wrong_clean[0])
+        assert torch.equal(together.is_wrong_attacked[r], alone.is_wrong_attacked[0])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("weight_rule", ["softmax", "simplex"])
+def test_policies_of_several_runs_equal_each_alone(name, weight_rule):
+    generator = torch.Generator().manual_seed(2)
+    count = torch.full((NUM_RUNS, 4), 20)
+    wrong = torch.randint(10, (2, 2, NUM_RUNS, 4), generator=generator)  # updates, natural and boundary
+    alphas = {key: [1.0, 2.0, 5.0] for key in POLICIES[name].required}
+    taus = {"nat": [0.0, 0.05, 0.1], "bndy": [0.1, 0.05, 0.0]}
+
+    def policy(choose, shape):
+        return new_policy(
+            name,
+            Rules(
+                alpha={key: choose(values) for key, values in alphas.items()},
+                tau={key: choose(values) for key, values in taus.items()},
+                accumulate=True,
+                weight_rule=weight_rule,
+                margin_bounds=(0.5, 2.0),
+            ),
+            shape=shape,
+        )
+
+    together = policy(lambda values: torch.tensor(values, dtype=torch.float64).view(-1, 1), (NUM_RUNS, 4))
+    alone = [policy(lambda values, r=r: values[r], (4,)) for r in range(NUM_RUNS)]
+    for natural, boundary in wrong:
+        errors = [ClassErrors(count[r], natural[r], boundary[r]) for r in range(NUM_RUNS)]
+        together.update(RunErrors.of(errors))
+        for r in range(NUM_RUNS):
+            alone[r].update(errors[r])
+            for answer in ("weight_nat", "weight_bndy", "margin_factor"):
+                whole, own = (getattr(policy, answer)() for policy in (together, alone[r]))
+                torch.testing.assert_close(whole[r], own, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", [TORCH, NATIVE], ids=lambda backend: backend.name)
+def test_losses_of_fifty_steps_agree_with_runs_alone(backend):
+    train, _ = load_synthetic(num_classes=3, num_train=1000, num_test=3, seed=0)
+    rates = [1e-3, 3e-4, 1e-3]
+
+    def losses(runs):
+        trained = models()
+        optimizers = [torch.optim.Adam(trained[r].parameters(), lr=rates[r]) for r in runs]
+        seen = []
+
+        def objective(x, y, **rest):
+            loss = objectives.mixed(x, y, **rest, fraction=0.5)
+            seen.append(loss.value.detach())
+            return loss
+
+        def attack(model, x, y, *, factor, generator):
+            assert factor is None
+            return pgd(
+                model, x, y, epsilon=0.1, step_size=0.05, num_steps=3, generator=generator, ascend=backend.ascend
+            )
+
+        train_epoch(
+            stack([trained[r] for r in runs]),
+            train,
+            update=lambda: [optimizer.step() for optimizer in optimizers],
+            objective=objective,
+            attack=attack,
+            forward=backend.forward,
+            batch_size=20,
+            order_generators=[streams.generator(r, "order") for r in runs],
+            attack_generators=[streams.generator(r, "attack") for r in runs],
+        )
+        return torch.stack(seen)
+
+    together = losses(range(NUM_RUNS))
+    alone = torch.cat([losses([r]) for r in range(NUM_RUNS)], 1)
+    assert together.shape == (50, NUM_RUNS)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+VARIANTS = [
+    {"alpha__nat": 1},
+    {"alpha__nat": 5, "retrain__trainer__num_epochs": 3},
+    {"alpha__bndy": 3, "seed": 1},
+    {
+        "retrain__trainer__learning_rate": 1e-3,
+        "retrain__trainer__ema_decay": 0.9,
+        "retrain__trainer__weight_decay": 0.1,
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    torch.set_num_threads(1)
+    return tmp_path_factory.mktemp("bases")
+
+
+def variants(folder, bases, **changes):
+    return [tiny(folder, base_dir=str(bases), **{"backend": "native", **variant, **changes}) for variant in VARIANTS]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, bases):
+    return [experiment.run(config) for config in variants(tmp_path_factory.mktemp("alone"), bases)]
+
+
+def test_runs_side_by_side_write_the_bytes_of_runs_alone(alone, bases, tmp_path, caplog):
+    """Other alphas, seeds, learning rates, numbers of epochs; bases trained side by side, too."""
+    caplog.set_level(logging.INFO, "frl_repro")
+    own_bases = tmp_path / "bases"
+    folders = experiment.run_all(variants(tmp_path / "runs", own_bases))
+    assert "4 runs train side by side" in caplog.text
+    assert "2 runs train side by side" in caplog.text
+    assert sorted(path.name for path in own_bases.iterdir()) == sorted(path.name for path in bases.iterdir())
+    for together, separate in zip(folders, alone, strict=True):
+        assert together.name == separate.name
+        assert contents(together) == contents(separate)
+        assert (
+            json.loads((together / "done.json").read_text())["sha256"].keys()
+            == json.loads((separate / "done.json").read_text())["sha256"].keys()
+        )
+
+
+def test_with_pytorch_side_by_side_runs_agree_within_rounding(bases, tmp_path):
+    together = experiment.run_all(variants(tmp_path / "together", bases, backend="torch"))
+    separate = [experiment.run(config) for config in variants(tmp_path / "alone", bases, backend="torch")]
+    for a, b in zip(together, separate, strict=True):
+        assert a.name == b.name
+        losses = [pandas.read_csv(folder / "history.csv")["train_loss"].tolist() for folder in (a, b)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_killed_between_two_runs_they_continue_to_the_same_bytes(alone, bases, tmp_path, monkeypatch):
+    """The process dies after two of four runs have saved the epoch: the others repeat it, side by side again."""
+    save, saved = fitting.checkpoints.save_state, []
+
+    def save_and_stop(path, state):
+        save(path, state)
+        saved.append(path)
+        if len(saved) == 6:
+            raise KeyboardInterrupt
+
+    configs = variants(tmp_path, bases)
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting.checkpoints, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run_all(configs)
+    epochs = [fitting.checkpoints.load_state(config.folder / "state.pt")["epoch"] for config in configs]
+    assert sorted(epochs) == [1, 1, 2, 2]
+    for folder, separate in zip(experiment.run_all(configs), alone, strict=True):
+        assert contents(folder) == contents(separate)
+
+
+def test_a_diverging_run_fails_alone_and_a_mistaken_one_too(alone, bases, tmp_path):
+    configs = variants(tmp_path, bases)
+    configs[1] = tiny(tmp_path, base_dir=str(bases), backend="native", retrain__trainer__learning_rate=1e30)
+    configs[3] = tiny(tmp_path, backend="native", init_from="nowhere.pt")
+    first, diverged, third, mistaken = experiment.run_all(configs)
+    assert contents(first) == contents(alone[0])
+    assert contents(third) == contents(alone[2])
+    assert isinstance(diverged, UserError)
+    assert "training diverged: " in str(diverged)
+    assert "of epoch 1; last good state: none yet" in str(diverged)
+    assert not (configs[1].folder / "done.json").exists()
+    assert isinstance(mistaken, UserError)
+    assert "nowhere.pt: no such checkpoint" in str(mistaken)
+
+
+def test_finished_runs_are_skipped_and_equal_jobs_are_one(alone, bases, caplog):
+    caplog.set_level(logging.INFO, "frl_repro")
+    configs = variants(alone[0].parent, bases)
+    stamps = [(folder / "done.json").stat().st_mtime_ns for folder in alone]
+    assert experiment.run_all([*configs, configs[0]]) == [*alone, alone[0]]
+    assert [(folder / "done.json").stat().st_mtime_ns for folder in alone] == stamps
+    assert "side by side" not in caplog.text
+
+
+def test_runs_that_differ_in_more_than_per_run_settings_train_one_after_the_other(bases, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "frl_repro")
+    ours = variants(tmp_path, bases)
+    other = [tiny(tmp_path, retrain__trainer__batch_size=40), tiny(tmp_path, "remargin")]
+    groups = lockstep.grouped([ours[0], other[0], *ours[1:], other[1]])
+    assert groups == [ours, [other[0]], [other[1]]]
+    assert (
+        "6 runs in 3 groups, one after the other: they differ in alpha.bndy, alpha.margin, alpha.nat, ..."
+        in caplog.text
+    )
+
+
+def test_runs_that_do_not_fit_into_memory_at_once_train_in_parts(alone, bases, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "frl_repro")
+    config = variants(tmp_path, bases)[0]
+    model = models()[0]
+    enough = next(free for free in range(0, 2**26, 2**16) if _at_once(monkeypatch, model, config, free) == 2)
+    monkeypatch.setattr(lockstep, "_free_memory", lambda _: enough)
+    folders = experiment.run_all(variants(tmp_path, bases))
+    assert caplog.text.count("2 runs train side by side") == 2
+    for together, separate in zip(folders, alone, strict=True):
+        assert contents(together) == contents(separate)
+    assert lockstep.runs_at_once(torch.nn.BatchNorm2d(1), config, (1, 32, 32), torch.device("cpu")) == 1
+
+
+def _at_once(monkeypatch, model, config, free):
+    with monkeypatch.context() as patched:
+        patched.setattr(lockstep, "_free_memory", lambda _: free)
+        return lockstep.runs_at_once(model, config, (1, 32, 32), torch.device("cpu"))
+
+
+def test_epochs_end_early_only_when_every_run_has_diverged():
+    train, _ = load_synthetic(num_classes=3, num_train=240, num_test=3, seed=0)
+    broken, sound = models()[:2]
+    with torch.no_grad():
+        broken.fc2.bias.fill_(float("nan"))
+    optimizer = torch.optim.SGD(sound.parameters(), lr=1e-3)
+    outcome = train_epoch(
+        stack([broken, sound]),
+        train,
+        update=optimizer.step,
+        objective=objectives.natural,
+        attack=None,
+        forward=TORCH.forward,
+        batch_size=30,
+        order_generators=[streams.generator(r, "order") for r in range(2)],
+        attack_generators=[streams.generator(r, "attack") for r in range(2)],
+    )
+    assert outcome[0] == Diverged("the loss is nan at step 1")
+    assert dataclasses.asdict(outcome[1])["num_steps"] == 8
+
+
+def test_the_fused_launcher_does_a_sweep_in_one_process_and_reports_each_failed_job(monkeypatch, capsys, in_tmp):
+    arguments = ["-m", "seed=0,1", "trainer.learning_rate=1e-3,1e+37", "trainer.batch_size=30", "hydra/launcher=fused"]
+    arguments += TINY
+    assert call(monkeypatch, *arguments) == 1
+    out, errors = capsys.readouterr()
+    assert "4 runs train side by side" in out
+    assert "2 of 4 jobs failed:" in errors
+    assert "Traceback" not in errors + out
+    failed = json.loads((in_tmp / "outputs" / "failed.json").read_text())
+    assert sorted(entry["job"].split()[:2] for entry in failed) == [
+        [f"seed={seed}", "trainer.learning_rate=1e+37"] for seed in (0, 1)
+    ]
+    assert len(list((in_tmp / "outputs").glob("*/done.json"))) == 2
+    assert [path.name for path in in_tmp.iterdir()] == ["outputs"]
+    # Two runs cannot share a folder, nor be told apart by one that is missing.
+    assert call(monkeypatch, "-m", "seed=0,1", "run_dir=here", "hydra/launcher=fused", *TINY) == 1
+    assert "holds another run" in capsys.readouterr().err
