@@ -2,6 +2,7 @@
 
     python benchmarks/benchmark.py out=docs/performance            # everything: about 5 minutes on two cores
     python benchmarks/benchmark.py out=/tmp/b parts=attacks batches=100 seconds=5
+    python benchmarks/benchmark.py parts=side_by_side device=cuda runs=1,4,16,48,80
 
 An image-step is one forward and one input-gradient pass of one image: what an attack's step costs. Contestants take
 turns until their time is over, so that a slow moment of the machine meets all of them alike; compare ratios, not
@@ -34,7 +35,7 @@ from frl_repro.attacks import pgd
 from frl_repro.backends import choose_backend
 from frl_repro.data import Split, batch_to_float
 from frl_repro.keyvalue import parse_arguments
-from frl_repro.models import build_model
+from frl_repro.models import build_model, stack
 from frl_repro.native import lenet5
 from frl_repro.trainer import train_epoch
 
@@ -45,6 +46,7 @@ MATRIX_SIDE = 1024
 NUM_IMAGES = 60_000  # of Fashion-MNIST's training split
 BATCH_SIZE = 100
 MIN_ROUNDS = 5
+WARM_UP = 5  # steps; a GPU records its attack in one of them
 PAUSE = 5e-4  # seconds; a loop that does nothing takes less than a microsecond
 CPU = torch.device("cpu")
 _KEYS = {
@@ -53,7 +55,9 @@ _KEYS = {
     "images": "that an epoch is measured on; seconds are of 60,000   [6000]",
     "threads": "processor threads   [all]",
     "batches": "comma-separated batch sizes   [50,100,1000,10000]",
-    "parts": "comma-separated choice of attacks, epochs   [attacks,epochs]",
+    "parts": "comma-separated choice of attacks, epochs, side_by_side   [all]",
+    "runs": "comma-separated numbers of runs that train side by side   [1,4,16]",
+    "device": "of the part side_by_side: cpu or cuda   [cpu]",
 }
 
 
@@ -63,8 +67,10 @@ def main() -> int:
     seconds = float(given.get("seconds", 20))
     torch.set_num_threads(int(given.get("threads", os.cpu_count() or 1)))
     torch.manual_seed(0)
-    parts = given.get("parts", "attacks,epochs").split(",")
-    result: dict[str, Any] = {"machine": machine(), "matrix_product_gflops": matrix_product(seconds / 4)}
+    parts = given.get("parts", "attacks,epochs,side_by_side").split(",")
+    device = torch.device(given.get("device", "cpu"))
+    peak = matrix_product(seconds / 4, device)
+    result: dict[str, Any] = {"machine": machine(device), "matrix_product_gflops": peak}
     if "attacks" in parts:
         batches = [int(batch) for batch in given.get("batches", BATCHES).split(",")]
         result["attacks"] = attacks(batches, seconds)
@@ -72,6 +78,9 @@ def main() -> int:
         result["native_against_steps"] = against_steps(seconds / 2)
     if "epochs" in parts:
         result["epochs"] = epochs(int(given.get("images", 6000)))
+    if "side_by_side" in parts:
+        runs = [int(number) for number in given.get("runs", "1,4,16").split(",")]
+        result["side_by_side"] = {str(number): side_by_side(number, device) for number in runs}
     result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     text = report(result)
     print(text)
@@ -84,21 +93,30 @@ def main() -> int:
     return 0
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """Return processor, threads and versions."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
     return {
         "processor": names[0] if names else platform.processor(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "avx512": "avx512f" in flags,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "lanes": lenet5.library().frl_lanes(),
+        "lanes": lanes(),
         "granted": granted(),
     }
+
+
+def lanes() -> int | None:
+    """Return the native code's images per vector; None where it does not build."""
+    try:
+        return int(lenet5.library().frl_lanes())
+    except lenet5.NativeUnavailable:
+        return None
 
 
 def granted(budget: float = 3.0) -> float:
@@ -127,11 +145,18 @@ def in_turns(contestants: dict[str, Callable[[], Any]], budget: float) -> dict[s
     return seconds
 
 
-def matrix_product(budget: float) -> float:
-    """Return the best speed of a float32 matrix product in GFLOP/s: what the processor can do."""
-    a, b = torch.randn(MATRIX_SIDE, MATRIX_SIDE), torch.randn(MATRIX_SIDE, MATRIX_SIDE)
-    seconds = in_turns({"product": lambda: a @ b}, budget)["product"]
-    return 2 * MATRIX_SIDE**3 / min(seconds) / 1e9
+def matrix_product(budget: float, device: torch.device) -> float:
+    """Return the best speed of a float32 matrix product in GFLOP/s: what the processor or GPU can do."""
+    side = MATRIX_SIDE if device.type == "cpu" else 8 * MATRIX_SIDE
+    a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
+
+    def product() -> None:
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    seconds = in_turns({"product": product}, budget)["product"]
+    return 2 * side**3 / min(seconds) / 1e9
 
 
 def attack_with(name: str, model: torch.nn.Module, num_steps: int) -> Callable[[torch.Tensor, torch.Tensor], Any]:
@@ -262,6 +287,54 @@ def epochs_with(name: str, images: torch.Tensor, labels: torch.Tensor) -> dict[s
     }
 
 
+def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
+    """Return a retraining step of so many runs at once: every image attacked by PGD-20, loss, gradients, Adam.
+
+    Seconds, and on a GPU the peak memory in MB.
+    """
+    is_gpu = device.type == "cuda"
+    num_images = BATCH_SIZE * (WARM_UP + (40 if is_gpu else 10))
+    images = torch.randint(256, (num_images, 1, 32, 32), dtype=torch.uint8).to(device)
+    labels = (torch.arange(num_images) % 10).to(device)
+    models = [
+        build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=r).to(device) for r in range(num_runs)
+    ]
+    backend = choose_backend("auto", models[0], device)
+    optimizers = [torch.optim.Adam(model.parameters(), lr=1e-6, fused=is_gpu or None) for model in models]
+    settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "num_steps": NUM_STEPS, "ascend": backend.ascend}
+
+    def attack(model: Any, x: Any, y: Any, *, generator: Any, factor: Any) -> Any:
+        assert factor is None
+        return pgd(model, x, y, generator=generator, **settings)  # type: ignore[arg-type]
+
+    def update() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def note(_: int) -> None:
+        if is_gpu:
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
+    if is_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    ends: list[float] = []
+    train_epoch(
+        stack(models),
+        Split(images=images, labels=labels),
+        update=update,
+        objective=functools.partial(objectives.mixed, fraction=1),
+        attack=attack,
+        forward=backend.forward,
+        batch_size=BATCH_SIZE,
+        order_generators=[streams.generator(r, "order") for r in range(num_runs)],
+        attack_generators=[streams.generator(r, "attack", device=device) for r in range(num_runs)],
+        advance=note,
+    )
+    memory = {"memory_mb": torch.cuda.max_memory_allocated(device) / 2**20} if is_gpu else {}
+    return {**of_steps(ends[WARM_UP:], 1), **memory}
+
+
 def of_steps(ends: Sequence[float], num_steps: int) -> dict[str, float]:
     """Return median and best of the steps that ended at these times, the first left out, times their number."""
     seconds = [b - a for a, b in itertools.pairwise(ends)][1:]
@@ -302,6 +375,25 @@ def report(result: dict[str, Any]) -> str:
                 other = result["epochs"]["torch"][what]
                 lines.append(f"| {what} | {native[of]:.1f} | {other[of]:.1f} | {other[of] / native[of]:.1f} |")
             lines.append("")
+    if "side_by_side" in result:
+        rows = result["side_by_side"]
+        first = next(iter(rows.values()))
+        where = m["gpu"] or m["processor"]
+        lines += [
+            f"retraining steps of runs side by side, {where}, best (median) of the steps",
+            "",
+            "| runs | ms a step | against one run | image-steps a second | share of the matrix product | memory, MB |",
+            "|---|---|---|---|---|---|",
+        ]
+        for runs, row in rows.items():
+            speed = int(runs) * BATCH_SIZE * NUM_STEPS / row["best"]
+            share = speed * FLOP_PER_IMAGE_STEP / result["matrix_product_gflops"] / 1e9
+            lines.append(
+                f"| {runs} | {1e3 * row['best']:.1f} ({1e3 * row['median']:.1f}) | {row['best'] / first['best']:.1f} "
+                f"({row['median'] / first['median']:.1f}) | {speed:,.0f} | {100 * share:.0f} % "
+                f"| {row.get('memory_mb', float('nan')):.0f} |"
+            )
+        lines.append("")
     return "\n".join(lines)
 
 

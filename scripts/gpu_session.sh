@@ -1,5 +1,5 @@
 #!/bin/bash
-# The whole study on a GPU that is lent for minutes at a time: check, then train, then bring the tables back.
+# The whole study, five seeds, on a GPU that is lent for minutes at a time: check, time, train, bring the tables back.
 #
 #   bash scripts/gpu_session.sh 540        (seconds of this call; repeat until it prints "the study has ended")
 #
@@ -8,31 +8,43 @@
 # as parts of one archive: cat study.tgz.* | tar xz
 #
 # The machine needs no network. Put beside this repository's files before the first call, both ignored by git:
-#   .whl/    wheels of hydra-core, omegaconf, antlr4-python3-runtime and hydra-joblib-launcher
+#   .whl/    wheels of hydra-core, omegaconf and antlr4-python3-runtime
 #   .data/   Fashion-MNIST in torchvision's layout
+#
+# A rehearsal on a processor, in a clone (its outputs are no evidence):
+#   DEVICE=cpu PARTS=exp2,published SEEDS=0,1 SET="dataset.num_train=600 dataset.num_test=100 trainer.num_epochs=1 \
+#     retrain.trainer.num_epochs=1 frl.num_validation=100 frl.num_steps=1" bash scripts/gpu_session.sh 300
 set -u
 seconds=${1:-540}
+device=${DEVICE:-cuda}
+parts=${PARTS:-exp1,published,exp2,exp3,exp4,controls,grid,audit}
+seeds=${SEEDS:-0,1,2,3,4}
 out=${OUT:-outputs/device}
 log=/tmp/study.log
-export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1
 mkdir -p "$out" outputs
 
-if [ ! -d /tmp/site ]; then
-    python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl || exit 1
+if [ -d .whl ]; then
+    [ -d /tmp/site ] || python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl || exit 1
+    export PYTHONPATH=/tmp/site
 fi
-common="backend=torch dataset.root=.data dataset.download=false"
+common="device=$device ${SET:-}"
+[ -d .data ] && common="$common dataset.root=.data dataset.download=false"
 
 if ! pgrep -f scripts/study.py > /dev/null; then
-    echo "== check: the same short retraining on the processor and on the GPU; the two tables should agree within a few points"
-    # shellcheck disable=SC2086
-    for device in cpu cuda; do
-        python3 train.py frl=reweight alpha.nat=5 recipe=report experiment=retrain_short dataset.num_train=4000 \
-            $common device=$device output_dir=outputs/check-$device force=true || exit 1
-    done
-    echo "== one adversarial epoch, seconds"
-    # shellcheck disable=SC2086
-    time python3 train.py device=cuda $common trainer.num_epochs=1 output_dir=outputs/check-epoch force=true || exit 1
-    setsid nohup python3 scripts/study.py jobs="${JOBS:-12}" set="device=cuda $common" > $log 2>&1 &
+    if [ "$device" = cuda ]; then
+        echo "== check: the same short retraining on the processor and on the GPU; the tables should agree within a few points"
+        for check in cpu cuda; do
+            # shellcheck disable=SC2086
+            python3 train.py experiment=retrain_short dataset.num_train=4000 backend=torch $common device=$check \
+                output_dir=outputs/check-$check force=true || exit 1
+        done
+        echo "== tests that need a GPU"
+        python3 -m pytest -q -m gpu tests 2>&1 | tail -n 5
+        echo "== time: runs side by side against one"
+        python3 benchmarks/benchmark.py parts=side_by_side device=cuda runs=1,4,16,48,80 out="$out/side_by_side" || exit 1
+    fi
+    setsid nohup python3 scripts/study.py launcher=fused parts="$parts" seeds="$seeds" set="$common" > $log 2>&1 &
     sleep 1
 fi
 
@@ -43,4 +55,5 @@ find outputs -name '*.csv' -o -name run.json -o -name done.json -o -name split.s
     | grep -v /check- | tar czf - -T - | split -b 15m - "$out/study.tgz."
 grep -E '^\[|failed|error' $log | tail -n 40
 find outputs -name done.json | cut -d/ -f2 | sort | uniq -c
-python3 scripts/collect.py runs=outputs/exp2,outputs/exp3,outputs/exp4,outputs/controls 2>&1 | tail -n 60
+folders=$(ls -d outputs/exp2 outputs/exp3 outputs/exp4 outputs/controls outputs/published 2> /dev/null | paste -sd,)
+python3 scripts/collect.py runs="$folders" 2>&1 | tail -n 60

@@ -1,8 +1,8 @@
 """The whole study, or parts of it, with one command: every run, then every figure.
 
-    python scripts/study.py                                     # all parts, 3 seeds
+    python scripts/study.py                                     # all parts but `published`, 3 seeds
     python scripts/study.py parts=exp1,exp2 seeds=0 jobs=2
-    python scripts/study.py jobs=12 set=device=cuda             # one GPU, twelve runs at a time
+    python scripts/study.py launcher=fused set=device=cuda parts=published,exp2,grid seeds=0,1,2,3,4   # one GPU
 
 A run that is finished is skipped and an interrupted one continues: repeat the command until it ends. Runs that fail are
 listed and the others go on.
@@ -37,12 +37,17 @@ class Part:
         Overrides of train.py; seeds are added.
     figures : tuple of str
         Arguments of plot.py.
+    seeds : str
+        Where the command names none.
+    is_for_gpu : bool
+        Whether it would take days on a processor, and runs only when it is named.
     """
 
     summary: str
     sweeps: tuple[str, ...]
     figures: tuple[str, ...] = ()
-    is_one_seed: bool = False
+    seeds: str = "0,1,2"
+    is_for_gpu: bool = False
 
 
 _AUDIT = "experiment=audit departures.scrambled_labels"
@@ -79,20 +84,31 @@ STUDY = {
         "how often the class weights are updated",
         ("experiment=exp2 alpha.nat=5 alpha.bndy=1 frl.update_every=1,48,epoch output_dir=outputs/cadence",),
         ("figure=settings runs=outputs/cadence",),
-        is_one_seed=True,
+        seeds="0",
+    ),
+    "published": Part(
+        "Experiments 2 and 3 as the report's public code runs them: the policy is measured before every step",
+        (
+            "experiment=exp2 recipe=report_code alpha.nat=1 alpha.bndy=1,5 output_dir=outputs/published",
+            "experiment=exp2 recipe=report_code alpha.nat=5 alpha.bndy=1 output_dir=outputs/published",
+            "experiment=exp3 recipe=report_code alpha.margin=1,10 output_dir=outputs/published",
+        ),
+        ("figure=settings runs=outputs/published",),
+        is_for_gpu=True,
     ),
     "grid": Part(
         "reweight over all alphas",
         ("experiment=exp2 alpha.nat=1,2,5,10 alpha.bndy=1,2,5,10",),
         ("figure=grid runs=outputs/exp2", "figure=tradeoff runs=outputs/exp2"),
-        is_one_seed=True,
+        seeds="0",
     ),
 }  # fmt: skip
 
 _KEYS = {
-    "parts": f"comma-separated choice of {', '.join(STUDY)}   [all]",
-    "seeds": "comma-separated seeds; cadence and grid take the first   [0,1,2]",
-    "jobs": "runs at a time; more than 1 needs the extra `parallel`   [1]",
+    "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published]",
+    "seeds": "comma-separated seeds   [0,1,2; cadence and grid: 0]",
+    "jobs": "runs at a time, each in a process; more than 1 needs the extra `parallel`   [1]",
+    "launcher": "fused trains all runs of a sweep side by side in one process; else one after the other   [basic]",
     "set": "settings added to every run, separated by spaces, for example 'device=cuda'   [none]",
     "dry": "true prints the commands and runs nothing   [false]",
 }
@@ -112,18 +128,24 @@ def main() -> int:
 
 def study(given: dict[str, str]) -> int:
     """Run the chosen parts one after the other; 1 if anything failed."""
-    names = [choice("parts", name.strip(), STUDY) for name in given.get("parts", ",".join(STUDY)).split(",")]
+    usual = ",".join(name for name, part in STUDY.items() if not part.is_for_gpu)
+    names = [choice("parts", name.strip(), STUDY) for name in given.get("parts", usual).split(",")]
     is_dry = choice("dry", given.get("dry", "false"), ("true", "false")) == "true"
-    seeds, jobs = given.get("seeds", "0,1,2"), given.get("jobs", "1")
+    jobs = given.get("jobs", "1")
     if not jobs.isdecimal() or int(jobs) < 1:
         raise UserError(f"jobs={jobs} is not a whole number from 1")
-    parallel = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "num_threads=1"] if int(jobs) > 1 else []
-    extra = [*parallel, *shlex.split(given.get("set", ""))]
+    is_fused = choice("launcher", given.get("launcher", "basic"), ("basic", "fused")) == "fused"
+    launcher = ["hydra/launcher=fused"] if is_fused else []
+    if int(jobs) > 1:
+        if is_fused:
+            raise UserError(f"jobs={jobs} has no effect with launcher=fused: all runs train in one process")
+        launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "num_threads=1"]
+    extra = [*launcher, *shlex.split(given.get("set", ""))]
     failed = []
     for name in names:
         part = STUDY[name]
-        chosen = seeds.split(",")[0] if part.is_one_seed else seeds
-        commands = [["train.py", "-m", *sweep.split(), f"seed={chosen}", *extra] for sweep in part.sweeps]
+        seeds = given.get("seeds", part.seeds)
+        commands = [["train.py", "-m", *sweep.split(), f"seed={seeds}", *extra] for sweep in part.sweeps]
         commands += [["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures]
         for command in commands:
             print(f"[{name}] python {shlex.join(command)}", flush=True)

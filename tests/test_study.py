@@ -21,7 +21,7 @@ def study(*arguments):
 @pytest.fixture(scope="module")
 def commands():
     """Every command of the study but the grid's, which sweeps the same keys as exp2 over 16 values."""
-    done = study("dry=true", "seeds=0", "parts=exp1,exp2,exp3,exp4,controls,audit,cadence")
+    done = study("dry=true", "seeds=0", "parts=exp1,exp2,exp3,exp4,controls,audit,cadence,published")
     assert done.returncode == 0, done.stderr
     return [line.split("python ", 1)[1].replace("'", "").split() for line in done.stdout.splitlines()]
 
@@ -41,11 +41,13 @@ def test_every_figure_is_one_that_plot_knows(commands):
 
 
 def test_parallel_jobs_and_settings_reach_every_sweep():
-    done = study("dry=true", "parts=exp1,grid", "seeds=3,4", "jobs=4", "set=device=cpu backend=torch")
+    done = study("dry=true", "parts=exp1,grid", "jobs=4", "set=device=cpu backend=torch")
     exp1, grid = (line for line in done.stdout.splitlines() if "train.py" in line)
     assert exp1.endswith("hydra.launcher.n_jobs=4 num_threads=1 device=cpu backend=torch")
-    assert "seed=3,4 " in exp1
-    assert "seed=3 " in grid
+    assert "seed=0,1,2 " in exp1
+    assert "seed=0 " in grid
+    done = study("dry=true", "parts=grid", "seeds=3,4", "launcher=fused")
+    assert "seed=3,4 hydra/launcher=fused" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -55,10 +57,11 @@ def test_parallel_jobs_and_settings_reach_every_sweep():
         ("jobs=0", "jobs=0 is not a whole number from 1"),
         ("part=exp1", "did you mean 'parts'"),
         ("dry=yes", "dry=yes is unknown"),
+        ("jobs=2 launcher=fused", "jobs=2 has no effect with launcher=fused"),
     ],
 )
 def test_mistakes_are_one_line(argument, message):
-    done = study(argument)
+    done = study(*argument.split())
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

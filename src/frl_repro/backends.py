@@ -7,6 +7,7 @@ numbers only by rounding.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from frl_repro import attacks
 from frl_repro.attacks import Ascend
 from frl_repro.errors import UserError
+from frl_repro.graphs import GraphedAscend
 from frl_repro.models import LeNet5
 from frl_repro.native import lenet5 as native
 from frl_repro.progress import LOGGER
@@ -132,7 +134,7 @@ def choose_backend(name: str, model: nn.Module, device: torch.device) -> Backend
     """
     serves = isinstance(model, LeNet5) and model.conv1.in_channels == 1 and device.type == "cpu"
     if name == "torch" or (name == "auto" and not serves):
-        return TORCH
+        return dataclasses.replace(TORCH, ascend=GraphedAscend()) if device.type == "cuda" else TORCH
     if not serves:
         raise UserError("backend=native serves LeNet-5 with one input channel on the CPU; use backend=auto")
     try:

@@ -114,7 +114,12 @@ def optimizer(model: nn.Module, settings: AdamConfig | SGDConfig) -> torch.optim
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
-    return torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    parameters = list(model.parameters())
+    # On a GPU one kernel for all parameters: many runs side by side step many optimisers.
+    is_fused = parameters[0].device.type == "cuda"
+    return torch.optim.Adam(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=is_fused or None
+    )
 
 
 def milestones(settings: AdamConfig | SGDConfig) -> Sequence[int]:

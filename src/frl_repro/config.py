@@ -348,8 +348,8 @@ class RunConfig:
     def shared(self) -> dict[str, str]:
         """What runs must have in common to train side by side: settings by dotted key, as text.
 
-        Left out are settings that each run can have for itself: seed, learning rate, how its result is measured. Of alphas
-        and taus only their being there counts.
+        Left out are settings that each run can have for itself: seed, learning rate, how its result is measured. Of
+        alphas and taus only their being there counts.
         """
         settings = _science(self)
         settings |= settings.pop("keys")

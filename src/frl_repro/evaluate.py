@@ -36,8 +36,8 @@ def evaluate(
 ) -> list[ClassErrors]:
     """Return the class errors of a model at several radii, from one pass over a split.
 
-    Clean predictions are made once and serve every radius. Images that are already misclassified are not attacked:
-    they count as natural errors whatever the attack does. Random starts depend on ``seed`` and the radius alone, so
+    Clean predictions are made once and serve every radius. Images that are already misclassified need no attack:
+    they count as natural errors whatever it does. Random starts depend on ``seed`` and the radius alone, so
     that a radius gives the same numbers whichever others are measured with it.
 
     Parameters
@@ -77,10 +77,11 @@ def evaluate(
             x, y = batch_to_float(split.images[batch].to(device)), split.labels[batch].to(device)
             is_wrong = logits(model, x).argmax(1) != y
             is_natural_error[batch] = is_wrong.cpu()
-            right = (~is_wrong).nonzero().flatten()
+            # A GPU takes batches of one size best, and the wrong ones along: the numbers are the same by definition.
+            attacked = torch.arange(len(y), device=device) if device.type == "cuda" else (~is_wrong).nonzero().flatten()
             for row, (epsilon, generator) in enumerate(zip(epsilons, generators, strict=True)):
-                x_adv = attack(model, x[right], y[right], epsilon=epsilon, generator=generator)
-                is_attacked_error[row, first + right.cpu()] = (logits(model, x_adv).argmax(1) != y[right]).cpu()
+                x_adv = attack(model, x[attacked], y[attacked], epsilon=epsilon, generator=generator)
+                is_attacked_error[row, first + attacked.cpu()] = (logits(model, x_adv).argmax(1) != y[attacked]).cpu()
             advance(len(y))
 
     return [

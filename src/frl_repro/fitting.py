@@ -237,13 +237,16 @@ def fit(benches: Sequence[Bench]) -> list[Fitted | UserError]:
     device, train = benches[0].device, benches[0].dataset.train
     train = Split(images=train.images.to(device), labels=train.labels.to(device))
     trainings = [_Training(bench) for bench in benches]
+    together: list[_Training] = []
     while under_way := [training for training in trainings if not training.is_over]:
-        _train_one_epoch(under_way, train)
+        if under_way != together:
+            together, model = under_way, stack([training.model for training in under_way])
+        _train_one_epoch(together, model, train)
     return [training.result() for training in trainings]
 
 
-def _train_one_epoch(trainings: Sequence[_Training], train: Split) -> None:
-    """Train each run's next epoch, side by side."""
+def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Split) -> None:
+    """Train each run's next epoch, side by side; the runs' models are stacked in ``model``."""
     bench, trainer = trainings[0].bench, trainings[0].trainer
     config, device, backend = bench.config, bench.device, bench.backend
     configs, models = [t.bench.config for t in trainings], [t.model for t in trainings]
@@ -266,7 +269,7 @@ def _train_one_epoch(trainings: Sequence[_Training], train: Split) -> None:
     together = "" if len(trainings) == 1 else f" of {len(trainings)} runs"
     with bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", len(train.labels)) as advance:
         summaries = train_epoch(
-            stack(models),
+            model,
             train,
             update=update,
             objective=build.objective(config, seeds=seeds, epochs=epochs, device=device),

@@ -15,7 +15,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
 
-
 _TARGET = "hydra_plugins.frl_fused_launcher.FusedLauncher"
 ConfigStore.instance().store(group="hydra/launcher", name="fused", node={"_target_": _TARGET}, provider="frl_repro")
 
