@@ -35,6 +35,7 @@ from frl_repro.attacks import pgd
 from frl_repro.backends import choose_backend
 from frl_repro.data import Split, batch_to_float
 from frl_repro.keyvalue import parse_arguments
+from frl_repro.measure import set_up_machine
 from frl_repro.models import build_model, stack
 from frl_repro.native import lenet5
 from frl_repro.trainer import train_epoch
@@ -292,6 +293,7 @@ def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
 
     Seconds, and on a GPU the peak memory in MB.
     """
+    set_up_machine(device, None)
     is_gpu = device.type == "cuda"
     num_images = BATCH_SIZE * (WARM_UP + (40 if is_gpu else 10))
     images = torch.randint(256, (num_images, 1, 32, 32), dtype=torch.uint8).to(device)

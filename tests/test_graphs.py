@@ -8,10 +8,12 @@ import torch
 from frl_repro import graphs
 from frl_repro.attacks import ascend, pgd
 from frl_repro.backends import TORCH, choose_backend
+from frl_repro.measure import set_up_machine
 from frl_repro.models import build_model, stack
 
 
 def setting(device, num_runs=1):
+    set_up_machine(torch.device(device), None)
     generator = torch.Generator().manual_seed(0)
     models = [build_model("lenet5", num_classes=3, image_shape=(1, 32, 32), seed=r).to(device) for r in range(num_runs)]
     x = torch.rand(num_runs * 6, 1, 32, 32, generator=generator).to(device)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import shutil
 
 import pandas
 import pytest
@@ -25,6 +26,15 @@ from test_cli import TINY, call
 from test_retraining import contents, tiny
 
 NUM_RUNS = 3
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Equal bytes are promised of native code."""
+    try:
+        native.library()
+    except native.NativeUnavailable as reason:
+        pytest.skip(str(reason))
 
 
 def models():
@@ -70,7 +80,7 @@ def test_one_model_is_its_own_stack_and_models_with_buffers_have_none():
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 @pytest.mark.parametrize("block", [1, 16, 37])
-def test_native_runs_in_one_call_equal_a_call_each_bit_for_bit(num_threads, block):
+def test_native_runs_in_one_call_equal_a_call_each_bit_for_bit(compiled, num_threads, block):
     own = [[p.detach().clone() for p in model.parameters()] for model in models()]
     stacked = [p.detach() for p in stack(models()).parameters()]
     x, y = images(NUM_RUNS * block)
@@ -172,7 +182,9 @@ def test_policies_of_several_runs_equal_each_alone(name, weight_rule):
 
 
 @pytest.mark.parametrize("backend", [TORCH, NATIVE], ids=lambda backend: backend.name)
-def test_losses_of_fifty_steps_agree_with_runs_alone(backend):
+def test_losses_of_fifty_steps_agree_with_runs_alone(backend, request):
+    if backend is NATIVE:
+        request.getfixturevalue("compiled")
     train, _ = load_synthetic(num_classes=3, num_train=1000, num_test=3, seed=0)
     rates = [1e-3, 3e-4, 1e-3]
 
@@ -227,7 +239,7 @@ VARIANTS = [
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory):
+def bases(compiled, tmp_path_factory):
     torch.set_num_threads(1)
     return tmp_path_factory.mktemp("bases")
 
@@ -258,7 +270,8 @@ def test_runs_side_by_side_write_the_bytes_of_runs_alone(alone, bases, tmp_path,
         )
 
 
-def test_with_pytorch_side_by_side_runs_agree_within_rounding(bases, tmp_path):
+def test_with_pytorch_side_by_side_runs_agree_within_rounding(tmp_path):
+    bases = tmp_path / "bases"
     together = experiment.run_all(variants(tmp_path / "together", bases, backend="torch"))
     separate = [experiment.run(config) for config in variants(tmp_path / "alone", bases, backend="torch")]
     for a, b in zip(together, separate, strict=True):
@@ -301,6 +314,42 @@ def test_a_diverging_run_fails_alone_and_a_mistaken_one_too(alone, bases, tmp_pa
     assert not (configs[1].folder / "done.json").exists()
     assert isinstance(mistaken, UserError)
     assert "nowhere.pt: no such checkpoint" in str(mistaken)
+
+
+def test_trouble_with_one_runs_files_stops_no_other(alone, bases, tmp_path):
+    configs = variants(tmp_path, bases)
+    configs[0].folder.mkdir()
+    (configs[0].folder / "notes.txt").write_text("not a run")
+    configs[1].folder.write_text("a file where the folder goes")
+    configs[2].folder.mkdir()
+    shutil.copy(alone[2] / "run.json", configs[2].folder)
+    (configs[2].folder / "state.pt").write_bytes(b"damaged")
+    occupied, blocked, damaged, last = experiment.run_all(configs)
+    assert "holds files that are no run" in str(occupied)
+    assert "is a file, not a folder" in str(blocked)
+    assert "is not a readable training state" in str(damaged)
+    assert contents(last) == contents(alone[3])
+
+
+def test_a_mistake_in_the_program_leaves_finished_runs_and_other_groups_alone(bases, tmp_path, monkeypatch):
+    fit, first = experiment.fit, tiny(tmp_path, base_dir=str(bases), backend="native")
+    together = variants(tmp_path, bases)
+
+    def breaks(benches):
+        if len(benches) == 1:
+            yield from fit(benches)
+            return
+        ended = fit(benches)
+        yield next(ended)
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(experiment, "fit", breaks)
+    other = dataclasses.replace(first, keys=dataclasses.replace(first.keys, num_threads=2))
+    outcomes = experiment.run_all([*together, other])
+    assert sum(isinstance(outcome, RuntimeError) for outcome in outcomes) == 3
+    finished = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+    assert len(finished) == 2
+    assert all((folder / "done.json").exists() for folder in finished)
 
 
 def test_finished_runs_are_skipped_and_equal_jobs_are_one(alone, bases, caplog):

@@ -58,6 +58,7 @@ def _torch_forward(model: nn.Module, x: Tensor) -> Tensor:
 
 
 TORCH = Backend(name="torch", logits=_torch_logits, forward=_torch_forward, ascend=attacks.ascend)
+CUDA = dataclasses.replace(TORCH, ascend=GraphedAscend())  # one for all runs: they share what it has recorded
 
 
 def _native_logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ def choose_backend(name: str, model: nn.Module, device: torch.device) -> Backend
     """
     serves = isinstance(model, LeNet5) and model.conv1.in_channels == 1 and device.type == "cpu"
     if name == "torch" or (name == "auto" and not serves):
-        return dataclasses.replace(TORCH, ascend=GraphedAscend()) if device.type == "cuda" else TORCH
+        return CUDA if device.type == "cuda" else TORCH
     if not serves:
         raise UserError("backend=native serves LeNet-5 with one input channel on the CPU; use backend=auto")
     try:

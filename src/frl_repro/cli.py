@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from frl_repro.errors import UserError, as_user_error
+from frl_repro.errors import UserError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     class Act(Protocol):
         """What the jobs of a command do; returns for each why it failed, or None."""
 
-        def __call__(self, jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[UserError | None]:
+        def __call__(self, jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
             """Take the jobs' composed settings, the command line for the record, and whether it is a sweep."""
 
 
@@ -57,28 +57,28 @@ def evaluate_main() -> int:
     return _main("evaluate", _evaluate)
 
 
-def _train(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[UserError | None]:
+def _train(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
     from frl_repro.config import RunConfig, parse
     from frl_repro.experiment import run_all
 
     configs = [parse(composed, RunConfig) for composed in jobs]
     # A killed sweep may leave a worker that ends its job: the repeated sweep waits for it instead of failing.
     outcomes = run_all(configs, command=command, wait=is_sweep)
-    return [outcome if isinstance(outcome, UserError) else None for outcome in outcomes]
+    return [outcome if isinstance(outcome, Exception) else None for outcome in outcomes]
 
 
-def _evaluate(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[UserError | None]:
+def _evaluate(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
     from frl_repro.config import EvaluateConfig, parse
     from frl_repro.measure import measure_checkpoint
 
     del is_sweep  # measurements of one checkpoint write the same bytes: none waits for another
-    outcomes: list[UserError | None] = []
+    outcomes: list[Exception | None] = []
     for composed in jobs:
         try:
             measure_checkpoint(parse(composed, EvaluateConfig), command=command)
             outcomes.append(None)
-        except UserError as mistake:
-            outcomes.append(mistake)
+        except Exception as problem:
+            outcomes.append(problem)
     return outcomes
 
 
@@ -149,7 +149,7 @@ def _fail(message: str) -> int:
 
 
 def _guarded(
-    act: Callable[[Sequence[dict[str, Any]]], list[UserError | None]], scratch: str
+    act: Callable[[Sequence[dict[str, Any]]], list[Exception | None]], scratch: str
 ) -> Callable[[DictConfig], None]:
     """Return the task that Hydra runs for each job: a mistake in one job is reported and the others go on.
 
@@ -166,16 +166,10 @@ def _guarded(
         _register_resolvers()
         composed = [_plain(OmegaConf.to_container(cfg, resolve=True)) for _, cfg in jobs]
         try:
-            reasons = ["" if mistake is None else str(mistake) for mistake in act(composed)]
-        except (UserError, OSError) as problem:
-            reasons = [str(as_user_error(problem))] * len(jobs)
-        except Exception as bug:
-            reason = (
-                f"unexpected {type(bug).__name__}: {_first_line(bug)} (please report it; {_TRACEBACK}=1 shows more)"
-            )
-            reasons = [reason] * len(jobs)
-            if os.environ.get(_TRACEBACK):
-                traceback.print_exc()
+            problems = act(composed)
+        except Exception as problem:
+            problems = [problem] * len(jobs)
+        reasons = ["" if problem is None else _reason(problem) for problem in problems]
         for reason in dict.fromkeys(filter(None, reasons)):
             _fail(reason)
         for (job, _), settings, reason in zip(jobs, composed, reasons, strict=True):
@@ -189,6 +183,17 @@ def _guarded(
 
     task.together = together  # type: ignore[attr-defined]
     return task
+
+
+def _reason(problem: Exception) -> str:
+    """Return why a job failed, in one line."""
+    if isinstance(problem, UserError):
+        return str(problem)
+    if isinstance(problem, OSError):
+        return f"{problem.filename or 'input/output'}: {problem.strerror or problem}"
+    if os.environ.get(_TRACEBACK):
+        traceback.print_exception(problem)
+    return f"unexpected {type(problem).__name__}: {_first_line(problem)} (please report it; {_TRACEBACK}=1 shows more)"
 
 
 def _plain(container: Any) -> dict[str, Any]:

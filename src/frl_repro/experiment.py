@@ -25,7 +25,7 @@ from frl_repro.atomic import TEMPORARY_PATTERN, replacing
 from frl_repro.backends import choose_backend
 from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
-from frl_repro.errors import UserError, as_user_error
+from frl_repro.errors import UserError
 from frl_repro.fitting import STATE_FILE, Bench, Fitted, fit, new_model
 from frl_repro.lockstep import grouped, runs_at_once
 from frl_repro.measure import resolve_device, set_up_machine
@@ -47,6 +47,8 @@ SPLIT_FILE = "split.safetensors"
 RESULT_FILES = (WEIGHTS_FILE, CLASSWISE_FILE, HISTORY_FILE, POLICY_FILE, RUN_FILE, SPLIT_FILE)
 
 Status = Literal["new", "unfinished", "finished"]
+Outcome = Path | Exception
+"""What became of a run: its folder, or why it failed."""
 
 
 def run(config: RunConfig, *, command: str = "", wait: bool = False) -> Path:
@@ -68,12 +70,12 @@ def run(config: RunConfig, *, command: str = "", wait: bool = False) -> Path:
         The folder holds something else, data or device are missing, or training diverged.
     """
     (outcome,) = run_all([config], command=command, wait=wait)
-    if isinstance(outcome, UserError):
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = False) -> list[Path | UserError]:
+def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = False) -> list[Outcome]:
     """Do several runs, or what is left of them; those that can train side by side do (`RunConfig.shared`).
 
     Each writes what it would write alone, up to rounding. A run that fails stops no other.
@@ -86,34 +88,36 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
 
     Returns
     -------
-    list of Path or UserError
-        For each run its folder, or why it failed.
+    list of Path or Exception
+        For each run its folder, or why it failed: a `UserError`, a system error, or a mistake in the program.
     """
     by_folder: dict[Path, RunConfig] = {}
     for config in configs:
         by_folder.setdefault(config.folder, config)
-    outcomes: dict[Path, Path | UserError] = {}
+    outcomes: dict[Path, Outcome] = {}
     to_do: dict[Path, RunConfig] = {}
     for folder, config in by_folder.items():
         try:
             if folder_status(folder, config) != "finished" or config.keys.force:
                 to_do[folder] = config
                 continue
-        except UserError as mistake:
-            outcomes[folder] = mistake
-            continue
-        LOGGER.info("finished already: %s (force=true repeats it)", folder)
-        show_result(folder)
-        outcomes[folder] = folder
+            LOGGER.info("finished already: %s (force=true repeats it)", folder)
+            show_result(folder)
+            outcomes[folder] = folder
+        except Exception as problem:
+            outcomes[folder] = problem
 
     starts = _starting_points(list(to_do.values()), command)
-    outcomes |= {folder: start for folder, start in starts.items() if isinstance(start, UserError)}
-    ready = [config for folder, config in to_do.items() if folder not in outcomes]
-    for group in grouped(ready):
+    for folder, start in starts.items():
+        if isinstance(start, Exception):
+            del to_do[folder]
+            outcomes[folder] = start
+    for group in grouped(list(to_do.values())):
         try:
-            outcomes |= _run_group(group, starts, command, wait=wait)
-        except (UserError, OSError) as problem:
-            outcomes |= {config.folder: as_user_error(problem) for config in group}
+            _run_group(group, starts, command, wait=wait, outcomes=outcomes)
+        except Exception as problem:  # what has come to its end by then stays as it is
+            for config in group:
+                outcomes.setdefault(config.folder, problem)
     return [
         outcomes[config.folder] if config.hash == by_folder[config.folder].hash else _holds_another(config, by_folder)
         for config in configs
@@ -125,29 +129,35 @@ def _holds_another(config: RunConfig, by_folder: Mapping[Path, RunConfig]) -> Us
     return UserError(f"{config.folder} holds another run ({other}, this is {config.run_id}): choose another run_dir")
 
 
-def _starting_points(configs: Sequence[RunConfig], command: str) -> dict[Path, Path | UserError | None]:
+def _starting_points(configs: Sequence[RunConfig], command: str) -> dict[Path, Path | Exception | None]:
     """Return for each run's folder the weights that its retraining starts from, trained first where need be.
 
-    None for training from scratch. The store of starting models is a folder of ordinary runs, named after their
-    settings: whoever needs the same model finds it there, and processes that need it at the same time wait for the one
-    that trains it.
+    None for training from scratch, an exception where the weights cannot be had. The store of starting models is a
+    folder of ordinary runs, named after their settings: whoever needs the same model finds it there, and processes that
+    need it at the same time wait for the one that trains it.
     """
-    bases = {config.folder: config.base() for config in configs if config.retrain and config.keys.init_from is None}
-    missing = {base.folder: base for base in bases.values() if not _is_finished(base)}
+    starts: dict[Path, Path | Exception | None] = {}
+    bases: dict[Path, RunConfig] = {}
+    missing: dict[Path, RunConfig] = {}
+    for config in configs:
+        given = config.keys.init_from
+        if config.retrain is None:
+            starts[config.folder] = None
+        elif given is not None:
+            starts[config.folder] = Path(given)
+        else:
+            base = bases[config.folder] = config.base()
+            try:
+                if folder_status(base.folder, base) != "finished":
+                    missing[base.folder] = base
+            except (UserError, OSError) as problem:
+                starts[config.folder] = problem
     for folder in missing:
         LOGGER.info("the model that retraining starts from: %s", folder)
-    trained = (
-        dict(zip(missing, run_all(list(missing.values()), command=command, wait=True), strict=True)) if missing else {}
-    )
-    starts: dict[Path, Path | UserError | None] = {}
-    for config in configs:
-        if config.folder in bases:
-            folder = bases[config.folder].folder
-            outcome = trained.get(folder, folder)
-            starts[config.folder] = outcome if isinstance(outcome, UserError) else folder / WEIGHTS_FILE
-        else:
-            given = config.keys.init_from
-            starts[config.folder] = Path(given) if config.retrain and given is not None else None
+    trained = run_all(list(missing.values()), command=command, wait=True) if missing else []
+    failed = {f: o for f, o in zip(missing, trained, strict=True) if isinstance(o, Exception)}
+    for folder, base in bases.items():
+        starts.setdefault(folder, failed.get(base.folder, base.folder / WEIGHTS_FILE))
     return starts
 
 
@@ -194,9 +204,14 @@ class _Opened:
 
 
 def _run_group(
-    configs: Sequence[RunConfig], starts: Mapping[Path, Path | UserError | None], command: str, *, wait: bool
-) -> dict[Path, Path | UserError]:
-    """Do runs that can train side by side, as many at once as memory holds, and return what became of each."""
+    configs: Sequence[RunConfig],
+    starts: Mapping[Path, Path | Exception | None],
+    command: str,
+    *,
+    wait: bool,
+    outcomes: dict[Path, Outcome],
+) -> None:
+    """Do runs that can train side by side, as many at once as memory holds, and note what becomes of each."""
     machine = configs[0].keys
     device = resolve_device(machine.device)
     set_up_machine(device, machine.num_threads)
@@ -207,61 +222,69 @@ def _run_group(
         at_once = runs_at_once(new_model(configs[0], dataset).to(device), configs[0], image_shape, device)
     # In order of their names: processes that need the same runs then never wait for one another in a circle.
     configs = sorted(configs, key=lambda config: config.folder)
-    outcomes: dict[Path, Path | UserError] = {}
     for first in range(0, len(configs), at_once):
         part = configs[first : first + at_once]
         if len(part) > 1:
             LOGGER.info("%d runs train side by side", len(part))
-        outcomes |= _run_side_by_side(part, dataset, device, starts, command, wait=wait)
-    return outcomes
+        started = time.perf_counter()
+        with ExitStack() as held:
+            opened: list[_Opened] = []
+            for config in part:
+                try:
+                    run_ = _open(
+                        config, dataset, device, starts[config.folder], command, held, wait=wait, started=started
+                    )
+                except (UserError, OSError) as problem:
+                    outcomes[config.folder] = problem
+                    continue
+                if run_ is None:
+                    outcomes[config.folder] = config.folder
+                else:
+                    opened.append(run_)
+            for place, fitted in fit([run_.bench for run_ in opened]):
+                folder = opened[place].bench.folder
+                outcomes[folder] = fitted if isinstance(fitted, Exception) else folder
+                if isinstance(fitted, Fitted):
+                    try:
+                        _write_results(opened[place], fitted, num_side_by_side=len(opened))
+                    except (UserError, OSError) as problem:
+                        outcomes[folder] = problem
 
 
-def _run_side_by_side(
-    configs: Sequence[RunConfig],
+def _open(
+    config: RunConfig,
     dataset: Dataset,
     device: torch.device,
-    starts: Mapping[Path, Path | UserError | None],
+    start: Path | Exception | None,
     command: str,
+    held: ExitStack,
     *,
     wait: bool,
-) -> dict[Path, Path | UserError]:
-    """Do runs side by side and return what became of each."""
-    started = time.perf_counter()
-    outcomes: dict[Path, Path | UserError] = {}
-    opened: list[_Opened] = []
-    with ExitStack() as held:
-        for config in configs:
-            folder, start = config.folder, starts[config.folder]
-            assert not isinstance(start, UserError)
-            try:
-                model = new_model(config, dataset)
-                if start is not None:
-                    checkpoints.load_weights(start, model)
-                model = model.to(device)
-                bench = Bench(
-                    config=config,
-                    dataset=dataset,
-                    validation=_validation_subset(dataset, config),
-                    model=model,
-                    device=device,
-                    backend=choose_backend(config.keys.backend, model, device),
-                    folder=folder,
-                    started=started,
-                )
-                status = folder_status(folder, config)
-                folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(_only_process(folder, wait=wait))
-            except UserError as mistake:
-                outcomes[folder] = mistake
-                continue
-            if wait and not config.keys.force and folder_status(folder, config) == "finished":
-                outcomes[folder] = folder  # the other process did it
-                continue
-            opened.append(_Opened(bench, _open_folder(bench, status, start, command)))
-        for run_, fitted in zip(opened, fit([run_.bench for run_ in opened]) if opened else [], strict=True):
-            folder = run_.bench.folder
-            outcomes[folder] = fitted if isinstance(fitted, UserError) else _write_results(run_, fitted)
-    return outcomes
+    started: float,
+) -> _Opened | None:
+    """Take hold of a run's folder and prepare what is left of the run; None where another process has finished it."""
+    assert not isinstance(start, Exception)
+    folder = config.folder
+    model = new_model(config, dataset)
+    if start is not None:
+        checkpoints.load_weights(start, model)
+    model = model.to(device)
+    bench = Bench(
+        config=config,
+        dataset=dataset,
+        validation=_validation_subset(dataset, config),
+        model=model,
+        device=device,
+        backend=choose_backend(config.keys.backend, model, device),
+        folder=folder,
+        started=started,
+    )
+    status = folder_status(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(_only_process(folder, wait=wait))
+    if wait and not config.keys.force and folder_status(folder, config) == "finished":
+        return None
+    return _Opened(bench, _open_folder(bench, status, start, command))
 
 
 def _open_folder(bench: Bench, status: Status, start: Path | None, command: str) -> dict[str, Any]:
@@ -288,8 +311,8 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
     return provenance
 
 
-def _write_results(opened: _Opened, fitted: Fitted) -> Path:
-    """Measure the test split, write the run's tables, and ``done.json`` last; return the folder."""
+def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) -> None:
+    """Measure the test split, write the run's tables, and ``done.json`` last."""
     bench, config, folder = opened.bench, opened.bench.config, opened.bench.folder
     num_epochs = config.training[1].num_epochs
     rows = fitted.rows + bench.measure(fitted.model, bench.dataset.test, "test", num_epochs)
@@ -300,22 +323,18 @@ def _write_results(opened: _Opened, fitted: Fitted) -> Path:
     if config.retrain is not None:
         records.write_table(folder / POLICY_FILE, fitted.policy_rows, records.POLICY_COLUMNS)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
-    records.write_json(folder / RUN_FILE, {**opened.provenance, "wall_seconds": wall_seconds})
+    effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all runs together
+    records.write_json(folder / RUN_FILE, {**opened.provenance, **effort})
     results = [folder / name for name in RESULT_FILES if (folder / name).exists()]
     checksums = {path.name: _sha256(path) for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
     (folder / STATE_FILE).unlink(missing_ok=True)
     LOGGER.info("done in %.0f s: %s", wall_seconds, folder)
     show_result(folder)
-    return folder
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _is_finished(config: RunConfig) -> bool:
-    return folder_status(config.folder, config) == "finished"
 
 
 def folder_status(folder: Path, config: RunConfig) -> Status:

@@ -1,13 +1,13 @@
 """Train models to their last epoch: resume, schedule, policy, validation, running average, state.
 
-Runs that differ in per-run quantities alone (seed, alphas, learning rate; `frl_repro.config.RunConfig.lockstep`) train
+Runs that differ in per-run quantities alone (seed, alphas, learning rate; `frl_repro.config.RunConfig.shared`) train
 side by side, an epoch at a time. Everything else of a run is its own, and the same as if it trained alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class _Training:
         self.rows: list[dict[str, Any]] = []
         self.policy_rows: list[dict[str, Any]] = []
         self.num_done, self.earlier_seconds = 0, 0.0
-        self.failure: UserError | None = None
+        self.failure: Exception | None = None
         self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
         if (bench.folder / STATE_FILE).exists():
             self._resume()
@@ -213,36 +213,50 @@ class _Training:
         self.num_done, self.earlier_seconds = state["epoch"], state["seconds"]
         LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
 
-    def result(self) -> Fitted | UserError:
+    def result(self) -> Fitted | Exception:
         """Return what came of it."""
         if self.failure is not None:
             return self.failure
         return Fitted(self.measured, self.history, self.rows, self.policy_rows, self.earlier_seconds)
 
 
-def fit(benches: Sequence[Bench]) -> list[Fitted | UserError]:
-    """Train every run to its last epoch, continuing from the states in their folders.
+def fit(benches: Sequence[Bench]) -> Iterator[tuple[int, Fitted | Exception]]:
+    """Train every run to its last epoch, continuing from the states in their folders; each is handed over as it ends.
 
     Parameters
     ----------
     benches : sequence of Bench
-        Runs of one data set, device and backend whose settings may be trained in lockstep
-        (`frl_repro.config.RunConfig.lockstep`). They need not be at the same epoch.
+        Runs of one data set, device and backend with the same `frl_repro.config.RunConfig.shared`. They need not be at
+        the same epoch.
 
-    Returns
-    -------
-    list of Fitted or UserError
-        One for each run; the error of a run that diverged.
+    Yields
+    ------
+    (int, Fitted or Exception)
+        A run's place in ``benches``, and what came of it: the error of a run that diverged, or that could not continue.
     """
+    if not benches:
+        return
     device, train = benches[0].device, benches[0].dataset.train
     train = Split(images=train.images.to(device), labels=train.labels.to(device))
-    trainings = [_Training(bench) for bench in benches]
-    together: list[_Training] = []
-    while under_way := [training for training in trainings if not training.is_over]:
-        if under_way != together:
-            together, model = under_way, stack([training.model for training in under_way])
+    under_way: dict[int, _Training] = {}
+    for place, bench in enumerate(benches):
+        try:
+            under_way[place] = _Training(bench)
+        except (UserError, OSError) as problem:  # a damaged state is this run's trouble alone
+            yield place, problem
+    model = None
+    while True:
+        for place, training in list(under_way.items()):
+            if training.is_over:
+                del under_way[place]
+                model = None
+                yield place, training.result()
+        if not under_way:
+            return
+        together = list(under_way.values())
+        if model is None:
+            model = stack([training.model for training in together])
         _train_one_epoch(together, model, train)
-    return [training.result() for training in trainings]
 
 
 def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Split) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from frl_repro.attacks import ascend
 from frl_repro.progress import LOGGER
 
-_CALLS_BEFORE = 2  # a shape that comes once more than this is worth recording; the last batch of a split is not
-_NUM_KEPT = 128  # recorded attacks
+_CALLS_BEFORE = 2  # a shape that comes once more than this is worth recording
+_NUM_KEPT = 512  # recorded attacks: a few shapes for each of the runs that train side by side
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,25 @@ class GraphedAscend:
 
         if early_stop or self._is_off:  # early stop looks at its own results: no fixed sequence of kernels
             return eager()
-        inputs = [
-            x,
-            y,
-            target,
-            start,
-            *(torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (epsilon, step_size)),
-        ]
+        inputs = [x, y, target, start, _on_device(epsilon, x), _on_device(step_size, x)]
         # A graph holds addresses: of the weights too, which move when runs are stacked anew.
-        weights = tuple(parameter.data_ptr() for parameter in model.parameters())
+        weights = tuple((parameter.data_ptr(), parameter.shape) for parameter in model.parameters())
         key = (weights, num_steps, *((tensor.shape, tensor.dtype) for tensor in inputs))
         if key not in self._recorded:
             self._calls[key] += 1
             if self._calls[key] <= _CALLS_BEFORE:
                 return eager()
+            stream = None
             try:
+                stream = torch.cuda.current_stream(x.device)
                 # One pool for all: each result is copied before the next graph runs, so they may share their memory.
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 self._recorded[key] = _record(model, inputs, num_steps, self._pool)
             except RuntimeError as problem:  # an operation that cannot be recorded
                 LOGGER.info("attacks run without CUDA graphs: %s", str(problem).splitlines()[0])
                 self._is_off = True
+                if stream is not None:  # a recording that failed may have left its own
+                    torch.cuda.set_stream(stream)
                 return eager()
             if len(self._recorded) > _NUM_KEPT:
                 self._recorded.popitem(last=False)
@@ -89,6 +87,11 @@ class GraphedAscend:
             kept.copy_(given)
         recorded.graph.replay()
         return recorded.result.clone()
+
+
+def _on_device(value: float | Tensor, x: Tensor) -> Tensor:
+    """Return the value as a tensor, filled on the device: copying a number there would wait."""
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=x.dtype, device=x.device)
 
 
 def _record(model: nn.Module, inputs: list[Tensor], num_steps: int, pool: Any) -> _Recorded:

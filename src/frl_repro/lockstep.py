@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from frl_repro.config import RunConfig
 from frl_repro.progress import LOGGER
 
 _NUM_NAMED = 3  # settings named where runs cannot train together
 _COPIES = 4  # of everything that a step computes: value, gradient, and what the layers of both passes keep
+_MEMORY_UNKNOWN = 2 * 2**30  # what a machine is taken to have where it does not say
 _MEMORY_SHARE = 0.5  # of what is free now; the rest is for measuring, and for what the estimate forgets
 
 
@@ -43,7 +45,7 @@ def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ..
         (C, H, W).
     device : torch.device
     """
-    if next(model.buffers(), None) is not None or any(isinstance(m, nn.Dropout) for m in model.modules()):
+    if next(model.buffers(), None) is not None or any(isinstance(m, _DropoutNd) for m in model.modules()):
         LOGGER.info("model=%s has buffers or dropout: runs train one after the other", config.model.name)
         return 1
     _, trainer = config.training
@@ -73,4 +75,8 @@ def _bytes_per_image(model: nn.Module, image_shape: tuple[int, ...]) -> int:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return _MEMORY_UNKNOWN

@@ -40,6 +40,8 @@ def set_up_machine(device: torch.device, num_threads: int | None) -> None:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)  # streams and graphs are made on the current one
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
 

@@ -6,11 +6,11 @@ here.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
@@ -28,12 +28,14 @@ class FusedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
         """Run the jobs; what became of each, the task records itself."""
+        if not hasattr(self._task, "together"):
+            raise HydraException("hydra/launcher=fused serves frl_repro's train.py and evaluate.py alone")
         setup_globals()
         jobs = []
         for overrides in job_overrides:
-            config = copy.deepcopy(self._context.config_loader.load_sweep_config(self._config, list(overrides)))
+            config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
             with flag_override(config, ["struct", "readonly"], [False, False]):
                 config.pop("hydra")
             jobs.append((" ".join(filter_overrides(overrides)), config))
-        self._task.together(jobs)  # type: ignore[attr-defined]
+        self._task.together(jobs)
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
