@@ -302,7 +302,7 @@ def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
         build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=r).to(device) for r in range(num_runs)
     ]
     backend = choose_backend("auto", models[0], device)
-    optimizers = [torch.optim.Adam(model.parameters(), lr=1e-6, fused=is_gpu or None) for model in models]
+    optimizers = [torch.optim.Adam(model.parameters(), lr=1e-6, fused=True) for model in models]
     settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "num_steps": NUM_STEPS, "ascend": backend.ascend}
 
     def attack(model: Any, x: Any, y: Any, *, generator: Any, factor: Any) -> Any:

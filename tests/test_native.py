@@ -361,9 +361,11 @@ def test_cache_is_used_and_a_damaged_copy_is_replaced(tmp_path: Path, monkeypatc
 
 def require_compiler() -> None:
     try:
-        build.find_compiler()
+        compiler = build.find_compiler()
     except NativeUnavailable as error:
         pytest.skip(str(error))
+    if subprocess.run([*compiler, "--version"], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"{compiler[0]} does not work")  # CXX=/bin/false
 
 
 @pytest.mark.usefixtures("forgotten")

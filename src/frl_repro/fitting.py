@@ -115,7 +115,7 @@ def new_model(config: RunConfig, dataset: Dataset) -> nn.Module:
 class _Training:
     """One run under way: its model, optimiser and running average, and what it has recorded."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, before: dict[str, list[dict[str, Any]]]) -> None:
         self.bench, self.model = bench, bench.model
         _, self.trainer = bench.config.training
         self.optimizer = build.optimizer(self.model, self.trainer)
@@ -133,10 +133,7 @@ class _Training:
         if (bench.folder / STATE_FILE).exists():
             self._resume()
         elif bench.config.retrain is not None:
-            # What retraining starts from, measured as everything after it: before and after are one table.
-            for name, split in (("validation", bench.validation), ("test", bench.dataset.test)):
-                if split is not None:
-                    self.rows += bench.measure(self.model, split, name, 0)
+            self._measure_before(before)
 
     @property
     def is_over(self) -> bool:
@@ -200,6 +197,20 @@ class _Training:
             },
         )
 
+    def _measure_before(self, before: dict[str, list[dict[str, Any]]]) -> None:
+        """Measure what retraining starts from as everything after it is, so that before and after are one table.
+
+        ``before`` holds what was measured for other runs: jobs of a grid start from one model.
+        """
+        bench, config = self.bench, self.bench.config
+        of_same = repr((config.base().hash, config.keys.init_from, config.seed, config.evaluation))
+        if of_same not in before:
+            splits = [("validation", bench.validation), ("test", bench.dataset.test)]
+            before[of_same] = [
+                row for name, split in splits if split is not None for row in bench.measure(self.model, split, name, 0)
+            ]
+        self.rows = [{**row, **bench.keys} for row in before[of_same]]
+
     def _resume(self) -> None:
         state = checkpoints.load_state(self.bench.folder / STATE_FILE)
         self.model.load_state_dict(state["model"])
@@ -239,9 +250,10 @@ def fit(benches: Sequence[Bench]) -> Iterator[tuple[int, Fitted | Exception]]:
     device, train = benches[0].device, benches[0].dataset.train
     train = Split(images=train.images.to(device), labels=train.labels.to(device))
     under_way: dict[int, _Training] = {}
+    before: dict[str, list[dict[str, Any]]] = {}
     for place, bench in enumerate(benches):
         try:
-            under_way[place] = _Training(bench)
+            under_way[place] = _Training(bench, before)
         except (UserError, OSError) as problem:  # a damaged state is this run's trouble alone
             yield place, problem
     model = None

@@ -45,7 +45,8 @@ def project(x_adv: Tensor, x: Tensor, epsilon: float | Tensor) -> Tensor:
     Shapes: ``x_adv`` and ``x`` (N, C, H, W); ``epsilon`` a float or broadcastable to ``x`` (see `per_sample`).
     The order of operations is foolbox's, so that both give the same bits.
     """
-    return (x + torch.clamp(x_adv - x, -epsilon, epsilon)).clamp(0, 1)  # type: ignore[arg-type]
+    # In place after the first operation: at this size memory costs more than arithmetic.
+    return (x_adv - x).clamp_(-epsilon, epsilon).add_(x).clamp_(0, 1)  # type: ignore[arg-type]
 
 
 def random_start(
@@ -66,5 +67,5 @@ def random_start(
     shape = (len(x) // len(generators), *x.shape[1:])
     blocks = [drawing(shape, generator=g, dtype=x.dtype, device=g.device).to(x.device) for g in generators]
     noise = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-    shift = epsilon * (2 * noise - 1) if sd is None else sd * noise
-    return project(x + shift, x, epsilon)
+    shift = noise.mul_(2).sub_(1).mul_(epsilon) if sd is None else noise.mul_(sd)
+    return project(shift.add_(x), x, epsilon)
