@@ -32,7 +32,7 @@ import torch
 
 from frl_repro import objectives, streams
 from frl_repro.attacks import pgd
-from frl_repro.backends import choose_backend
+from frl_repro.backends import Backend, choose_backend
 from frl_repro.data import Split, batch_to_float
 from frl_repro.keyvalue import parse_arguments
 from frl_repro.measure import set_up_machine
@@ -249,12 +249,7 @@ def epochs_with(name: str, images: torch.Tensor, labels: torch.Tensor) -> dict[s
     """Return the seconds of one backend."""
     model = build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=0)
     backend = choose_backend(name, model, CPU)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
-    settings = {"step_size": STEP_SIZE, "num_steps": NUM_STEPS, "ascend": backend.ascend}
-
-    def attack(model: Any, x: Any, y: Any, *, generator: Any, epsilon: float = EPSILON, factor: Any = None) -> Any:
-        assert factor is None
-        return pgd(model, x, y, epsilon=epsilon, generator=generator, **settings)  # type: ignore[arg-type]
+    optimizer, attack = adam(model), training_attack(backend)
 
     def epoch(objective: Any) -> dict[str, float]:
         ends = [time.perf_counter()]
@@ -288,6 +283,22 @@ def epochs_with(name: str, images: torch.Tensor, labels: torch.Tensor) -> dict[s
     }
 
 
+def adam(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser as training makes it, with a rate that moves nothing."""
+    return torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+
+
+def training_attack(backend: Backend) -> Callable[..., Any]:
+    """Return PGD-20 with a random start, as training calls it; no class margins."""
+
+    def attack(model: Any, x: Any, y: Any, *, generator: Any, factor: Any = None) -> Any:
+        assert factor is None
+        settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "num_steps": NUM_STEPS, "ascend": backend.ascend}
+        return pgd(model, x, y, generator=generator, **settings)  # type: ignore[arg-type]
+
+    return attack
+
+
 def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
     """Return a retraining step of so many runs at once: every image attacked by PGD-20, loss, gradients, Adam.
 
@@ -302,12 +313,7 @@ def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
         build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=r).to(device) for r in range(num_runs)
     ]
     backend = choose_backend("auto", models[0], device)
-    optimizers = [torch.optim.Adam(model.parameters(), lr=1e-6, fused=True) for model in models]
-    settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "num_steps": NUM_STEPS, "ascend": backend.ascend}
-
-    def attack(model: Any, x: Any, y: Any, *, generator: Any, factor: Any) -> Any:
-        assert factor is None
-        return pgd(model, x, y, generator=generator, **settings)  # type: ignore[arg-type]
+    optimizers = [adam(model) for model in models]
 
     def update() -> None:
         for optimizer in optimizers:
@@ -326,7 +332,7 @@ def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
         Split(images=images, labels=labels),
         update=update,
         objective=functools.partial(objectives.mixed, fraction=1),
-        attack=attack,
+        attack=training_attack(backend),
         forward=backend.forward,
         batch_size=BATCH_SIZE,
         order_generators=[streams.generator(r, "order") for r in range(num_runs)],

@@ -107,12 +107,9 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
         except Exception as problem:
             outcomes[folder] = problem
 
-    starts = _starting_points(list(to_do.values()), command)
-    for folder, start in starts.items():
-        if isinstance(start, Exception):
-            del to_do[folder]
-            outcomes[folder] = start
-    for group in grouped(list(to_do.values())):
+    starts, failed = _starting_points(list(to_do.values()), command)
+    outcomes |= failed
+    for group in grouped([config for folder, config in to_do.items() if folder not in failed]):
         try:
             _run_group(group, starts, command, wait=wait, outcomes=outcomes)
         except Exception as problem:  # what has come to its end by then stays as it is
@@ -129,14 +126,17 @@ def _holds_another(config: RunConfig, by_folder: Mapping[Path, RunConfig]) -> Us
     return UserError(f"{config.folder} holds another run ({other}, this is {config.run_id}): choose another run_dir")
 
 
-def _starting_points(configs: Sequence[RunConfig], command: str) -> dict[Path, Path | Exception | None]:
+def _starting_points(
+    configs: Sequence[RunConfig], command: str
+) -> tuple[dict[Path, Path | None], dict[Path, Exception]]:
     """Return for each run's folder the weights that its retraining starts from, trained first where need be.
 
-    None for training from scratch, an exception where the weights cannot be had. The store of starting models is a
-    folder of ordinary runs, named after their settings: whoever needs the same model finds it there, and processes that
-    need it at the same time wait for the one that trains it.
+    None for training from scratch; in the second mapping, why the weights cannot be had. The store of starting models
+    is a folder of ordinary runs, named after their settings: whoever needs the same model finds it there, and processes
+    that need it at the same time wait for the one that trains it.
     """
-    starts: dict[Path, Path | Exception | None] = {}
+    starts: dict[Path, Path | None] = {}
+    failed: dict[Path, Exception] = {}
     bases: dict[Path, RunConfig] = {}
     missing: dict[Path, RunConfig] = {}
     for config in configs:
@@ -151,14 +151,17 @@ def _starting_points(configs: Sequence[RunConfig], command: str) -> dict[Path, P
                 if folder_status(base.folder, base) != "finished":
                     missing[base.folder] = base
             except (UserError, OSError) as problem:
-                starts[config.folder] = problem
+                failed[config.folder] = problem
     for folder in missing:
         LOGGER.info("the model that retraining starts from: %s", folder)
     trained = run_all(list(missing.values()), command=command, wait=True) if missing else []
-    failed = {f: o for f, o in zip(missing, trained, strict=True) if isinstance(o, Exception)}
+    outcome_of = dict(zip(missing, trained, strict=True))
     for folder, base in bases.items():
-        starts.setdefault(folder, failed.get(base.folder, base.folder / WEIGHTS_FILE))
-    return starts
+        outcome = outcome_of.get(base.folder)
+        if isinstance(outcome, Exception):
+            failed[folder] = outcome
+        starts[folder] = base.folder / WEIGHTS_FILE
+    return starts, failed
 
 
 @contextmanager
@@ -205,7 +208,7 @@ class _Opened:
 
 def _run_group(
     configs: Sequence[RunConfig],
-    starts: Mapping[Path, Path | Exception | None],
+    starts: Mapping[Path, Path | None],
     command: str,
     *,
     wait: bool,
@@ -255,7 +258,7 @@ def _open(
     config: RunConfig,
     dataset: Dataset,
     device: torch.device,
-    start: Path | Exception | None,
+    start: Path | None,
     command: str,
     held: ExitStack,
     *,
@@ -263,7 +266,6 @@ def _open(
     started: float,
 ) -> _Opened | None:
     """Take hold of a run's folder and prepare what is left of the run; None where another process has finished it."""
-    assert not isinstance(start, Exception)
     folder = config.folder
     model = new_model(config, dataset)
     if start is not None:
