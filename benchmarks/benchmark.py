@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -133,13 +134,17 @@ def granted(budget: float = 3.0) -> float:
 
 
 def in_turns(contestants: dict[str, Callable[[], Any]], budget: float) -> dict[str, list[float]]:
-    """Return the seconds of each repetition; contestants take turns, after one call each to warm up."""
+    """Return the seconds of each repetition; contestants take turns, after one call each to warm up.
+
+    In an order that changes: the pauses of a rationed machine follow a clock, and would meet the same one each time.
+    """
+    order = random.Random(0)
     for call in contestants.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.perf_counter() + budget
     while time.perf_counter() < end or len(next(iter(seconds.values()))) < MIN_ROUNDS:
-        for name, call in contestants.items():
+        for name, call in order.sample(list(contestants.items()), len(contestants)):
             started = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - started)

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import shutil
+import threading
 
 import pandas
 import pytest
@@ -253,6 +254,14 @@ def alone(tmp_path_factory, bases):
     return [experiment.run(config) for config in variants(tmp_path_factory.mktemp("alone"), bases)]
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_runs_side_by_side_write_the_bytes_of_runs_alone(alone, bases, tmp_path, caplog):
     """Other alphas, seeds, learning rates, numbers of epochs; bases trained side by side, too."""
     caplog.set_level(logging.INFO, "frl_repro")
@@ -335,11 +344,11 @@ def test_a_mistake_in_the_program_leaves_finished_runs_and_other_groups_alone(ba
     fit, first = experiment.fit, tiny(tmp_path, base_dir=str(bases), backend="native")
     together = variants(tmp_path, bases)
 
-    def breaks(benches):
+    def breaks(benches, **settings):
         if len(benches) == 1:
-            yield from fit(benches)
+            yield from fit(benches, **settings)
             return
-        ended = fit(benches)
+        ended = fit(benches, **settings)
         yield next(ended)
         raise RuntimeError("out of something")
 
@@ -373,6 +382,37 @@ def test_runs_that_differ_in_more_than_per_run_settings_train_one_after_the_othe
     )
 
 
+def test_two_threads_share_the_runs_out_and_write_the_same_bytes(alone, bases, tmp_path, two_threads, caplog):
+    """Of three runs one thread has two, and one of them is mistaken; messages say which run they are of."""
+    caplog.set_level(logging.INFO, "frl_repro")
+    configs = variants(tmp_path, bases)
+    configs[3] = tiny(tmp_path, backend="native", init_from="nowhere.pt")
+    *folders, mistaken = experiment.run_all(configs)
+    assert "nowhere.pt: no such checkpoint" in str(mistaken)
+    assert "4 runs train side by side, 2 at a time on each of 2 threads" in caplog.text
+    epochs = [message for message in caplog.messages if "epoch " in message and "loss" in message]
+    assert all(any(message.startswith(folder.name) for folder in folders) for message in epochs)
+    for together, separate in zip(folders, alone, strict=False):
+        assert contents(together) == contents(separate)
+
+
+def test_runs_that_cannot_be_stacked_stay_on_one_thread(two_threads, bases, tmp_path):
+    callers = []
+
+    def work(part):
+        callers.append((threading.current_thread() is threading.main_thread(), len(part)))
+
+    configs = variants(tmp_path, bases)
+    lockstep.share_out(configs, work, at_once=1, device=torch.device("cpu"))
+    assert callers == [(True, 1)] * 4
+    callers.clear()
+    lockstep.share_out(configs, work, at_once=3, device=torch.device("cpu"))
+    assert callers == [(False, 1)] * 4
+    callers.clear()
+    lockstep.share_out(configs[:3], work, at_once=100, device=torch.device("cpu"))
+    assert sorted(callers) == [(False, 1), (False, 2)]
+
+
 def test_runs_that_do_not_fit_into_memory_at_once_train_in_parts(alone, bases, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "frl_repro")
     config = variants(tmp_path, bases)[0]
@@ -380,7 +420,7 @@ def test_runs_that_do_not_fit_into_memory_at_once_train_in_parts(alone, bases, t
     enough = next(free for free in range(0, 2**26, 2**16) if _at_once(monkeypatch, model, config, free) == 2)
     monkeypatch.setattr(lockstep, "_free_memory", lambda _: enough)
     folders = experiment.run_all(variants(tmp_path, bases))
-    assert caplog.text.count("2 runs train side by side") == 2
+    assert "4 runs train side by side, 2 at a time" in caplog.text
     for together, separate in zip(folders, alone, strict=True):
         assert contents(together) == contents(separate)
     assert lockstep.runs_at_once(torch.nn.BatchNorm2d(1), config, (1, 32, 32), torch.device("cpu")) == 1

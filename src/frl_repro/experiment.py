@@ -27,7 +27,7 @@ from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import STATE_FILE, Bench, Fitted, fit, new_model
-from frl_repro.lockstep import grouped, runs_at_once
+from frl_repro.lockstep import grouped, runs_at_once, share_out
 from frl_repro.measure import resolve_device, set_up_machine
 from frl_repro.progress import LOGGER
 from frl_repro.provenance import describe
@@ -101,8 +101,7 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
             if folder_status(folder, config) != "finished" or config.keys.force:
                 to_do[folder] = config
                 continue
-            LOGGER.info("finished already: %s (force=true repeats it)", folder)
-            show_result(folder)
+            LOGGER.info("finished already: %s (force=true repeats it)\n%s", folder, _result_table(folder))
             outcomes[folder] = folder
         except Exception as problem:
             outcomes[folder] = problem
@@ -223,35 +222,53 @@ def _run_group(
     if len(configs) > 1:
         image_shape = dataset.train.images.shape[1:]
         at_once = runs_at_once(new_model(configs[0], dataset).to(device), configs[0], image_shape, device)
-    # In order of their names: processes that need the same runs then never wait for one another in a circle.
-    configs = sorted(configs, key=lambda config: config.folder)
-    for first in range(0, len(configs), at_once):
-        part = configs[first : first + at_once]
-        if len(part) > 1:
-            LOGGER.info("%d runs train side by side", len(part))
-        started = time.perf_counter()
-        with ExitStack() as held:
-            opened: list[_Opened] = []
+
+    def work(part: Sequence[RunConfig]) -> None:
+        try:
+            _run_side_by_side(
+                part, dataset, device, starts, command, wait=wait, is_alone=len(configs) == 1, outcomes=outcomes
+            )
+        except Exception as problem:  # what has come to its end by then stays as it is
             for config in part:
+                outcomes.setdefault(config.folder, problem)
+
+    # In order of their names: processes that need the same runs then never wait for one another in a circle.
+    share_out(sorted(configs, key=lambda config: config.folder), work, at_once=at_once, device=device)
+
+
+def _run_side_by_side(
+    configs: Sequence[RunConfig],
+    dataset: Dataset,
+    device: torch.device,
+    starts: Mapping[Path, Path | None],
+    command: str,
+    *,
+    wait: bool,
+    is_alone: bool,
+    outcomes: dict[Path, Outcome],
+) -> None:
+    """Do runs that fit into memory together; ``is_alone``: no other run is under way in this process."""
+    started = time.perf_counter()
+    with ExitStack() as held:
+        opened: list[_Opened] = []
+        for config in configs:
+            try:
+                run_ = _open(config, dataset, device, starts[config.folder], command, held, wait=wait, started=started)
+            except (UserError, OSError) as problem:
+                outcomes[config.folder] = problem
+                continue
+            if run_ is None:
+                outcomes[config.folder] = config.folder
+            else:
+                opened.append(run_)
+        for place, fitted in fit([run_.bench for run_ in opened], is_alone=is_alone):
+            folder = opened[place].bench.folder
+            outcomes[folder] = fitted if isinstance(fitted, Exception) else folder
+            if isinstance(fitted, Fitted):
                 try:
-                    run_ = _open(
-                        config, dataset, device, starts[config.folder], command, held, wait=wait, started=started
-                    )
+                    _write_results(opened[place], fitted, num_side_by_side=len(opened))
                 except (UserError, OSError) as problem:
-                    outcomes[config.folder] = problem
-                    continue
-                if run_ is None:
-                    outcomes[config.folder] = config.folder
-                else:
-                    opened.append(run_)
-            for place, fitted in fit([run_.bench for run_ in opened]):
-                folder = opened[place].bench.folder
-                outcomes[folder] = fitted if isinstance(fitted, Exception) else folder
-                if isinstance(fitted, Fitted):
-                    try:
-                        _write_results(opened[place], fitted, num_side_by_side=len(opened))
-                    except (UserError, OSError) as problem:
-                        outcomes[folder] = problem
+                    outcomes[folder] = problem
 
 
 def _open(
@@ -331,8 +348,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     checksums = {path.name: _sha256(path) for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
     (folder / STATE_FILE).unlink(missing_ok=True)
-    LOGGER.info("done in %.0f s: %s", wall_seconds, folder)
-    show_result(folder)
+    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder))
 
 
 def _sha256(path: Path) -> str:
@@ -364,11 +380,10 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
     return "finished" if (folder / DONE_FILE).exists() else "unfinished"
 
 
-def show_result(folder: Path) -> None:
-    """Log the class table of a finished run; before and after for retraining."""
+def _result_table(folder: Path) -> str:
+    """Return the class table of a finished run as text; before and after for retraining."""
     table = records.read_classwise([folder / CLASSWISE_FILE])
-    shown = text_tables.before_after_table(table) if (table["epoch"] == 0).any() else text_tables.class_table(table)
-    LOGGER.info("%s", shown)
+    return text_tables.before_after_table(table) if (table["epoch"] == 0).any() else text_tables.class_table(table)
 
 
 def _validation_subset(dataset: Dataset, config: RunConfig) -> Split | None:

@@ -231,7 +231,7 @@ class _Training:
         return Fitted(self.measured, self.history, self.rows, self.policy_rows, self.earlier_seconds)
 
 
-def fit(benches: Sequence[Bench]) -> Iterator[tuple[int, Fitted | Exception]]:
+def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:
     """Train every run to its last epoch, continuing from the states in their folders; each is handed over as it ends.
 
     Parameters
@@ -239,6 +239,8 @@ def fit(benches: Sequence[Bench]) -> Iterator[tuple[int, Fitted | Exception]]:
     benches : sequence of Bench
         Runs of one data set, device and backend with the same `frl_repro.config.RunConfig.shared`. They need not be at
         the same epoch.
+    is_alone : bool
+        No other run is under way in this process: messages need not say whose they are.
 
     Yields
     ------
@@ -268,10 +270,10 @@ def fit(benches: Sequence[Bench]) -> Iterator[tuple[int, Fitted | Exception]]:
         together = list(under_way.values())
         if model is None:
             model = stack([training.model for training in together])
-        _train_one_epoch(together, model, train)
+        _train_one_epoch(together, model, train, is_alone=is_alone)
 
 
-def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Split) -> None:
+def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Split, *, is_alone: bool) -> None:
     """Train each run's next epoch, side by side; the runs' models are stacked in ``model``."""
     bench, trainer = trainings[0].bench, trainings[0].trainer
     config, device, backend = bench.config, bench.device, bench.backend
@@ -314,7 +316,7 @@ def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Sp
             training.policy_state = {name: state[r].clone() for name, state in steering.policy.state.items()}
             keys = {**training.bench.keys, "epoch": epochs[r] + 1}
             rows = steering.rows(r, keys, bench.dataset.class_names, epsilon=epsilon)
-        training.end_epoch(summary, rows, note=f"{configs[r].run_id}  " if together else "")
+        training.end_epoch(summary, rows, note="" if is_alone else f"{configs[r].run_id}  ")
 
 
 def _epoch_line(entry: dict[str, Any], num_epochs: int, seconds: float) -> str:

@@ -1,9 +1,15 @@
-"""Which runs train side by side: those that share every setting that shapes a step, as many as memory holds."""
+"""Which runs train side by side: those that share every setting that shapes a step, as many as memory holds.
+
+A GPU trains them all in one batched computation. On the processor each thread trains some of the runs by itself:
+threads that share every step wait for one another at its end, and where other programs take cores away, they wait long.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +59,54 @@ def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ..
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     needed = _COPIES * (num_images * _bytes_per_image(model, image_shape) + weights)
     return max(1, int(_MEMORY_SHARE * _free_memory(device)) // needed)
+
+
+def share_out(
+    configs: Sequence[RunConfig], work: Callable[[Sequence[RunConfig]], None], *, at_once: int, device: torch.device
+) -> None:
+    """Have all runs worked on, ``at_once`` of them at any time: by one thread, or by as many as the processor offers.
+
+    Parameters
+    ----------
+    configs : sequence of RunConfig
+    work : callable
+        Takes runs to train side by side; raises nothing. The threads that it may use are PyTorch's of the thread that
+        it is called in.
+    at_once : int
+        At least 1.
+    device : torch.device
+    """
+    num_threads = torch.get_num_threads()
+    num_workers = min(num_threads, len(configs), at_once) if device.type == "cpu" else 1
+    size = min(at_once // num_workers, -(-len(configs) // num_workers))
+    parts = [configs[first : first + size] for first in range(0, len(configs), size)]
+    if at_once > 1:
+        at_a_time = "" if len(parts) == 1 else f", {size} at a time"
+        per_thread = "" if num_workers == 1 else f" on each of {num_workers} threads"
+        LOGGER.info("%d runs train side by side%s%s", len(configs), at_a_time, per_thread)
+    if num_workers == 1:
+        for part in parts:
+            work(part)
+        return
+    waiting: SimpleQueue[Sequence[RunConfig]] = SimpleQueue()
+    for part in parts:
+        waiting.put(part)
+
+    def worker() -> None:
+        torch.set_num_threads(num_threads // num_workers)
+        while True:
+            try:
+                part = waiting.get_nowait()
+            except Empty:
+                return
+            work(part)
+
+    # Daemons end with the program, so that an interruption need not wait for an epoch's end; states on disk are whole.
+    workers = [threading.Thread(target=worker, daemon=True) for _ in range(num_workers)]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join()
 
 
 def _bytes_per_image(model: nn.Module, image_shape: tuple[int, ...]) -> int:

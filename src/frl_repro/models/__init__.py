@@ -1,5 +1,6 @@
 """Networks: images in [0, 1] in, logits out; normalisation, where a network needs it, is a layer inside."""
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,8 @@ def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         raise UserError(f"model=lenet5 takes 32x32 images, the data set has {height}x{width}")
     return LeNet5(num_classes=num_classes, in_channels=channels)
 
+
+_RANDOM_STATE = threading.Lock()  # the global one, which layers draw their first weights from
 
 MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {"lenet5": _lenet5}
 
@@ -44,6 +47,6 @@ def build_model(name: str, *, num_classes: int, image_shape: tuple[int, int, int
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
-    with torch.random.fork_rng(devices=[]):
+    with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name](num_classes, image_shape)

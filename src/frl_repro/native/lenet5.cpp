@@ -295,11 +295,11 @@ Block allocate_workspace() {
     return Block(memory);
 }
 
-// Workspaces are kept for the next call: fresh memory costs a page fault for every 4 kB, which a virtual machine can make
-// dearer than the arithmetic. One call uses them at a time; callers that come in between get their own.
+// Each thread that calls keeps workspaces for its next call: fresh memory costs a page fault for every 4 kB, which a
+// virtual machine can make dearer than the arithmetic.
 class Workspaces {
   public:
-    Workspaces(int threads, int K) : lock_(mutex(), std::try_to_lock), own_(), all_(lock_ ? kept() : own_) {
+    Workspaces(int threads, int K) {
         while (static_cast<int>(all_.size()) < threads) all_.push_back(allocate_workspace());
         for (int t = 0; t < threads; ++t) {
             Workspace& ws = (*this)[t];
@@ -315,18 +315,11 @@ class Workspaces {
     Workspace& operator[](int t) const { return *static_cast<Workspace*>(all_[t].get()); }
 
   private:
-    using List = std::vector<Block>;
-    static std::mutex& mutex() {
-        static std::mutex one;
-        return one;
-    }
-    static List& kept() {
-        static List list;
+    static std::vector<Block>& kept() {
+        thread_local std::vector<Block> list;
         return list;
     }
-    const std::unique_lock<std::mutex> lock_;
-    List own_;
-    List& all_;
+    std::vector<Block>& all_ = kept();  // the caller's, whichever thread of the call works in one
     std::vector<vec> logits_;
 };
 
