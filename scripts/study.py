@@ -58,11 +58,11 @@ STUDY = {
         ("experiment=exp2",),
         ("figure=2 runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1",),
     ),
-    "exp3": Part("remargin", ("experiment=exp3",), ("figure=3 runs=outputs/exp3 where=alpha_margin=1",)),
+    "exp3": Part("remargin", ("experiment=exp3",), ("figure=3 runs=outputs/exp3 where=alpha_margin=5",)),
     "exp4": Part(
         "reweight and remargin combined",
         ("experiment=exp4",),
-        ("figure=4 runs=outputs/exp4 where=alpha_margin=1",),
+        ("figure=4 runs=outputs/exp4 where=alpha_margin=5",),
     ),
     "controls": Part(
         "the same steps without a class policy, with and without weight averaging",
