@@ -307,6 +307,7 @@ def training_attack(backend: Backend) -> Callable[..., Any]:
 def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
     """Return a retraining step of so many runs at once: every image attacked by PGD-20, loss, gradients, Adam.
 
+    On the processor a sweep gives each thread runs of its own: what that costs is measured with ``threads=1``.
     Seconds, and on a GPU the peak memory in MB.
     """
     set_up_machine(device, None)
