@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 import tempfile
+import threading
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,19 @@ def _evaluate(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -
 
 
 def _main(config_name: str, act: Act) -> int:
+    try:
+        return _run_jobs(config_name, act)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues where this one stopped\n")
+        if threading.active_count() > 1:
+            # Those of a sweep side by side: an interpreter that ends while they work aborts. States on disk are whole.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
+        return _INTERRUPTED
+
+
+def _run_jobs(config_name: str, act: Act) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         return _print_help(config_name)
@@ -102,9 +116,6 @@ def _main(config_name: str, act: Act) -> int:
                 _run_hydra(config_name, task)
         except UserError as mistake:
             return _fail(str(mistake))
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted; the same command continues where this one stopped\n")
-            return _INTERRUPTED
         outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(scratch).glob(f"{_OUTCOME}*"))]
     if _is_sweep(arguments):
         _report_failures(outcomes)

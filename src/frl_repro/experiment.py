@@ -342,7 +342,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     if config.retrain is not None:
         records.write_table(folder / POLICY_FILE, fitted.policy_rows, records.POLICY_COLUMNS)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
-    effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all runs together
+    effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
     records.write_json(folder / RUN_FILE, {**opened.provenance, **effort})
     results = [folder / name for name in RESULT_FILES if (folder / name).exists()]
     checksums = {path.name: _sha256(path) for path in results}

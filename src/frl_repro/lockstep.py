@@ -6,6 +6,7 @@ threads that share every step wait for one another at its end, and where other p
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ..
 def share_out(
     configs: Sequence[RunConfig], work: Callable[[Sequence[RunConfig]], None], *, at_once: int, device: torch.device
 ) -> None:
-    """Have all runs worked on, ``at_once`` of them at any time: by one thread, or by as many as the processor offers.
+    """Have all runs worked on, at most ``at_once`` at any time: by this thread, or by as many as the processor offers.
 
     Parameters
     ----------
@@ -78,8 +79,10 @@ def share_out(
     """
     num_threads = torch.get_num_threads()
     num_workers = min(num_threads, len(configs), at_once) if device.type == "cpu" else 1
-    size = min(at_once // num_workers, -(-len(configs) // num_workers))
+    num_rounds = math.ceil(len(configs) / (num_workers * (at_once // num_workers)))
+    size = math.ceil(len(configs) / (num_workers * num_rounds))
     parts = [configs[first : first + size] for first in range(0, len(configs), size)]
+    num_workers = min(num_workers, len(parts))
     if at_once > 1:
         at_a_time = "" if len(parts) == 1 else f", {size} at a time"
         per_thread = "" if num_workers == 1 else f" on each of {num_workers} threads"

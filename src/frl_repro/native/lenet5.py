@@ -13,6 +13,7 @@ the batch, on the other samples or on the number of threads. How it is done: `le
 """
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,7 @@ _SIGNATURES = {
     ),
 }  # fmt: skip
 
+_loading = threading.Lock()
 _loaded: list[ctypes.CDLL | NativeUnavailable] = []  # empty until the first use; a failure is kept, not repeated
 
 
@@ -61,11 +63,12 @@ def library() -> ctypes.CDLL:
     NativeUnavailable
         If there is no compiler or the build fails. Every later call in this process raises the same at once.
     """
-    if not _loaded:
-        try:
-            _loaded.append(_open())
-        except NativeUnavailable as error:
-            _loaded.append(error)
+    with _loading:
+        if not _loaded:
+            try:
+                _loaded.append(_open())
+            except NativeUnavailable as error:
+                _loaded.append(error)
     found = _loaded[0]
     if isinstance(found, NativeUnavailable):
         raise NativeUnavailable(str(found))
