@@ -383,7 +383,7 @@ def test_runs_that_differ_in_more_than_per_run_settings_train_one_after_the_othe
 
 
 def test_two_threads_share_the_runs_out_and_write_the_same_bytes(alone, bases, tmp_path, two_threads, caplog):
-    """Of three runs one thread has two, and one of them is mistaken; messages say which run they are of."""
+    """Each thread has two of four runs, and one run is mistaken; messages say which run they are of."""
     caplog.set_level(logging.INFO, "frl_repro")
     configs = variants(tmp_path, bases)
     configs[3] = tiny(tmp_path, backend="native", init_from="nowhere.pt")
@@ -391,6 +391,7 @@ def test_two_threads_share_the_runs_out_and_write_the_same_bytes(alone, bases, t
     assert "nowhere.pt: no such checkpoint" in str(mistaken)
     assert "4 runs train side by side, 2 at a time on each of 2 threads" in caplog.text
     epochs = [message for message in caplog.messages if "epoch " in message and "loss" in message]
+    assert {message.split()[0] for message in epochs} >= {folder.name for folder in folders}
     assert all(any(message.startswith(folder.name) for folder in folders) for message in epochs)
     for together, separate in zip(folders, alone, strict=False):
         assert contents(together) == contents(separate)
@@ -420,7 +421,8 @@ def test_runs_that_do_not_fit_into_memory_at_once_train_in_parts(alone, bases, t
     enough = next(free for free in range(0, 2**26, 2**16) if _at_once(monkeypatch, model, config, free) == 2)
     monkeypatch.setattr(lockstep, "_free_memory", lambda _: enough)
     folders = experiment.run_all(variants(tmp_path, bases))
-    assert "4 runs train side by side, 2 at a time" in caplog.text
+    assert caplog.text.count("4 runs train side by side, 2 at a time") == 1
+    assert [json.loads((folder / "run.json").read_text())["num_side_by_side"] for folder in folders] == [2] * 4
     for together, separate in zip(folders, alone, strict=True):
         assert contents(together) == contents(separate)
     assert lockstep.runs_at_once(torch.nn.BatchNorm2d(1), config, (1, 32, 32), torch.device("cpu")) == 1

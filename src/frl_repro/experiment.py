@@ -111,13 +111,18 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
     for group in grouped([config for folder, config in to_do.items() if folder not in failed]):
         try:
             _run_group(group, starts, command, wait=wait, outcomes=outcomes)
-        except Exception as problem:  # what has come to its end by then stays as it is
-            for config in group:
-                outcomes.setdefault(config.folder, problem)
+        except Exception as problem:
+            _note_failure(group, problem, outcomes)
     return [
         outcomes[config.folder] if config.hash == by_folder[config.folder].hash else _holds_another(config, by_folder)
         for config in configs
     ]
+
+
+def _note_failure(configs: Sequence[RunConfig], problem: Exception, outcomes: dict[Path, Outcome]) -> None:
+    """Note why runs failed; what has come to its end by then stays as it is."""
+    for config in configs:
+        outcomes.setdefault(config.folder, problem)
 
 
 def _holds_another(config: RunConfig, by_folder: Mapping[Path, RunConfig]) -> UserError:
@@ -228,9 +233,8 @@ def _run_group(
             _run_side_by_side(
                 part, dataset, device, starts, command, wait=wait, is_alone=len(configs) == 1, outcomes=outcomes
             )
-        except Exception as problem:  # what has come to its end by then stays as it is
-            for config in part:
-                outcomes.setdefault(config.folder, problem)
+        except Exception as problem:
+            _note_failure(part, problem, outcomes)
 
     # In order of their names: processes that need the same runs then never wait for one another in a circle.
     share_out(sorted(configs, key=lambda config: config.folder), work, at_once=at_once, device=device)
