@@ -69,6 +69,14 @@ def finished(tmp_path_factory, bases):
     return experiment.run(tiny(tmp_path_factory.mktemp("straight"), base_dir=str(bases)))
 
 
+@pytest.mark.parametrize("key", ["frl__num_validation", "evaluation__num_validation"])
+def test_more_validation_images_than_there_are_is_refused_before_the_base_is_trained(key, tmp_path):
+    message = rf"{key.replace('__', '.')}=31: the split has 30 images"
+    with pytest.raises(UserError, match=message):
+        experiment.run(tiny(tmp_path, **{key: 31}))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("frl", "recipe"), METHODS)
 def test_every_method_of_every_recipe_trains_and_writes_its_tables(frl, recipe, tmp_path, bases):
     folder = experiment.run(tiny(tmp_path, frl, recipe, base_dir=str(bases)))

@@ -137,18 +137,32 @@ def steering(configs: Sequence[RunConfig], dataset: Dataset, backend: Backend, d
         return None
     frl, validation = config.frl, dataset.validation
     assert validation is not None
-    if frl.num_validation is not None and frl.num_validation > len(validation):
-        raise UserError(f"frl.num_validation={frl.num_validation}: the split has {len(validation)} images")
     every = frl.update_every
     return Steering(
         policy=new_policy(frl.name, _rules(configs), shape=(len(configs), dataset.num_classes)),
         validation=validation,
         measure=None if frl.epsilon is None else _measurement(config, dataset, backend, device),
         update_every=None if every in (None, "epoch") else int(every),
-        num_images=len(validation) if frl.num_validation is None else frl.num_validation,
+        num_images=num_steering_images(config, validation),
         seeds=[config.seed for config in configs],
         device=device,
     )
+
+
+def num_steering_images(config: RunConfig, validation: Split) -> int:
+    """Return how many validation images a class policy learns from at a time.
+
+    Raises
+    ------
+    UserError
+        The split has fewer.
+    """
+    wanted = config.frl.num_validation
+    if wanted is None:
+        return len(validation)
+    if wanted > len(validation):
+        raise UserError(f"frl.num_validation={wanted}: the split has {len(validation)} images")
+    return wanted
 
 
 def _rules(configs: Sequence[RunConfig]) -> Rules:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from frl_repro import checkpoints, records, text_tables
 from frl_repro.atomic import TEMPORARY_PATTERN, replacing
 from frl_repro.backends import choose_backend
+from frl_repro.build import num_steering_images
 from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
@@ -143,6 +144,7 @@ def _starting_points(
     failed: dict[Path, Exception] = {}
     bases: dict[Path, RunConfig] = {}
     missing: dict[Path, RunConfig] = {}
+    loaded: tuple[RunConfig, Dataset] | None = None
     for config in configs:
         given = config.keys.init_from
         if config.retrain is None:
@@ -153,6 +155,10 @@ def _starting_points(
             base = bases[config.folder] = config.base()
             try:
                 if folder_status(base.folder, base) != "finished":
+                    # What the data cannot give is said before the starting model is trained, not after.
+                    if loaded is None or loaded[0].dataset != config.dataset:
+                        loaded = config, load_dataset(config.dataset)
+                    _check_validation(config, loaded[1])
                     missing[base.folder] = base
             except (UserError, OSError) as problem:
                 failed[config.folder] = problem
@@ -388,6 +394,13 @@ def _result_table(folder: Path) -> str:
     """Return the class table of a finished run as text; before and after for retraining."""
     table = records.read_classwise([folder / CLASSWISE_FILE])
     return text_tables.before_after_table(table) if (table["epoch"] == 0).any() else text_tables.class_table(table)
+
+
+def _check_validation(config: RunConfig, dataset: Dataset) -> None:
+    """Raise a `UserError` where retraining asks for more validation images than there are."""
+    _validation_subset(dataset, config)
+    if dataset.validation is not None:
+        num_steering_images(config, dataset.validation)
 
 
 def _validation_subset(dataset: Dataset, config: RunConfig) -> Split | None:
