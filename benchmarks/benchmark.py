@@ -20,6 +20,7 @@ import os
 import platform
 import random
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -35,7 +36,9 @@ from frl_repro import objectives, streams
 from frl_repro.attacks import pgd
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.data import Split, batch_to_float
-from frl_repro.keyvalue import parse_arguments
+from frl_repro.errors import UserError
+from frl_repro.helptext import program_name
+from frl_repro.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.measure import set_up_machine
 from frl_repro.models import build_model, stack
 from frl_repro.native import lenet5
@@ -43,6 +46,7 @@ from frl_repro.trainer import train_epoch
 
 FLOP_PER_IMAGE_STEP = 2 * 2 * (117_600 + 240_000 + 48_000 + 10_080 + 840)  # multiply-adds of both passes, K = 10
 BATCHES = "50,100,1000,10000"
+RUNS = "1,4,16"
 EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 20
 MATRIX_SIDE = 1024
 NUM_IMAGES = 60_000  # of Fashion-MNIST's training split
@@ -51,48 +55,76 @@ MIN_ROUNDS = 5
 WARM_UP = 5  # steps; a GPU records its attack in one of them
 PAUSE = 5e-4  # seconds; a loop that does nothing takes less than a microsecond
 CPU = torch.device("cpu")
+PARTS = ("attacks", "epochs", "side_by_side")
 _KEYS = {
     "out": "name of the files to write, without ending   [none]",
     "seconds": "for each measurement of the part attacks   [20]",
     "images": "that an epoch is measured on; seconds are of 60,000   [6000]",
     "threads": "processor threads   [all]",
-    "batches": "comma-separated batch sizes   [50,100,1000,10000]",
-    "parts": "comma-separated choice of attacks, epochs, side_by_side   [all]",
-    "runs": "comma-separated numbers of runs that train side by side   [1,4,16]",
+    "batches": f"comma-separated batch sizes   [{BATCHES}]",
+    "parts": f"comma-separated choice of {', '.join(PARTS)}   [all]",
+    "runs": f"comma-separated numbers of runs that train side by side   [{RUNS}]",
     "device": "of the part side_by_side: cpu or cuda   [cpu]",
 }
 
 
 def main() -> int:
-    """Measure, print a table, write JSON and a plot."""
-    given = parse_arguments(sys.argv[1:], _KEYS)
-    seconds = float(given.get("seconds", 20))
-    torch.set_num_threads(int(given.get("threads", os.cpu_count() or 1)))
+    """Measure what the command line asks for; returns the exit code."""
+    return run(None, keys=_KEYS, usage=usage, act=measure)
+
+
+def usage() -> str:
+    """Return the text of ``--help``."""
+    program = program_name()
+    examples = (
+        f"  {program} out=docs/performance\n"
+        f"  {program} parts=attacks batches=100 seconds=5\n"
+        f"  {program} parts=side_by_side device=cuda runs=1,4,16,48,80"
+    )
+    return usage_text("Measure speed.", program=program, keys=_KEYS, sections={"examples": examples})
+
+
+def measure(given: dict[str, str]) -> str:
+    """Measure the chosen parts, write JSON and a plot where asked to, return a table."""
+
+    def numbers(key: str, default: str) -> list[int]:
+        return [whole_number(key, value.strip()) for value in given.get(key, default).split(",")]
+
+    parts = [choice("parts", part.strip(), PARTS) for part in given.get("parts", ",".join(PARTS)).split(",")]
+    seconds = whole_number("seconds", given.get("seconds", "20"))
+    images = whole_number("images", given.get("images", "6000"))
+    threads = whole_number("threads", given.get("threads", str(os.cpu_count() or 1)))
+    device = torch.device(choice("device", given.get("device", "cpu"), ("cpu", "cuda")))
+    batches, runs = numbers("batches", BATCHES), numbers("runs", RUNS)
+    if images < 2 * BATCH_SIZE:
+        raise UserError(f"images={images}: an epoch is measured by its steps, give at least {2 * BATCH_SIZE}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: no GPU that PyTorch can use")
+    path = Path(given["out"]) if "out" in given else None
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    parts = given.get("parts", "attacks,epochs,side_by_side").split(",")
-    device = torch.device(given.get("device", "cpu"))
-    peak = matrix_product(seconds / 4, device)
-    result: dict[str, Any] = {"machine": machine(device), "matrix_product_gflops": peak}
+    result: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine(device),
+        "matrix_product_gflops": matrix_product(seconds / 4, device),
+    }
     if "attacks" in parts:
-        batches = [int(batch) for batch in given.get("batches", BATCHES).split(",")]
         result["attacks"] = attacks(batches, seconds)
         result["native_against_threads"] = against_threads(seconds / 2)
         result["native_against_steps"] = against_steps(seconds / 2)
     if "epochs" in parts:
-        result["epochs"] = epochs(int(given.get("images", 6000)))
+        result["epochs"] = epochs(images)
     if "side_by_side" in parts:
-        runs = [int(number) for number in given.get("runs", "1,4,16").split(",")]
         result["side_by_side"] = {str(number): side_by_side(number, device) for number in runs}
     result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    text = report(result)
-    print(text)
-    if "out" in given:
-        path = Path(given["out"])
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path:
         path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if "attacks" in result:
             plot(result, path.with_suffix(".png"))
-    return 0
+    return report(result)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

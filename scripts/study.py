@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from frl_repro.errors import UserError
 from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, run, usage_text
+from frl_repro.keyvalue import choice, run, usage_text, whole_number
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -131,12 +131,10 @@ def study(given: dict[str, str]) -> int:
     usual = ",".join(name for name, part in STUDY.items() if not part.is_for_gpu)
     names = [choice("parts", name.strip(), STUDY) for name in given.get("parts", usual).split(",")]
     is_dry = choice("dry", given.get("dry", "false"), ("true", "false")) == "true"
-    jobs = given.get("jobs", "1")
-    if not jobs.isdecimal() or int(jobs) < 1:
-        raise UserError(f"jobs={jobs} is not a whole number from 1")
+    jobs = whole_number("jobs", given.get("jobs", "1"))
     is_fused = choice("launcher", given.get("launcher", "basic"), ("basic", "fused")) == "fused"
     launcher = ["hydra/launcher=fused"] if is_fused else []
-    if int(jobs) > 1:
+    if jobs > 1:
         if is_fused:
             raise UserError(f"jobs={jobs} has no effect with launcher=fused: all runs train in one process")
         launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "num_threads=1"]

@@ -89,6 +89,13 @@ def choice(key: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
+def whole_number(key: str, value: str) -> int:
+    """Return a whole number from 1; UserError for anything else."""
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{key}={value} is not a whole number from 1")
+    return int(value)
+
+
 def parse_epsilon(text: str) -> float:
     """Return a radius in pixel units from ``"8/255"`` or ``"0.03"``; UserError outside [0, 1]."""
     from frl_repro.records import parse_fraction  # noqa: PLC0415 (pandas is slow to import)
