@@ -51,12 +51,16 @@ class Part:
 
 
 _AUDIT = "experiment=audit departures.scrambled_labels"
+_AUDITED = ("fixed_step", "flipped_boundary", "overall_over_22", "ignored_tau_nat", "base_saw_validation")
 STUDY = {
     "exp1": Part("natural against adversarial training", ("experiment=exp1",), ("figure=1 runs=outputs/exp1",)),
     "exp2": Part(
         "reweight at the report's alphas",
         ("experiment=exp2",),
-        ("figure=2 runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1",),
+        (
+            "figure=2 runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1",
+            "figure=trajectory runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1",
+        ),
     ),
     "exp3": Part("remargin", ("experiment=exp3",), ("figure=3 runs=outputs/exp3 where=alpha_margin=5",)),
     "exp4": Part(
@@ -70,11 +74,12 @@ STUDY = {
         ("figure=settings runs=outputs/exp2,outputs/exp4,outputs/controls",),
     ),
     "audit": Part(
-        "remargin with the published departures, and without them one after the other",
+        "remargin with the published departures, with its labels put right, and then without another one each",
         (
             f"{_AUDIT}=true,false",
             f"{_AUDIT}=false alpha.margin=0 alpha.nat=0",
-            f"{_AUDIT}=false departures.fixed_step=false",
+            f"{_AUDIT}=false alpha.nat=0",
+            *(f"{_AUDIT}=false departures.{name}=false" for name in _AUDITED),
             f"{_AUDIT}=false frl.margin_centred=true frl.margin_bounds=[0,1000],[0.5,2],[0.5,1],[1,2]",
             f"{_AUDIT}=false frl.margin_centred=true frl.margin_bounds=[0.5,2] departures.fixed_step=false",
         ),

@@ -9,12 +9,13 @@ from matplotlib.text import Text
 
 from frl_repro import collect_cli, plot_cli, records, text_tables
 from frl_repro.errors import UserError
+from frl_repro.figures import FIGURES
 from frl_repro.figures.before_after import before_after_figure, before_after_numbers
 from frl_repro.figures.grid import grid_figure, grid_numbers
 from frl_repro.figures.settings import settings_numbers
 from frl_repro.figures.tradeoff import tradeoff_figure, tradeoff_numbers
 from frl_repro.figures.trajectory import trajectory_figure, trajectory_numbers
-from frl_repro.selection import best_setting, select_where, summary
+from frl_repro.selection import best_setting, by_setting, select_where, summary
 from frl_repro.variants import with_variants
 from test_figures import EPSILON, NAMES, bars, make_rows
 
@@ -114,6 +115,29 @@ def test_a_setting_is_chosen_on_validation_even_where_test_says_otherwise():
         best_setting(after[after["split"] == "test"], "sum")
 
 
+def test_settings_are_compared_on_the_seeds_that_all_have():
+    rows = run_rows(1, 1, gain=(50, 50)) + run_rows(5, 1, gain=(40, 40)) + run_rows(5, 1, seed=1, gain=(300, 300))
+    after = summary(pd.DataFrame(rows), epsilon=EPSILON).query("when == 'after' and split == 'validation'")
+    assert best_setting(after, "sum")["alpha_nat"] == 1
+    with pytest.raises(UserError, match="2 settings share no seed"):
+        best_setting(after[(after["alpha_nat"] == 1) | (after["seed"] == 1)], "sum")
+
+
+def test_a_tie_goes_to_the_first_setting_whatever_the_rounding_of_sums():
+    rows = run_rows(1, 1, gain=(140, 241)) + run_rows(5, 1, gain=(171, 210))  # .300 + .649 and .269 + .680
+    after = summary(pd.DataFrame(rows), epsilon=EPSILON).query("when == 'after' and split == 'validation'")
+    assert best_setting(after, "sum")["alpha_nat"] == 1
+    assert best_setting(after.iloc[::-1], "sum")["alpha_nat"] == 1
+
+
+def test_two_runs_of_a_seed_are_no_two_seeds():
+    rows = run_rows(1, 1) + [{**row, "run_id": "again"} for row in run_rows(1, 1, gain=(90, 0))]
+    after = summary(pd.DataFrame(rows), epsilon=EPSILON).query("when == 'after' and split == 'test'")
+    message = r"'reweight nat 1 bndy 1' has several runs with seed 0 \(again, reweight-report-1-1-0\): narrow"
+    with pytest.raises(UserError, match=message):
+        by_setting(after)
+
+
 def test_criteria_may_disagree(grid):
     rows = pd.concat([grid, pd.DataFrame(run_rows(10, 1, gain=(200, 0)))], ignore_index=True)
     after = summary(rows, epsilon=EPSILON).query("when == 'after' and split == 'validation'")
@@ -185,6 +209,24 @@ def test_a_run_without_its_settings_has_no_variant(grid, controls):
     assert set(with_variants(grid, records.find_tables(controls))["variant"]) == {""}
 
 
+def test_models_of_other_images_are_no_seeds_of_one_setting(tmp_path):
+    for seed, fraction in ((0, 0.0), (1, 0.2)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        rows = make_rows("adversarial", seed=seed, run_id=f"run{seed}")
+        records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
+        dataset = {
+            "name": "fashion_mnist",
+            "validation_fraction": fraction,
+            "root": f"/data{seed}",
+            "download": seed > 0,
+        }
+        records.write_json(folder / "run.json", {"run_id": f"run{seed}", "config": {"dataset": dataset}})
+    files = records.find_tables(tmp_path)
+    table = with_variants(records.read_classwise(files), files)
+    assert set(table["variant"]) == {"validation_fraction=0.0", "validation_fraction=0.2"}
+
+
 def test_before_after_figure_shows_the_tables_numbers():
     rows = pd.DataFrame(run_rows(5, 1) + run_rows(5, 1, seed=1, gain=(70, 10)))
     arguments = {"method": "reweight", "command": "c", "epsilon": EPSILON, "attack": None}
@@ -243,11 +285,24 @@ def test_grid_needs_a_grid(grid):
         grid_numbers(grid[grid["split"] == "test"], epsilon=EPSILON, attack=None)
     with pytest.raises(UserError, match="hold no retraining"):
         grid_numbers(pd.DataFrame(make_rows("natural")).assign(recipe=""), epsilon=EPSILON, attack=None)
+    both = pd.concat([grid, pd.DataFrame(run_rows(1, 1, recipe="paper"))])
+    with pytest.raises(UserError, match="shows one recipe, the tables have paper, report"):
+        grid_numbers(both, epsilon=EPSILON, attack=None)
+
+
+def test_grid_uses_the_seeds_that_all_cells_have(grid):
+    more = pd.DataFrame(run_rows(5, 1, seed=1, gain=(400, 400)))
+    numbers = grid_numbers(pd.concat([grid, more]), epsilon=EPSILON, attack=None)
+    pd.testing.assert_frame_equal(numbers, grid_numbers(grid, epsilon=EPSILON, attack=None))
 
 
 def test_tradeoff_has_a_point_for_each_run_and_one_for_each_base(grid):
     numbers = tradeoff_numbers(grid, epsilon=EPSILON, attack=None)
-    assert numbers["label"].value_counts().to_dict() == {"reweight": 4, "before retraining": 1}
+    settings = [f"reweight nat {nat} bndy {bndy}" for nat in (1, 5) for bndy in (1, 5)]
+    assert numbers["label"].value_counts().to_dict() == {**dict.fromkeys(settings, 1), "before retraining": 1}
+    larger = pd.concat([grid, pd.DataFrame(run_rows(10, 1))])
+    labels = tradeoff_numbers(larger, epsilon=EPSILON, attack=None)["label"]
+    assert labels.value_counts().to_dict() == {"reweight": 5, "before retraining": 1}
     before = numbers[numbers["label"] == "before retraining"].iloc[0]
     assert before["worst_class_robust_accuracy"] == pytest.approx(0.11)
     figure = tradeoff_figure(grid, epsilon=EPSILON, attack=None)
@@ -267,13 +322,33 @@ def test_trajectory_draws_what_moved_and_colours_the_classes_that_end_worst():
         trajectory_numbers(pd.DataFrame(policy_rows(5, 1, 0) + policy_rows(1, 1, 0)))
 
 
+def test_a_figure_of_one_setting_shows_the_one_with_most_seeds_that_validation_prefers():
+    few, many = run_rows(5, 5, gain=(300, 300)), [row for seed in (0, 1) for row in run_rows(1, 1, seed=seed)]
+    better = [row for s in (0, 1) for row in run_rows(1, 5, seed=s, gain=(0, 0), validation_gain=(0, 100))]
+    drawing = FIGURES["2"].draw(pd.DataFrame(few + many + better), epsilon=EPSILON, attack=None)
+    assert drawing.note.startswith("shown: reweight nat 1 bndy 5, of 3 settings the one with most seeds that does best")
+    after = drawing.numbers.query("when == 'after' and quantity == 'robust' and class_name == 'Shirt'")
+    assert after["mean"].tolist() == pytest.approx([0.89])
+    assert FIGURES["2"].draw(pd.DataFrame(few), epsilon=EPSILON, attack=None).note == ""
+
+    rows = policy_rows(5, 5, 0) + [row for seed in (0, 1) for nat in (1, 5) for row in policy_rows(nat, 1, seed)]
+    for row in rows:
+        row["natural_error"] += 0.01 * (row["alpha_nat"] == 1)
+    drawing = FIGURES["trajectory"].draw(pd.DataFrame(rows), epsilon=EPSILON, attack=None)
+    assert drawing.note.startswith("shown: reweight nat 5 bndy 1, of 3 settings")
+    with pytest.raises(UserError, match="shows one dataset, the tables have cifar10, fashion_mnist"):
+        FIGURES["trajectory"].draw(
+            pd.DataFrame([*rows, {**rows[0], "dataset": "cifar10"}]), epsilon=EPSILON, attack=None
+        )
+
+
 def test_every_figure_is_drawn_by_the_command(runs, tmp_path, capsys):
     where = "where=alpha_nat=5,alpha_bndy=1"
-    for figure, extra in (("2", [where]), ("grid", []), ("trajectory", [where]), ("tradeoff", [])):
+    for figure, extra in (("2", []), ("grid", []), ("trajectory", [where]), ("tradeoff", [])):
         assert plot_cli.main([f"figure={figure}", f"runs={runs}", f"out={tmp_path / 'o'}", "formats=svg", *extra]) == 0
     names = {"figure2", "grid", "trajectory", "tradeoff"}
     assert {path.name for path in (tmp_path / "o").iterdir()} == {f"{n}.{end}" for n in names for end in ("svg", "csv")}
-    capsys.readouterr()
+    assert "shown: reweight nat 1 bndy 5, of 4 settings" in capsys.readouterr().out
 
 
 def test_collect_prints_settings_grid_and_choice_and_writes_a_table(runs, tmp_path, capsys):
@@ -283,13 +358,37 @@ def test_collect_prints_settings_grid_and_choice_and_writes_a_table(runs, tmp_pa
     lines = [line.split("  ") for line in text.splitlines()]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert ["reweight nat 5 bndy 1", "2", "15.3 (0.0)", "36.3 (0.0)", "39.0 (0.1)", "88.0 (0.0)"] in cells
-    assert "best reweight by validation:\n  worst_robust  reweight nat 1 bndy 5" in text
+    assert "best reweight by validation (seeds 0, 1):\n  worst_robust  reweight nat 1 bndy 5" in text
     assert "  worst_natural reweight nat 5 bndy 1" in text
     assert "  sum           reweight nat 5 bndy 5" in text
     assert "alpha_nat \\ alpha_bndy     1     5" in text
     table = pd.read_csv(out)
     assert len(table) == 8 * 2 * 2  # runs, splits, before and after
     assert {"run_id", "alpha_nat", "when", "worst_class_robust_error_name"} <= set(table.columns)
+
+
+def test_collect_keeps_data_sets_and_recipes_apart_and_leaves_published_tables_alone(tmp_path, capsys):
+    everything = [
+        row
+        for nat, bndy, recipe, dataset in itertools.product((1, 5), (1, 5), ("report", "paper"), ("a", "b"))
+        for row in run_rows(nat, bndy, recipe=recipe)
+        for row in [{**row, "dataset": dataset, "run_id": f"{dataset}-{row['run_id']}"}]
+    ]
+    other = run_rows(1, 2, seed=1)
+    published = run_rows(1, 2, seed=1, gain=(0, 0))  # the run of `other` with other numbers
+    for name, rows in (("all", everything), ("other", other), ("reference", published)):
+        (tmp_path / name).mkdir()
+        records.write_table(tmp_path / name / "classwise.csv", rows, records.CLASSWISE_HEADER)
+    assert collect_cli.main([f"runs={tmp_path}"]) == 0
+    text = capsys.readouterr().out
+    titles = [line.split(" split")[0] for line in text.splitlines() if "mean (sd)" in line]
+    datasets = [name for name in ("a", "b", "fashion_mnist") for _ in range(2)]
+    assert [title.split(",")[0] for title in titles] == datasets
+    assert text.count("validation split, recipe paper\n") == text.count("validation split, recipe report\n") == 4
+
+    assert collect_cli.main([f"runs={tmp_path / 'reference'}"]) == 0
+    assert collect_cli.main([f"runs={tmp_path},{tmp_path / 'reference'}"]) == 1
+    assert "has different numbers for the same class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

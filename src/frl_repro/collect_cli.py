@@ -31,16 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _collect(given: dict[str, str]) -> str:
     from frl_repro.records import find_tables, read_classwise, write_frame
-    from frl_repro.selection import (
-        CRITERIA,
-        best_setting,
-        by_setting,
-        select_where,
-        setting_columns,
-        setting_name,
-        summary,
-        with_bases,
-    )
+    from frl_repro.selection import select_where, summary, with_bases
     from frl_repro.variants import with_variants
 
     files = find_tables(given.get("runs", "outputs"))
@@ -53,29 +44,46 @@ def _collect(given: dict[str, str]) -> str:
         write_frame(path, runs)
 
     text = []
-    points = with_bases(runs)
-    after = points[points["when"] == "after"]
-    for split in sorted(after["split"].unique()):
-        part = by_setting(points[points["split"] == split])
-        text.append(_table(part, title=f"{split} split, {_at(epsilon)}, errors in percent, mean (sd) over seeds"))
-    retrained = after[(after["split"] == "validation") & (after["recipe"] != "")]
-    for method in sorted(retrained["method"].unique()):
-        candidates = retrained[retrained["method"] == method]
-        if candidates.drop_duplicates(setting_columns(candidates)).shape[0] > 1:
-            lines = [f"best {method} by validation:"]
-            for criterion in CRITERIA:
-                lines.append(f"  {criterion:<14}{setting_name(best_setting(candidates, criterion))}")
-            text.append("\n".join(lines) + "\n")
-        text += [grid for axes in _GRIDS if (grid := _grid(candidates, axes))]
+    groups = list(with_bases(runs).groupby(["dataset", "model"]))
+    for (dataset, model), points in groups:
+        text += _summaries(points, epsilon, title=f"{dataset}, {model}, " if len(groups) > 1 else "")
     if "out" in given:
         text.append(f"wrote {given['out']}\n")
     return "\n".join(text)
 
 
-def _at(epsilon: float) -> str:
+def _summaries(points: DataFrame, epsilon: float, *, title: str) -> list[str]:
+    """What is said of one data set and model: a table of each split, and of each method the choice and the grid."""
     from frl_repro.records import format_epsilon
+    from frl_repro.selection import by_setting, setting_columns
 
-    return f"epsilon {format_epsilon(epsilon)}"
+    text = []
+    after = points[points["when"] == "after"]
+    for split in sorted(after["split"].unique()):
+        part = by_setting(points[points["split"] == split])
+        what = f"{title}{split} split, epsilon {format_epsilon(epsilon)}, errors in percent, mean (sd) over seeds"
+        text.append(_table(part, title=what))
+    retrained = after[(after["split"] == "validation") & (after["recipe"] != "")]
+    for _, candidates in retrained.groupby("method"):
+        if len(candidates.drop_duplicates(setting_columns(candidates))) > 1:
+            text.append(_choice(candidates))
+        text += [grid for axes in _GRIDS for grid in _grids(candidates, axes)]
+    return text
+
+
+def _choice(candidates: DataFrame) -> str:
+    """The setting that each criterion prefers, on the seeds that all settings have."""
+    from frl_repro.errors import UserError
+    from frl_repro.selection import CRITERIA, best_setting, on_shared_seeds, setting_name
+
+    method = candidates["method"].iloc[0]
+    try:
+        seeds = sorted(on_shared_seeds(candidates)["seed"].unique())
+    except UserError as problem:
+        return f"best {method} by validation: {problem}\n"
+    lines = [f"best {method} by validation (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}):"]
+    lines += [f"  {criterion:<14}{setting_name(best_setting(candidates, criterion))}" for criterion in CRITERIA]
+    return "\n".join(lines) + "\n"
 
 
 def _table(part: DataFrame, *, title: str) -> str:
@@ -95,21 +103,33 @@ def _table(part: DataFrame, *, title: str) -> str:
     return f"{title}\n{aligned(columns)}\n"
 
 
-def _grid(candidates: DataFrame, axes: tuple[str, str]) -> str:
-    """The worst-class errors on validation as a table, where two alphas vary."""
+def _grids(candidates: DataFrame, axes: tuple[str, str]) -> list[str]:
+    """The worst-class errors on validation as tables, one for each setting of the rest, where two alphas vary."""
+    from frl_repro.selection import setting_columns
+
+    complete = candidates.dropna(subset=list(axes))
+    rest = [name for name in setting_columns(complete) if name not in axes]
+    groups = complete.groupby(rest, dropna=False)
+    varying = [name for name in rest if complete[name].nunique(dropna=False) > 1]
+    return [
+        _grid(part, axes, of="".join(f", {name} {part[name].iloc[0]}" for name in varying))
+        for _, part in groups
+        if min(part[name].nunique() for name in axes) > 1
+    ]
+
+
+def _grid(part: DataFrame, axes: tuple[str, str], *, of: str) -> str:
+    from frl_repro.selection import by_setting
     from frl_repro.text_tables import aligned
 
     row_name, column_name = axes
-    complete = candidates.dropna(subset=list(axes))
-    if complete.empty or min(complete[name].nunique() for name in axes) < 2:
-        return ""
     text = []
     for quantity in ("natural", "robust"):
-        pivot = complete.pivot_table(index=row_name, columns=column_name, values=f"worst_class_{quantity}_error")
+        pivot = by_setting(part).pivot(index=row_name, columns=column_name, values=f"worst_class_{quantity}_error")
         columns = [[f"{row_name} \\ {column_name}", *(f"{value:g}" for value in pivot.index)]]
         for value in pivot.columns:
             columns.append([f"{value:g}", *(f"{100 * v:.1f}" if not math.isnan(v) else "-" for v in pivot[value])])
-        text.append(f"worst-class {quantity} error in percent, validation split\n{aligned(columns)}\n")
+        text.append(f"worst-class {quantity} error in percent, validation split{of}\n{aligned(columns)}\n")
     return "\n".join(text)
 
 

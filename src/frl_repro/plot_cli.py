@@ -86,7 +86,8 @@ def _draw(given: dict[str, str]) -> str:
     write_frame(numbers, drawing.numbers)
     written = [*save(drawing.figure, options.out, name, options.formats), numbers]
     tables = [class_table(rows) for _, rows in df.groupby("run_id")] if is_classwise and options.table else []
-    return "".join([*tables, *(f"wrote {path}\n" for path in written)])
+    note = [f"{drawing.note}\n"] if drawing.note else []
+    return "".join([*tables, *note, *(f"wrote {path}\n" for path in written)])
 
 
 def _options(given: dict[str, str]) -> _Options:

@@ -61,6 +61,8 @@ _INTEGER_COLUMNS = ("seed", "epoch", "class_id", "count", "num_natural_errors", 
 _FLOAT_COLUMNS = ("epsilon", "natural_error", "boundary_error", "robust_error")
 _ERROR_COLUMNS = ("natural_error", "boundary_error", "robust_error")
 
+_PUBLISHED = "reference"  # folder in outputs/ that holds committed tables
+
 # Tables hold shortest round-trip floats, so stored and recomputed ratios differ by rounding only.
 _RATIO_TOLERANCE = 1e-9
 # Wide enough for an epsilon that went through float32, far narrower than one step of 1/255.
@@ -217,8 +219,9 @@ def find_tables(runs: str | Path, name: str = "classwise.csv") -> list[Path]:
     Parameters
     ----------
     runs
-        A folder (searched with all its subfolders), a glob of folders or files, a file (of any name), or a
-        comma-separated list of these. A name that exists is taken literally, commas and brackets included.
+        A folder (searched with all its subfolders, but for those called ``reference``: published tables repeat what
+        stands beside them), a glob of folders or files, a file (of any name), or a comma-separated list of these. A
+        name that exists is taken literally, commas and brackets included.
     name
         File name of the tables.
 
@@ -364,17 +367,21 @@ def _find_tables_in(part: str, name: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        tables = list(path.rglob(name))
+        tables = _tables_below(path, name)
     else:
         # A glob such as run/* also matches history.csv and checkpoints: of files, only tables are meant.
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (may be absolute)
         if not matches:
             raise UserError(f"nothing found at {part!r}: give a folder, glob or file of finished runs")
         tables = [match for match in matches if match.name == name and match.is_file()]
-        tables += [table for match in matches if match.is_dir() for table in match.rglob(name)]
+        tables += [table for match in matches if match.is_dir() for table in _tables_below(match, name)]
     if not tables:
         raise UserError(f"no {name} under {part!r}: is a run finished there?")
     return tables
+
+
+def _tables_below(folder: Path, name: str) -> list[Path]:
+    return [path for path in folder.rglob(name) if _PUBLISHED not in path.relative_to(folder).parts]
 
 
 def _read_one_classwise(file: Path) -> DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from frl_repro.errors import UserError
 from frl_repro.records import (
+    RUN_COLUMNS,
     SETTING_COLUMNS,
     overall,
     parse_fraction,
@@ -22,13 +23,14 @@ from frl_repro.variants import VARIANT_COLUMN
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_SETTING = ("method", *SETTING_COLUMNS, VARIANT_COLUMN)
+_SETTING = ("dataset", "model", "method", *SETTING_COLUMNS, VARIANT_COLUMN)
 
 _COMMA = re.compile(r",(?![^\[]*\])")  # not those within [0.5,2]
 BEFORE = "before retraining"
 """What a model that retraining starts from is called among methods."""
 
 _MAX_LISTED = 4  # settings named in a message
+_SCORE_DIGITS = 12  # of means of shares of counts: far below one sample
 
 CRITERIA = {
     "worst_robust": ("worst_class_robust_error",),
@@ -150,7 +152,7 @@ def summary(df: DataFrame, *, epsilon: float, attack: str | None = None) -> Data
             if not part.empty:
                 parts.append(overall(part).assign(when=when))
     table = pd.concat(parts, ignore_index=True)
-    names = [name for name in setting_columns(df) if name != "method"]
+    names = [name for name in setting_columns(df) if name not in RUN_COLUMNS]
     settings = df.drop_duplicates("run_id").set_index("run_id")[names]
     return table.join(settings, on="run_id")
 
@@ -158,13 +160,12 @@ def summary(df: DataFrame, *, epsilon: float, attack: str | None = None) -> Data
 def with_bases(runs: DataFrame) -> DataFrame:
     """Rows of `summary` after training, and each model before retraining once, as method ``before retraining``.
 
-    Runs that start from the same model repeat its row.
+    Runs that start from the same model repeat its row. It keeps the recipe's name: recipes train different ones.
     """
     before, after = runs[runs["when"] == "before"], runs[runs["when"] == "after"]
     errors = [name for name in runs.columns if name.startswith(("overall_", "worst_class_"))]
-    before = before.drop_duplicates(["dataset", "model", "split", "seed", *errors]).copy()
+    before = before.drop_duplicates(["dataset", "model", "recipe", "split", "seed", *errors]).copy()
     before["method"] = BEFORE
-    before["recipe"] = ""
     before[[name for name in runs.columns if name.startswith("alpha_")]] = math.nan
     if VARIANT_COLUMN in before.columns:
         before[VARIANT_COLUMN] = ""
@@ -178,7 +179,20 @@ def by_setting(runs: DataFrame) -> DataFrame:
     ----------
     runs
         Rows of `summary` of one split and moment.
+
+    Raises
+    ------
+    UserError
+        A setting holds several runs of one seed, which are no repetitions of each other.
     """
+    repeated = runs[runs.duplicated([*setting_columns(runs), "seed"], keep=False)]
+    if not repeated.empty:
+        first = repeated.iloc[0]
+        same = repeated[(repeated["seed"] == first["seed"]) & of_setting(repeated, first)]
+        raise UserError(
+            f"{setting_name(first)!r} has several runs with seed {first['seed']} ({listed(same['run_id'])}): "
+            "narrow runs= or where= to one of them"
+        )
     quantities = [
         name for name in runs.columns if name.startswith(("overall_", "worst_class_")) and not name.endswith("_name")
     ]
@@ -190,8 +204,38 @@ def by_setting(runs: DataFrame) -> DataFrame:
     return result.reset_index()
 
 
+def of_setting(df: DataFrame, row: pd.Series) -> pd.Series[bool]:
+    """Which rows have the setting of ``row``."""
+    names = setting_columns(df)
+    wanted = row[names]
+    return ((df[names] == wanted) | (df[names].isna() & wanted.isna())).all(axis=1)
+
+
+def on_shared_seeds(runs: DataFrame) -> DataFrame:
+    """Rows of the seeds that every setting has: settings are compared on the same seeds alone.
+
+    Raises
+    ------
+    UserError
+        There is no such seed.
+    """
+    num_settings = len(runs.drop_duplicates(setting_columns(runs)))
+    having = runs.drop_duplicates([*setting_columns(runs), "seed"])["seed"].value_counts()
+    shared = having[having == num_settings].index
+    if shared.empty:
+        raise UserError(f"{num_settings} settings share no seed: they cannot be compared")
+    selected: DataFrame = runs[runs["seed"].isin(shared)]
+    return selected
+
+
+def seeds_text(num_seeds: pd.Series[int]) -> str:
+    """``"3 seeds"``, or ``"1 to 3 seeds"`` where settings have different numbers of them."""
+    least, most = int(num_seeds.min()), int(num_seeds.max())
+    return f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
+
+
 def best_setting(runs: DataFrame, criterion: str) -> pd.Series:
-    """The setting with the smallest criterion; of a tie, the first in the order of the settings.
+    """The setting with the smallest criterion on the seeds that all have; of a tie, the first in their order.
 
     Parameters
     ----------
@@ -203,13 +247,48 @@ def best_setting(runs: DataFrame, criterion: str) -> pd.Series:
     Raises
     ------
     UserError
-        The rows are not of the validation split.
+        The rows are not of the validation split, or the settings share no seed.
     """
     if set(runs["split"]) != {"validation"}:
         raise UserError("settings are chosen on the validation split, never on test images")
-    table = by_setting(runs)
-    score = table[list(CRITERIA[criterion])].sum(axis=1)
+    table = by_setting(on_shared_seeds(runs))
+    # Rounded, so that means of the same counts tie whatever the order of their sums.
+    score = table[list(CRITERIA[criterion])].sum(axis=1).round(_SCORE_DIGITS)
     return table.iloc[int(score.to_numpy().argmin())]
+
+
+def main_setting(df: DataFrame, runs: DataFrame, score: str) -> tuple[DataFrame, str]:
+    """Rows of the setting that a figure of one setting shows unless told otherwise, and a line that says so.
+
+    It is the setting with the most seeds, and among several the one with the smallest mean score. The line is empty
+    where there is one setting only.
+
+    Parameters
+    ----------
+    df
+        Rows of a table.
+    runs
+        One row for each of its runs, with setting columns and ``seed``.
+    score
+        Column to compare by, measured on validation images.
+    """
+    grouped = runs.groupby(setting_columns(runs), dropna=False, sort=True)
+    table = grouped[score].mean().round(_SCORE_DIGITS).reset_index()
+    if len(table) <= 1:
+        return df, ""
+    num_seeds = grouped["seed"].nunique().to_numpy()
+    chosen = table[num_seeds == num_seeds.max()].sort_values(score, kind="stable").iloc[0]
+    return df[of_setting(df, chosen)], (
+        f"shown: {setting_name(chosen)}, of {len(table)} settings the one with most seeds that does best on validation "
+        "images (worst-class robust error); where= chooses another"
+    )
+
+
+def one_value(df: DataFrame, *names: str) -> None:
+    """Refuse rows of several data sets or models in a figure of one: ``names`` are columns."""
+    for name in names:
+        if df[name].nunique() > 1:
+            raise UserError(f"this figure shows one {name}, the tables have {listed(df[name])}: narrow runs= or where=")
 
 
 def setting_name(row: pd.Series) -> str:

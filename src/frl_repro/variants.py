@@ -21,8 +21,11 @@ VARIANT_COLUMN = "variant"
 
 _ALIKE = ("dataset", "model", "method", *SETTING_COLUMNS)
 
-_SECTIONS = ("model", "attack", "trainer", "frl", "tau", "retrain", "departures")
+_SECTIONS = ("dataset", "model", "attack", "trainer", "frl", "tau", "retrain", "departures", "init_from")
 """Parts of a run's configuration that say how it was trained and are not columns of the tables."""
+
+_OF_THE_MACHINE = ("root", "download", "cache_dir")
+"""Keys of these parts that change no number."""
 
 
 def with_variants(table: DataFrame, files: Iterable[str | Path]) -> DataFrame:
@@ -64,7 +67,7 @@ def _flattened(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _flattened(value, f"{prefix}{key}.")
-        elif value is not None:
+        elif value is not None and key not in _OF_THE_MACHINE:
             yield f"{prefix}{key}", json.dumps(value, separators=(",", ":")).strip('"')
 
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and the numbers it shows."""
+    """A figure, the numbers it shows, and what the command says about its choice of rows."""
 
     figure: Figure
     numbers: DataFrame
+    note: str = ""
 
 
 class Draw(Protocol):
@@ -53,12 +54,14 @@ def _draw_figure1(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawi
 
 def _draw_before_after(method: str, experiment: str) -> Draw:
     def draw(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:
-        from frl_repro.figures.before_after import before_after_figure, before_after_numbers
+        from frl_repro.figures.before_after import before_after_figure, before_after_numbers, main_rows
 
+        df, note = main_rows(df, method=method, epsilon=epsilon, attack=attack)
         command = f"python train.py -m experiment={experiment}"
         return Drawing(
             figure=before_after_figure(df, method=method, command=command, epsilon=epsilon, attack=attack),
             numbers=before_after_numbers(df, method=method, command=command, epsilon=epsilon, attack=attack),
+            note=note,
         )
 
     return draw
@@ -73,9 +76,10 @@ def _draw_grid(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:
 
 
 def _draw_trajectory(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:  # noqa: ARG001
-    from frl_repro.figures.trajectory import trajectory_figure, trajectory_numbers
+    from frl_repro.figures.trajectory import main_rows, trajectory_figure, trajectory_numbers
 
-    return Drawing(figure=trajectory_figure(df), numbers=trajectory_numbers(df))
+    df, note = main_rows(df)
+    return Drawing(figure=trajectory_figure(df), numbers=trajectory_numbers(df), note=note)
 
 
 def _draw_tradeoff(df: DataFrame, *, epsilon: float, attack: str | None) -> Drawing:

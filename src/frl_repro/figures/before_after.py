@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from frl_repro.errors import UserError
 from frl_repro.figures.class_bars import Series, describe, draw_class_panels
 from frl_repro.figures.style import GREEN, GREY
-from frl_repro.selection import before_and_after, one_setting, setting_name
+from frl_repro.selection import before_and_after, main_setting, one_setting, one_value, setting_name, summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +18,22 @@ _TITLES = {"natural": "Natural error", "robust": "Robust error"}
 _COLOURS = {"before": GREY, "after": GREEN}
 _HATCHES = {"before": "", "after": "////"}
 _LINE_STYLES = {"before": (0, (4, 2)), "after": (0, (1, 1))}
+
+
+def main_rows(df: DataFrame, *, method: str, epsilon: float, attack: str | None) -> tuple[DataFrame, str]:
+    """Rows of the method's setting to show, and a line that says which; all rows where validation cannot choose one.
+
+    Raises
+    ------
+    UserError
+        The method's rows are of several data sets or models.
+    """
+    rows = df[df["method"] == method]
+    one_value(rows, "dataset", "model")
+    if "validation" not in set(rows["split"]):
+        return rows, ""
+    runs = summary(rows[rows["split"] == "validation"], epsilon=epsilon, attack=attack)
+    return main_setting(rows, runs[runs["when"] == "after"], "worst_class_robust_error")
 
 
 def before_after_figure(df: DataFrame, *, method: str, command: str, epsilon: float, attack: str | None) -> Figure:
@@ -64,11 +79,7 @@ def before_after_numbers(df: DataFrame, *, method: str, command: str, epsilon: f
 
 
 def _rows(df: DataFrame, method: str, command: str, epsilon: float, attack: str | None) -> DataFrame:
-    chosen = one_setting(df, method, command=command)
-    for name in ("dataset", "model"):
-        if chosen[name].nunique() > 1:
-            raise UserError(f"this figure shows one {name}, the tables have several: narrow runs=")
-    return before_and_after(chosen, epsilon=epsilon, attack=attack)
+    return before_and_after(one_setting(df, method, command=command), epsilon=epsilon, attack=attack)
 
 
 def _series(rows: DataFrame, quantity: str) -> tuple[Series, Series]:

@@ -11,8 +11,16 @@ from matplotlib.patches import Rectangle
 from frl_repro.errors import UserError
 from frl_repro.figures.style import COLUMN_WIDTH, RED, paper_style
 from frl_repro.records import format_epsilon
-from frl_repro.selection import best_setting, by_setting, listed, summary
-from frl_repro.variants import VARIANT_COLUMN
+from frl_repro.selection import (
+    best_setting,
+    by_setting,
+    of_setting,
+    on_shared_seeds,
+    one_value,
+    seeds_text,
+    setting_columns,
+    summary,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,10 +55,8 @@ def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
             axes.set_title(title)
             axes.set_xlabel(_LABELS[columns])
         panels[0].set_ylabel(_LABELS[rows])
-        seeds = int(numbers["num_seeds"].max())
-        what = (
-            f"{numbers['method'].iloc[0]}, test split, ε = {format_epsilon(epsilon)}, {seeds} seed{'s' * (seeds > 1)}"
-        )
+        seeds = seeds_text(numbers["num_seeds"])
+        what = f"{numbers['method'].iloc[0]}, test split, ε = {format_epsilon(epsilon)}, {seeds}"
         figure.suptitle(f"{what}\nframe: chosen on validation (sum of both)", fontsize=6.5)
     return figure
 
@@ -58,10 +64,13 @@ def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
 def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:
     """One row a setting: worst-class errors on the test split, seeds, and whether validation prefers it.
 
+    Only seeds that every setting has are used.
+
     Raises
     ------
     UserError
-        The tables hold no method, or several, with a grid of two alphas, or no validation rows to choose by.
+        The tables hold no method, or several, with a grid of two alphas; several data sets, recipes or variants; no
+        seed that all settings share; or no validation rows to choose by.
     """
     runs = summary(df[df["recipe"] != ""], epsilon=epsilon, attack=attack) if (df["recipe"] != "").any() else None
     if runs is None:
@@ -72,14 +81,14 @@ def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFr
         found = f"several ({', '.join(varied)}): choose one with where=method=" if varied else f"none: run `{_COMMAND}`"
         raise UserError(f"this figure shows a method with a grid of two alphas; the tables have {found}")
     after = after[after["method"] == varied[0]]
-    if VARIANT_COLUMN in after.columns and after[VARIANT_COLUMN].nunique() > 1:
-        raise UserError(f"this figure shows one variant, the tables have {listed(after[VARIANT_COLUMN])}: use where=")
+    one_value(after, *(name for name in setting_columns(after) if name not in _LABELS))
+    after = on_shared_seeds(after)
     validation = after[after["split"] == "validation"]
     if validation.empty:
         raise UserError("the tables have no validation rows to choose a setting by")
     best = best_setting(validation, _CRITERION)
     numbers = by_setting(after[after["split"] == "test"])
-    numbers["is_chosen"] = (numbers[list(_LABELS)].fillna(-1) == best[list(_LABELS)].fillna(-1)).all(axis=1)
+    numbers["is_chosen"] = of_setting(numbers, best)
     return numbers
 
 

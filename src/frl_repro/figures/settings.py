@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from frl_repro.errors import UserError
 from frl_repro.figures.style import BLUE, COLUMN_WIDTH, RED, paper_style
 from frl_repro.records import format_epsilon
-from frl_repro.selection import BEFORE, by_setting, listed, setting_name, summary, with_bases
+from frl_repro.selection import BEFORE, by_setting, one_value, seeds_text, setting_name, summary, with_bases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +42,7 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
         for axes, (quantity, title) in zip(panels, _TITLES.items(), strict=True):
             for which, (label, colour, marker) in _WHICH.items():
                 name = f"{which}_{quantity}_error"
-                if numbers["setting"].iloc[0] == BEFORE:
+                if numbers["setting"].str.startswith(BEFORE).sum() == 1:
                     axes.axvline(numbers[name].iloc[0], color=colour, linewidth=0.6, linestyle=(0, (4, 2)))
                 axes.plot(numbers[name], range(len(numbers)), marker, color=colour, markersize=4, label=label)
                 axes.plot(
@@ -65,9 +64,8 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
         panels[0].set_ylim(len(numbers) - 0.5, -0.5)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        least, most = int(numbers["num_seeds"].min()), int(numbers["num_seeds"].max())
-        seeds = f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
-        seeds += "; dots: single seeds" if most > 1 else ""
+        seeds = seeds_text(numbers["num_seeds"])
+        seeds += "; dots: single seeds" if numbers["num_seeds"].max() > 1 else ""
         figure.suptitle(f"Test split, ε = {format_epsilon(epsilon)}, {seeds}", fontsize=6.5)
     return figure
 
@@ -86,7 +84,7 @@ def settings_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> Da
 def _numbers(points: DataFrame) -> DataFrame:
     numbers = by_setting(points)
     numbers.insert(0, "setting", [setting_name(row) for _, row in numbers.iterrows()])
-    is_after = (numbers["setting"] != BEFORE).to_numpy()
+    is_after = ~numbers["setting"].str.startswith(BEFORE).to_numpy()
     numbers = numbers.iloc[is_after.argsort(kind="stable")]
     quantities = [f"{which}_{quantity}_error" for which in _WHICH for quantity in _TITLES]
     columns = ["setting", "num_seeds", *(name for q in quantities for name in (q, f"{q}_sd"))]
@@ -94,8 +92,7 @@ def _numbers(points: DataFrame) -> DataFrame:
 
 
 def _points(df: DataFrame, epsilon: float, attack: str | None) -> DataFrame:
-    if df["dataset"].nunique() > 1:
-        raise UserError(f"this figure shows one dataset, the tables have {listed(df['dataset'])}: narrow runs=")
+    one_value(df, "dataset", "model")
     runs = with_bases(summary(df, epsilon=epsilon, attack=attack))
     points = runs[runs["split"] == "test"]
     return points.assign(setting=[setting_name(row) for _, row in points.iterrows()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,14 +11,15 @@ from matplotlib.figure import Figure
 
 from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREEN, GREY, ORANGE, PURPLE, RED, paper_style
 from frl_repro.records import format_epsilon
-from frl_repro.selection import summary, with_bases
-from frl_repro.variants import VARIANT_COLUMN
+from frl_repro.selection import setting_name, summary, with_bases
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, PURPLE)
-_MARKERS = "osD^vP"
+_MARKERS = "osD^vPX"  # one more than colours: their pairs repeat late
+_MAX_LABELLED = 4  # settings of a method with a label each; a grid of more is labelled as a whole
+_LEGEND_COLUMNS, _LEGEND_ROW = 2, 0.16  # inches a row
 _COLUMNS = ("method", "recipe", "alpha_nat", "alpha_bndy", "alpha_margin", "seed", "run_id")
 
 
@@ -30,10 +33,11 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
     """
     numbers = tradeoff_numbers(df, epsilon=epsilon, attack=attack)
     with paper_style():
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")
+        legend_rows = math.ceil(numbers["label"].nunique() / _LEGEND_COLUMNS)
+        figure = Figure(figsize=(COLUMN_WIDTH, 2.3 + _LEGEND_ROW * legend_rows), layout="constrained")
         axes = figure.subplots()
         for (label, part), colour, marker in zip(
-            numbers.groupby("label", sort=False), _COLOURS * 3, _MARKERS * 3, strict=False
+            numbers.groupby("label", sort=False), itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False
         ):
             axes.plot(
                 100 * part["average_robust_accuracy"],
@@ -48,17 +52,23 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
         axes.set_xlabel("Average robust accuracy (%)")
         axes.set_ylabel("Worst-class robust accuracy (%)")
         axes.set_title(f"Test split, ε = {format_epsilon(epsilon)}")
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False)
     return figure
 
 
 def tradeoff_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:
-    """One row a run, and one a model before retraining: its label, settings and both accuracies in [0, 1]."""
-    runs = with_bases(summary(df, epsilon=epsilon, attack=attack))
+    """One row a run, and one a model before retraining: its label, settings and both accuracies in [0, 1].
+
+    The label is the setting, or the method alone where it has many. Models that are not retrained are left out where
+    others are: what retraining costs is read off against its starting points.
+    """
+    is_retrained = df["recipe"] != ""
+    runs = with_bases(summary(df[is_retrained] if is_retrained.any() else df, epsilon=epsilon, attack=attack))
     runs = runs[runs["split"] == "test"]
-    variant = runs.get(VARIANT_COLUMN, pd.Series("", index=runs.index))
+    label = pd.Series([setting_name(row) for _, row in runs.iterrows()], index=runs.index)
+    has_many = label.groupby(runs["method"]).transform("nunique") > _MAX_LABELLED
     return runs.assign(
-        label=(runs["method"] + " " + variant).str.strip(),
+        label=label.where(~has_many, runs["method"]),
         average_robust_accuracy=1 - runs["overall_robust_error"],
         worst_class_robust_accuracy=1 - runs["worst_class_robust_error"],
     )[["label", *_COLUMNS, "average_robust_accuracy", "worst_class_robust_accuracy"]].reset_index(drop=True)

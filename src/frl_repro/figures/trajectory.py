@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from frl_repro.errors import UserError
 from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREY, ORANGE, paper_style
-from frl_repro.selection import listed, setting_name
+from frl_repro.selection import main_setting, one_value, seeds_text, setting_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,21 @@ _PANELS = {
     "margin": "Training radius (grey levels)",
 }
 _HIGHLIGHTS = (ORANGE, BLUE)
+
+
+def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
+    """Rows of the setting to show, and a line that says which.
+
+    Raises
+    ------
+    UserError
+        The rows are of several data sets or models.
+    """
+    one_value(df, "dataset", "model")
+    last = df[df["epoch"] == df.groupby("run_id")["epoch"].transform("max")]
+    robust = (last["natural_error"] + last["boundary_error"]).groupby(last["run_id"]).max()
+    runs = last.drop_duplicates("run_id").assign(worst=lambda rows: rows["run_id"].map(robust))
+    return main_setting(df, runs, "worst")
 
 
 def trajectory_figure(df: DataFrame) -> Figure:
@@ -58,8 +73,8 @@ def trajectory_figure(df: DataFrame) -> Figure:
             axes.tick_params(labelbottom=True)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        seeds = df["seed"].nunique()
-        figure.suptitle(f"{setting_name(df.iloc[0])}, {seeds} seed{'s' * (seeds > 1)}", fontsize=6.5)
+        seeds = seeds_text(df[["seed"]].nunique())
+        figure.suptitle(f"{setting_name(df.iloc[0])}, {seeds}", fontsize=6.5)
     return figure
 
 
@@ -74,8 +89,6 @@ def trajectory_numbers(df: DataFrame) -> DataFrame:
     settings = {setting_name(row) for _, row in df.drop_duplicates("run_id").iterrows()}
     if len(settings) > 1:
         raise UserError(f"this figure shows one setting, the tables have {'; '.join(sorted(settings))}: use where=")
-    if df["dataset"].nunique() > 1:
-        raise UserError(f"this figure shows one dataset, the tables have {listed(df['dataset'])}: narrow runs=")
     grouped = df.groupby(["epoch", "class_id", "class_name"], sort=True)[list(_PANELS)]
     return grouped.mean().reset_index()
 
