@@ -60,6 +60,8 @@ REFUSED = {
     "-m attack=glob(*)": "list the choices instead of glob()",
     "--seed=3": "settings are written key=value",
     "-x": "settings are written key=value",
+    "-m seed=0,1 --cfg job": "-m and --cfg cannot go together",
+    "--info config -m": "--info and -m cannot go together",
     "--cfg": "settings are written key=value",
     "trainer.batch_size=1": "nothing would be attacked",
     "-m seed=0,1 dataset.root=/nowhere dataset.download=false": "/nowhere",

@@ -102,6 +102,18 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"frl": "reweight", "retrain__attack__fraction": 0.5}, r"retrain\.attack\.fraction must be 1"),
         ({"frl": "reweight", "retrain__objective": "trades"}, r"needs retrain\.beta"),
         ({"frl": "reweight", "retrain__beta": 2}, r"retrain\.beta has no effect with retrain\.objective=split"),
+        (
+            {"frl": "remargin", "recipe": "report_code", "retrain__objective": "split"},
+            r"departures\.scrambled_labels=true has no effect with retrain\.objective=split, only with paired",
+        ),
+        (
+            {"frl": "reweight", "recipe": "report_code", "retrain__objective": "paired"},
+            r"departures\.weight_by_prediction=true has no effect with retrain\.objective=paired, only with split",
+        ),
+        (
+            {"frl": "reweight", "recipe": "report_code", "tau__nat": 0.3},
+            r"tau\.nat has no effect with departures\.ignored_tau_nat=true",
+        ),
         ({"frl": "reweight", "frl__update_every": "often"}, "expected a whole number of steps from 1, or epoch"),
         ({"frl": "reweight", "retrain__attack__name": "none"}, r"retrain\.attack=none: unknown choice"),
         ({"frl": "reweight", "alpha__natt": 1}, r"unknown key alpha\.natt; did you mean alpha\.nat\?"),

@@ -82,6 +82,21 @@ def test_a_finished_run_is_skipped_and_repeated_with_force(finished, monkeypatch
     assert contents(finished) == before
 
 
+def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def load_while_another_process_finishes(config):
+        shutil.copytree(finished, folder)
+        return dataset
+
+    dataset = experiment.load_dataset(tiny(folder).dataset)
+    monkeypatch.setattr(experiment, "load_dataset", load_while_another_process_finishes)
+    monkeypatch.setattr(experiment, "fit", lambda benches, **_: iter(pytest.fail("trained again") for _ in benches))
+    assert experiment.run(tiny(folder)) == folder
+    assert contents(folder) == contents(finished)
+    assert (folder / "done.json").read_bytes() == (finished / "done.json").read_bytes()
+
+
 def test_a_folder_of_another_run_is_refused(finished, tmp_path):
     with pytest.raises(UserError, match="holds another run"):
         experiment.run(tiny(finished, seed=1))

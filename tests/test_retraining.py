@@ -10,10 +10,11 @@ import signal
 import pytest
 import torch
 
-from frl_repro import build, experiment, records, steering
+from frl_repro import build, experiment, records, steering, streams
 from frl_repro.attacks import pgd
 from frl_repro.class_errors import ClassErrors
 from frl_repro.config import RunConfig, parse
+from frl_repro.data import Split, stratified_order
 from frl_repro.errors import UserError
 from frl_repro.models import build_model
 from test_config import composed
@@ -69,12 +70,40 @@ def finished(tmp_path_factory, bases):
     return experiment.run(tiny(tmp_path_factory.mktemp("straight"), base_dir=str(bases)))
 
 
-@pytest.mark.parametrize("key", ["frl__num_validation", "evaluation__num_validation"])
-def test_more_validation_images_than_there_are_is_refused_before_the_base_is_trained(key, tmp_path):
-    message = rf"{key.replace('__', '.')}=31: the split has 30 images"
-    with pytest.raises(UserError, match=message):
-        experiment.run(tiny(tmp_path, **{key: 31}))
+@pytest.mark.parametrize(
+    ("key", "number", "message"),
+    [
+        ("frl__num_validation", 31, "the split has 30 images"),
+        ("evaluation__num_validation", 31, "the split has 30 images"),
+        ("frl__num_validation", 5, "too few for images of each class; at least 6 are needed"),
+    ],
+)
+def test_validation_images_that_the_data_cannot_give_are_refused_before_the_base_is_trained(
+    key, number, message, tmp_path
+):
+    with pytest.raises(UserError, match=rf"{key.replace('__', '.')}={number}: {message}"):
+        experiment.run(tiny(tmp_path, **{key: number}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("counts", [(3, 40, 90), (20, 20, 20, 20), (7, 100)])
+def test_every_sample_of_the_least_number_of_validation_images_has_each_class(counts):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    validation = Split(images=torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels=labels)
+    config = tiny("unused")
+    enough = next(n for n in range(1, len(labels) + 1) if is_enough(config, n, validation))
+    order = stratified_order(labels, streams.generator(0, "test"))
+    for first in range(len(labels)):
+        chosen = order[torch.arange(first, first + enough) % len(labels)]
+        assert set(labels[chosen].tolist()) == set(range(len(counts)))
+
+
+def is_enough(config, number, validation):
+    config = dataclasses.replace(config, frl=dataclasses.replace(config.frl, num_validation=number))
+    try:
+        return build.num_steering_images(config, validation) == number
+    except UserError:
+        return False
 
 
 @pytest.mark.parametrize(("frl", "recipe"), METHODS)

@@ -155,13 +155,17 @@ def num_steering_images(config: RunConfig, validation: Split) -> int:
     Raises
     ------
     UserError
-        The split has fewer.
+        The split has fewer, or so few are asked for that a class may be missing.
     """
     wanted = config.frl.num_validation
     if wanted is None:
         return len(validation)
     if wanted > len(validation):
         raise UserError(f"frl.num_validation={wanted}: the split has {len(validation)} images")
+    # In a stratified order of n images in K classes, two of a class of c stand at most n / c + K places apart.
+    enough = math.ceil(2 * len(validation) / int(torch.bincount(validation.labels).min()))
+    if wanted < enough:
+        raise UserError(f"frl.num_validation={wanted}: too few for images of each class; at least {enough} are needed")
     return wanted
 
 

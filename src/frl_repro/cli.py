@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 # Everything Hydra prints for itself stays within reach, unchecked.
 _HYDRA_OWN_FLAGS = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun")
+_HYDRA_MODES = ("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 _TRACEBACK = "FRL_REPRO_TRACEBACK"  # environment variable that shows the traceback of an unexpected error
 _OUTCOME = "outcome-"  # begins the names of the files in which jobs say what became of them
 _FAILED_FILE = "failed.json"
@@ -106,6 +107,7 @@ def _run_jobs(config_name: str, act: Act) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         task = _guarded(functools.partial(act, command=command, is_sweep=_is_sweep(arguments)), scratch)
         try:
+            _refuse_two_modes(arguments)
             _register_resolvers()
             if any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
                 _run_hydra(config_name, task)
@@ -120,6 +122,12 @@ def _run_jobs(config_name: str, act: Act) -> int:
     if _is_sweep(arguments):
         _report_failures(outcomes)
     return 1 if any(outcome["reason"] for outcome in outcomes) else 0
+
+
+def _refuse_two_modes(arguments: Sequence[str]) -> None:
+    modes = [flag for argument in arguments if (flag := argument.split("=", 1)[0]) in _HYDRA_MODES]
+    if len(modes) > 1:
+        raise UserError(f"{modes[0]} and {modes[1]} cannot go together: leave one out")
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:

@@ -668,6 +668,7 @@ def _check_retraining(config: RunConfig) -> None:
         raise UserError("retrain.objective=trades needs retrain.beta")
     if retrain.objective != "trades" and retrain.beta is not None:
         raise UserError(f"retrain.beta has no effect with retrain.objective={retrain.objective}")
+    _check_departures(config.departures, config.tau, retrain.objective)
     every = frl.update_every
     if every not in (None, "epoch") and not (every.isascii() and every.isdigit() and int(every) > 0):
         raise UserError(f"frl.update_every={every}: expected a whole number of steps from 1, or epoch")
@@ -675,6 +676,17 @@ def _check_retraining(config: RunConfig) -> None:
         bounds = frl.margin_bounds
         if len(bounds) != 2 or not bounds[0] <= 1 <= bounds[1]:
             raise UserError("frl.margin_bounds must be two factors, one at most and one at least 1, e.g. [0.5,2]")
+
+
+def _check_departures(departures: DeparturesConfig, tau: TauConfig, objective: str) -> None:
+    needed = {"scrambled_labels": "paired", "weight_by_prediction": "split"}
+    for name, other in needed.items():
+        if vars(departures)[name] and objective != other:
+            raise UserError(
+                f"departures.{name}=true has no effect with retrain.objective={objective}, only with {other}"
+            )
+    if departures.ignored_tau_nat and tau.nat not in (None, tau.bndy):
+        raise UserError("tau.nat has no effect with departures.ignored_tau_nat=true: tau.bndy stands in for it")
 
 
 def _check_evaluation(evaluation: PGDEvaluationConfig) -> None:

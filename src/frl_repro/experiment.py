@@ -308,10 +308,11 @@ def _open(
         folder=folder,
         started=started,
     )
-    status = folder_status(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(_only_process(folder, wait=wait))
-    if wait and not config.keys.force and folder_status(folder, config) == "finished":
+    # Asked only now: another process may have finished the run since `run_all` looked.
+    status = folder_status(folder, config)
+    if status == "finished" and not config.keys.force:
         return None
     return _Opened(bench, _open_folder(bench, status, start, command))
 
