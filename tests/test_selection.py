@@ -362,6 +362,10 @@ def test_collect_prints_settings_grid_and_choice_and_writes_a_table(runs, tmp_pa
     assert "  worst_natural reweight nat 5 bndy 1" in text
     assert "  sum           reweight nat 5 bndy 5" in text
     assert "alpha_nat \\ alpha_bndy     1     5" in text
+    (runs / "1-5-1" / "classwise.csv").unlink()
+    assert collect_cli.main([f"runs={runs}", "where=split=validation"]) == 0
+    grid = capsys.readouterr().out.split("worst-class natural error in percent, validation split\n")[1].splitlines()
+    assert [line.split() for line in grid[2:4]] == [["1", "43.0", "43.0"], ["5", "39.0", "39.0"]]  # seed 0 alone
     table = pd.read_csv(out)
     assert len(table) == 8 * 2 * 2  # runs, splits, before and after
     assert {"run_id", "alpha_nat", "when", "worst_class_robust_error_name"} <= set(table.columns)

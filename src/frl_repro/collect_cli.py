@@ -104,10 +104,17 @@ def _table(part: DataFrame, *, title: str) -> str:
 
 
 def _grids(candidates: DataFrame, axes: tuple[str, str]) -> list[str]:
-    """The worst-class errors on validation as tables, one for each setting of the rest, where two alphas vary."""
-    from frl_repro.selection import setting_columns
+    """The worst-class errors on validation as tables, one for each setting of the rest, where two alphas vary.
 
-    complete = candidates.dropna(subset=list(axes))
+    On the seeds that all settings have; none where there is no such seed.
+    """
+    from frl_repro.errors import UserError
+    from frl_repro.selection import on_shared_seeds, setting_columns
+
+    try:
+        complete = on_shared_seeds(candidates.dropna(subset=list(axes)))
+    except UserError:
+        return []
     rest = [name for name in setting_columns(complete) if name not in axes]
     groups = complete.groupby(rest, dropna=False)
     varying = [name for name in rest if complete[name].nunique(dropna=False) > 1]
