@@ -6,10 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from frl_repro import cli
+from frl_repro import cli, records
 from frl_repro.data import fashion_mnist
+from frl_repro.outcomes import read_outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -166,6 +168,18 @@ def test_train_then_evaluate_gives_the_same_table(monkeypatch, capsys, in_tmp):
     assert call(monkeypatch, "checkpoint=run/model.safetensors", *arguments, main=cli.evaluate_main) == 0
     (measured,) = (in_tmp / "outputs" / "evaluate").glob("*/classwise.csv")
     assert measured.read_text() == trained
+
+    outcomes = read_outcomes(measured.with_name("outcomes.safetensors"))
+    table = records.read_classwise([measured])
+    assert outcomes.about["run_id"] == table["run_id"].iloc[0]
+    assert len(outcomes.is_robust_error) == table["epsilon"].nunique() > 1
+    for epsilon, is_error in outcomes.is_robust_error.items():
+        rows = records.select_epsilon(table, epsilon).sort_values("class_id")
+        assert np.bincount(outcomes.labels).tolist() == rows["count"].tolist()
+        natural = np.bincount(outcomes.labels[outcomes.is_natural_error], minlength=len(rows))
+        robust = np.bincount(outcomes.labels[is_error], minlength=len(rows))
+        assert natural.tolist() == rows["num_natural_errors"].tolist()
+        assert robust.tolist() == (rows["num_natural_errors"] + rows["num_boundary_errors"]).tolist()
 
 
 def test_train_py_runs_from_another_folder_by_path(tmp_path):

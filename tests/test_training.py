@@ -190,12 +190,11 @@ def measured(model, split, epsilons, batch_size=25, **settings):
         split,
         attack=attack,
         epsilons=epsilons,
-        num_classes=3,
         batch_size=batch_size,
         seed=0,
         device=CPU,
         logits=TORCH.logits,
-    )
+    ).by_class(3)
 
 
 def test_class_errors_equal_a_plain_double_loop(images):

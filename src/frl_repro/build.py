@@ -215,18 +215,17 @@ def _measurement(config: RunConfig, dataset: Dataset, backend: Backend, device: 
                 flipped_boundary=bool(departures.flipped_boundary),
                 overall_over_22=bool(departures.overall_over_22),
             )
-        (errors,) = evaluate(
+        errors = evaluate(
             model,
             images,
             attack=attack,
             epsilons=[epsilon],
-            num_classes=dataset.num_classes,
             batch_size=_POLICY_BATCH_SIZE,
             seed=seed,
             device=device,
             logits=backend.logits,
         )
-        return errors
+        return errors.by_class(dataset.num_classes)[0]
 
     return measure
 

@@ -9,6 +9,42 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class SampleErrors:
+    """Which of N images a model gets wrong, clean and attacked at several radii.
+
+    Parameters
+    ----------
+    labels : Tensor, shape (N,), int64
+        True classes, 0 to K - 1.
+    is_natural_error : Tensor, shape (N,), bool
+        Whether the clean image is misclassified.
+    is_attacked_error : Tensor, shape (E, N), bool
+        For each radius whether the attacked image is misclassified; without meaning where the clean image already is.
+    """
+
+    labels: Tensor
+    is_natural_error: Tensor
+    is_attacked_error: Tensor
+
+    @property
+    def is_robust_error(self) -> Tensor:
+        """Wrong clean or wrong attacked, shape (E, N), bool."""
+        return self.is_natural_error | self.is_attacked_error
+
+    def by_class(self, num_classes: int) -> list[ClassErrors]:
+        """Return the class errors at each radius."""
+        return [
+            ClassErrors.from_samples(
+                self.labels,
+                is_natural_error=self.is_natural_error,
+                is_attacked_error=is_attacked_error,
+                num_classes=num_classes,
+            )
+            for is_attacked_error in self.is_attacked_error
+        ]
+
+
+@dataclass(frozen=True, eq=False)
 class ClassErrors:
     """Counts of wrong predictions by class; every rate is derived from them.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from frl_repro import streams
 from frl_repro.attacks import evaluation_mode
-from frl_repro.class_errors import ClassErrors
+from frl_repro.class_errors import SampleErrors
 from frl_repro.data import Split, batch_to_float
 
 
@@ -27,14 +27,13 @@ def evaluate(
     *,
     attack: EvaluationAttack,
     epsilons: Sequence[float],
-    num_classes: int,
     batch_size: int,
     seed: int,
     device: torch.device,
     logits: Callable[[nn.Module, Tensor], Tensor],
     advance: Callable[[int], object] = lambda _: None,
-) -> list[ClassErrors]:
-    """Return the class errors of a model at several radii, from one pass over a split.
+) -> SampleErrors:
+    """Return which images a model gets wrong at several radii, from one pass over a split.
 
     Clean predictions are made once and serve every radius. Images that are already misclassified need no attack:
     they count as natural errors whatever it does. Random starts depend on ``seed`` and the radius alone, so
@@ -49,8 +48,6 @@ def evaluate(
     attack : EvaluationAttack
     epsilons : sequence of float
         Radii in pixel units.
-    num_classes : int
-        K.
     batch_size : int
         Images per batch.
     seed : int
@@ -64,8 +61,8 @@ def evaluate(
 
     Returns
     -------
-    list of ClassErrors
-        One for each radius, in the given order.
+    SampleErrors
+        Its rows are the radii in the given order.
     """
     is_natural_error = torch.zeros(len(split.labels), dtype=torch.bool)
     is_attacked_error = torch.zeros(len(epsilons), len(split.labels), dtype=torch.bool)
@@ -84,9 +81,6 @@ def evaluate(
                 is_attacked_error[row, first + attacked.cpu()] = (logits(model, x_adv).argmax(1) != y[attacked]).cpu()
             advance(len(y))
 
-    return [
-        ClassErrors.from_samples(
-            split.labels, is_natural_error=is_natural_error, is_attacked_error=row, num_classes=num_classes
-        )
-        for row in is_attacked_error
-    ]
+    return SampleErrors(
+        labels=split.labels.cpu(), is_natural_error=is_natural_error, is_attacked_error=is_attacked_error
+    )

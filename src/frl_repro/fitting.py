@@ -77,7 +77,7 @@ class Bench:
             device=self.device,
             backend=self.backend,
             keys={**self.keys, "split": split_name, "epoch": epoch},
-        )
+        ).rows
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a model and a split to rows of class errors; and from a checkpoint file to a table."""
+"""From a model and a split to rows of class errors; and from a checkpoint file to a table and outcomes by image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,11 +14,13 @@ from torch import nn
 from frl_repro import checkpoints, records, streams, text_tables
 from frl_repro.attacks import pgd
 from frl_repro.backends import Backend, choose_backend
+from frl_repro.class_errors import SampleErrors
 from frl_repro.config import EvaluateConfig, PGDEvaluationConfig, to_dict
 from frl_repro.data import Split, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.models import build_model
+from frl_repro.outcomes import OUTCOMES_FILE, Outcomes, write_outcomes
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 
@@ -71,6 +73,13 @@ def evaluation_name(settings: PGDEvaluationConfig) -> str:
     return name + ("-early_stop" if settings.early_stop else "")
 
 
+class Measured(NamedTuple):
+    """Rows of ``classwise.csv``, and the samples they count."""
+
+    rows: list[dict[str, Any]]
+    samples: SampleErrors
+
+
 def measure(
     model: nn.Module,
     split: Split,
@@ -81,8 +90,8 @@ def measure(
     device: torch.device,
     backend: Backend,
     keys: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Return the class rows of a split at every radius.
+) -> Measured:
+    """Return the class rows of a split at every radius, and which images are wrong.
 
     Parameters
     ----------
@@ -96,20 +105,19 @@ def measure(
         The columns that name the run, the split and the epoch.
     """
     with bar(f"measure {keys['split']}", len(split.labels)) as advance:
-        errors = evaluate(
+        samples = evaluate(
             model,
             split,
             attack=evaluation_attack(settings, backend),
             logits=backend.logits,
             epsilons=settings.epsilons,
-            num_classes=len(class_names),
             batch_size=settings.batch_size,
             seed=seed,
             device=device,
             advance=advance,
         )
     rows: list[dict[str, Any]] = []
-    for epsilon, class_errors in zip(settings.epsilons, errors, strict=True):
+    for epsilon, class_errors in zip(settings.epsilons, samples.by_class(len(class_names)), strict=True):
         rows += records.classwise_rows(
             {**keys, "attack": evaluation_name(settings), "epsilon": epsilon},
             class_names,
@@ -117,7 +125,7 @@ def measure(
             class_errors.num_natural_errors.tolist(),
             class_errors.num_boundary_errors.tolist(),
         )
-    return rows
+    return Measured(rows, samples)
 
 
 def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
@@ -148,7 +156,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
     model = model.to(device)
     backend = choose_backend(config.keys.backend, model, device)
-    rows = measure(
+    measured = measure(
         model,
         dataset.test,
         config.evaluation,
@@ -160,7 +168,18 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     )
     folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+    records.write_table(folder / "classwise.csv", measured.rows, records.CLASSWISE_HEADER)
+    write_outcomes(
+        folder / OUTCOMES_FILE,
+        Outcomes(
+            labels=measured.samples.labels.numpy(),
+            is_natural_error=measured.samples.is_natural_error.numpy(),
+            is_robust_error=dict(
+                zip(config.evaluation.epsilons, measured.samples.is_robust_error.numpy(), strict=True)
+            ),
+            about={**keys, "attack": evaluation_name(config.evaluation)},
+        ),
+    )
     records.write_json(
         folder / "run.json",
         {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)},

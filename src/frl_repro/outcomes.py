@@ -1,0 +1,98 @@
+"""What a model made of each image of a split: the file that paired comparisons read. Needs no torch.
+
+Tables hold counts; whether two models fail on the same images is in none of them. ``outcomes.safetensors`` keeps a byte
+for each image and fact: its class, whether its clean prediction is wrong, and for each radius whether it is a robust
+error.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from frl_repro.atomic import replacing
+from frl_repro.errors import UserError
+from frl_repro.records import format_epsilon, parse_fraction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+OUTCOMES_FILE = "outcomes.safetensors"
+_LABELS, _NATURAL, _ROBUST, _ABOUT = "labels", "natural", "robust ", "about"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """One model's result on each of N images.
+
+    Attributes
+    ----------
+    labels : array, shape (N,), int64
+        Classes.
+    is_natural_error : array, shape (N,), bool
+        Whether the clean image is misclassified.
+    is_robust_error : mapping of float to array, shape (N,), bool
+        By radius in pixel units: misclassified clean or attacked.
+    about : mapping of str to value
+        Names the model, the split and the attack.
+    """
+
+    labels: NDArray[np.int64]
+    is_natural_error: NDArray[np.bool_]
+    is_robust_error: Mapping[float, NDArray[np.bool_]]
+    about: Mapping[str, Any]
+
+
+def write_outcomes(path: Path, outcomes: Outcomes) -> None:
+    """Write outcomes, atomically; equal outcomes give equal bytes.
+
+    Raises
+    ------
+    ValueError
+        There are more than 256 classes: a class takes one byte.
+    """
+    if outcomes.labels.max(initial=0) > np.iinfo(np.uint8).max:
+        raise ValueError("outcomes keep a class in one byte: at most 256 classes")
+    tensors = {_LABELS: outcomes.labels.astype(np.uint8), _NATURAL: outcomes.is_natural_error.astype(np.uint8)}
+    for epsilon, is_error in outcomes.is_robust_error.items():
+        tensors[_ROBUST + format_epsilon(epsilon)] = is_error.astype(np.uint8)
+    with replacing(path) as temporary:
+        # One entry: the format keeps several in no particular order.
+        save_file(tensors, temporary, metadata={_ABOUT: json.dumps(dict(outcomes.about), sort_keys=True)})
+
+
+def read_outcomes(path: Path) -> Outcomes:
+    """Return the outcomes of a file.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or is none of ours.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
+    except (SafetensorError, OSError) as problem:
+        raise UserError(f"cannot read {path}: {problem}") from problem
+    shapes = {tensor.shape for tensor in tensors.values()}
+    if not {_LABELS, _NATURAL} <= tensors.keys() or len(shapes) != 1 or len(shapes.pop()) != 1:
+        raise UserError(f"{path} holds no outcomes: {_LABELS!r} and {_NATURAL!r} of one length are expected")
+    return Outcomes(
+        labels=tensors[_LABELS].astype(np.int64),
+        is_natural_error=tensors[_NATURAL] != 0,
+        is_robust_error={
+            parse_fraction(name.removeprefix(_ROBUST)): tensor != 0
+            for name, tensor in tensors.items()
+            if name.startswith(_ROBUST)
+        },
+        about=about,
+    )
