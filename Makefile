@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check smoke env clean
+.PHONY: help demo test check report smoke env clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,6 +40,9 @@ check: $(STAMP)  ## ruff, mypy, import-linter
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+
+report: $(STAMP)  ## figures, tables of the documentation and outputs/reference/report.html anew from outputs/reference
+	$(RUN) scripts/report.py docs=docs,outputs/reference/models
 
 smoke: $(STAMP)  ## one short run on real data, and the tests that need it
 	$(RUN) train.py dataset.num_train=2000 dataset.num_test=500 trainer.num_epochs=1 force=true output_dir=outputs/smoke

@@ -11,6 +11,7 @@ import pytest
 
 from frl_repro import cli, records
 from frl_repro.data import fashion_mnist
+from frl_repro.examples import read_examples
 from frl_repro.outcomes import read_outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,7 +166,8 @@ def test_train_then_evaluate_gives_the_same_table(monkeypatch, capsys, in_tmp):
     trained = (in_tmp / "run" / "classwise.csv").read_text()
     assert "overall" in capsys.readouterr().out
     arguments = [argument for argument in TINY if argument.startswith(("dataset", "evaluation", "num", "backend"))]
-    assert call(monkeypatch, "checkpoint=run/model.safetensors", *arguments, main=cli.evaluate_main) == 0
+    arguments += ["checkpoint=run/model.safetensors", "num_examples=2"]
+    assert call(monkeypatch, *arguments, main=cli.evaluate_main) == 0
     (measured,) = (in_tmp / "outputs" / "evaluate").glob("*/classwise.csv")
     assert measured.read_text() == trained
 
@@ -180,6 +182,14 @@ def test_train_then_evaluate_gives_the_same_table(monkeypatch, capsys, in_tmp):
         robust = np.bincount(outcomes.labels[is_error], minlength=len(rows))
         assert natural.tolist() == rows["num_natural_errors"].tolist()
         assert robust.tolist() == (rows["num_natural_errors"] + rows["num_boundary_errors"]).tolist()
+
+    examples = read_examples(measured.with_name("examples.safetensors"))
+    largest = records.select_epsilon(table, table["epsilon"].max()).set_index("class_name")["robust_error"]
+    names = examples.about["class_names"]
+    assert largest[examples.about["worst"]] == largest.max()
+    assert largest[examples.about["best"]] == largest.min()
+    assert [names[label] for label in examples.labels] == [examples.about["worst"]] * 2 + [examples.about["best"]] * 2
+    assert np.abs(examples.attacked - examples.clean).max() <= table["epsilon"].max() + 1e-6
 
 
 def test_train_py_runs_from_another_folder_by_path(tmp_path):

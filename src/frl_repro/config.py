@@ -289,6 +289,7 @@ class _EvaluateKeys(_Machine):
 
     seed: int | None = _key("[0, inf)")
     checkpoint: str = _key()
+    num_examples: int = _key("[0, inf)", is_machine=True)  # adds a file, changes no number
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from frl_repro import checkpoints, records, streams, text_tables
-from frl_repro.attacks import pgd
+from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.class_errors import SampleErrors
 from frl_repro.config import EvaluateConfig, PGDEvaluationConfig, to_dict
-from frl_repro.data import Split, load_dataset
+from frl_repro.data import Dataset, Split, batch_to_float, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
+from frl_repro.examples import EXAMPLES_FILE, Examples, write_examples
 from frl_repro.models import build_model
 from frl_repro.outcomes import OUTCOMES_FILE, Outcomes, write_outcomes
 from frl_repro.progress import LOGGER, bar
@@ -180,6 +181,10 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
             about={**keys, "attack": evaluation_name(config.evaluation)},
         ),
     )
+    if config.keys.num_examples:
+        about = {**keys, "attack": evaluation_name(config.evaluation)}
+        examples = _examples(model, dataset, measured.samples, config, seed=seed, backend=backend, about=about)
+        write_examples(folder / EXAMPLES_FILE, examples)
     records.write_json(
         folder / "run.json",
         {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)},
@@ -187,6 +192,47 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     LOGGER.info("%s", text_tables.class_table(records.read_classwise([folder / "classwise.csv"])))
     LOGGER.info("tables: %s", folder)
     return folder
+
+
+def _examples(
+    model: nn.Module,
+    dataset: Dataset,
+    samples: SampleErrors,
+    config: EvaluateConfig,
+    *,
+    seed: int,
+    backend: Backend,
+    about: Mapping[str, Any],
+) -> Examples:
+    """Attack the first test images of the worst and of the best class, at the largest radius.
+
+    The worst and the best are those of robust error there; images that are right before the attack come first.
+    """
+    settings, device = config.evaluation, next(model.parameters()).device
+    place = max(range(len(settings.epsilons)), key=lambda index: settings.epsilons[index])
+    errors = samples.by_class(dataset.num_classes)[place].class_robust_error
+    ends = [int(errors.argmax()), int(errors.argmin())]
+    chosen: list[int] = []
+    for class_id in ends:
+        of_class = (samples.labels == class_id).nonzero().flatten()
+        right_first = samples.is_natural_error[of_class].to(torch.uint8).argsort(stable=True)
+        chosen += of_class[right_first][: config.keys.num_examples].tolist()
+    part = dataset.test.select(torch.tensor(chosen))
+    x, y = batch_to_float(part.images.to(device)), part.labels.to(device)
+    generator = streams.generator(seed, "examples", device=device)
+    with evaluation_mode(model):
+        attack = evaluation_attack(settings, backend)
+        x_adv = attack(model, x, y, epsilon=settings.epsilons[place], generator=generator)
+        before, after = (backend.logits(model, images).argmax(1).cpu().numpy() for images in (x, x_adv))
+    names = {"class_names": list(dataset.class_names), "worst": dataset.class_names[ends[0]]}
+    return Examples(
+        clean=x.cpu().numpy(),
+        attacked=x_adv.cpu().numpy(),
+        labels=part.labels.numpy(),
+        clean_predictions=before,
+        attacked_predictions=after,
+        about={**about, **names, "best": dataset.class_names[ends[1]], "epsilon": settings.epsilons[place]},
+    )
 
 
 _ORIGIN = ("run_id", "method", "seed", "epoch", *records.SETTING_COLUMNS)  # what a checkpoint says of its run

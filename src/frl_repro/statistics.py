@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 NUM_RESAMPLES = 2000
-_CHUNK = 200  # resamples at a time: bounds memory to images of a class x chunk integers
+_CHUNK = 200  # resamples at a time: bounds memory to kinds of images x chunk integers
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,16 @@ def resampled_class_errors(
     generator = np.random.default_rng(seed)
     result = np.empty((num_resamples, len(wrong), num_classes))
     for class_id in range(num_classes):
-        of_class = wrong[:, labels == class_id].T.astype(np.float64)  # (n, M)
+        of_class = wrong[:, labels == class_id].T  # (n, M)
         n = len(of_class)
         if n == 0:
             raise ValueError(f"class {class_id} has no images to resample")
+        # Images on which all models agree alike are interchangeable: few kinds of images, drawn many times.
+        kinds, num_of_kind = np.unique(of_class, axis=0, return_counts=True)
         for first in range(0, num_resamples, _CHUNK):
             part = result[first : first + _CHUNK]
-            times_drawn = generator.multinomial(n, np.full(n, 1 / n), size=len(part))
-            part[:, :, class_id] = times_drawn @ of_class / n
+            times_drawn = generator.multinomial(n, num_of_kind / n, size=len(part))
+            part[:, :, class_id] = times_drawn @ kinds.astype(np.float64) / n
     return result
 
 

@@ -1,0 +1,82 @@
+"""Images of the worst and of the best class: clean, perturbation, attacked, with what the model says of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from frl_repro.figures.style import COLUMN_WIDTH, RED, paper_style
+from frl_repro.records import format_epsilon
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+    from pandas import DataFrame
+
+    from frl_repro.examples import Examples
+
+_COLUMNS = ("clean", "perturbation", "attacked")
+_ROW_HEIGHT = 1.02  # inches: an image and the prediction above it
+_TITLE_HEIGHT = 0.45
+
+
+def examples_figure(examples: Examples) -> Figure:
+    """One row an image: clean, perturbation (white: +ε, black: -ε, grey: none) and attacked, predictions above.
+
+    Wrong predictions are red.
+    """
+    names, epsilon = examples.about["class_names"], float(examples.about["epsilon"])
+    num = len(examples.labels)
+    with paper_style():
+        height = _TITLE_HEIGHT + _ROW_HEIGHT * num
+        figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
+        rows: NDArray[np.object_] = figure.subplots(num, len(_COLUMNS), squeeze=False)
+        for place, axes in enumerate(rows):
+            clean, attacked = examples.clean[place], examples.attacked[place]
+            scaled = (attacked - clean) / (2 * epsilon) + 0.5 if epsilon > 0 else np.full_like(clean, 0.5)
+            for one, image in zip(axes, (clean, scaled, attacked), strict=True):
+                _show(one, image)
+            label = examples.labels[place]
+            for one, predicted in ((axes[0], examples.clean_predictions), (axes[2], examples.attacked_predictions)):
+                is_wrong = predicted[place] != label
+                one.set_title(f"“{names[predicted[place]]}”", color=RED if is_wrong else "black", fontsize=6.5, pad=2)
+            which = "worst" if names[label] == examples.about["worst"] else "best"
+            axes[0].set_ylabel(f"{names[label]}\n({which} class)")
+            if place == 0:
+                axes[1].set_title("perturbation", fontsize=6.5, pad=2)
+        figure.suptitle(
+            f"{examples.about['method']}, {examples.about['attack'].upper()}, ε = {format_epsilon(epsilon)}\n"
+            "prediction before (left) and after the attack (right); perturbation: white +ε, black -ε",
+            fontsize=6.5,
+        )
+    return figure
+
+
+def examples_numbers(examples: Examples) -> DataFrame:
+    """What the figure says in words: class, prediction before and after the attack, one row an image."""
+    names = examples.about["class_names"]
+
+    def called(classes: NDArray[np.int64]) -> list[str]:
+        return [names[index] for index in classes]
+
+    return pd.DataFrame(
+        {
+            "class_name": called(examples.labels),
+            "predicted_before": called(examples.clean_predictions),
+            "predicted_after": called(examples.attacked_predictions),
+        }
+    )
+
+
+def _show(axes: Axes, image: NDArray[np.float32]) -> None:
+    pixels = np.clip(image, 0, 1).transpose(1, 2, 0)
+    axes.imshow(
+        pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,64 @@
+"""Example images: kept by a measurement, drawn, refused."""
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from safetensors.numpy import save_file
+
+from frl_repro.errors import UserError
+from frl_repro.examples import Examples, read_examples, write_examples
+from frl_repro.figures.examples import examples_figure, examples_numbers
+
+ABOUT = {
+    "class_names": ["Shirt", "Bag"], "worst": "Shirt", "best": "Bag", "epsilon": 16 / 255, "attack": "pgd-20",
+    "method": "reweight", "run_id": "a",
+}  # fmt: skip
+
+
+def some(channels=1):
+    generator = np.random.default_rng(0)
+    clean = generator.random((2, channels, 8, 8), dtype=np.float32)
+    attacked = np.clip(clean + np.float32(16 / 255) * np.sign(generator.normal(size=clean.shape)), 0, 1)
+    return Examples(clean, attacked.astype(np.float32), np.array([0, 1]), np.array([0, 1]), np.array([1, 1]), ABOUT)
+
+
+def test_examples_come_back_and_equal_ones_are_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_examples(tmp_path / name, some())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    read = read_examples(tmp_path / "a")
+    assert read.about == ABOUT
+    np.testing.assert_array_equal(read.attacked, some().attacked)
+    np.testing.assert_array_equal(read.attacked_predictions, [1, 1])
+
+
+def test_other_files_are_refused(tmp_path):
+    save_file({"x": np.zeros(3)}, tmp_path / "x")
+    with pytest.raises(UserError, match="holds no examples"):
+        read_examples(tmp_path / "x")
+    (tmp_path / "y").write_bytes(b"no")
+    with pytest.raises(UserError, match="cannot read"):
+        read_examples(tmp_path / "y")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_figure_shows_images_and_predictions(channels):
+    figure = examples_figure(some(channels))
+    rows = np.reshape(figure.axes, (2, 3))
+    shown = rows[0, 0].images[0].get_array()
+    np.testing.assert_allclose(shown if channels == 3 else shown[..., None], some(channels).clean[0].transpose(1, 2, 0))
+    assert [axes.get_title() for axes in rows[0]] == ["“Shirt”", "perturbation", "“Bag”"]
+    assert rows[0, 2].title.get_color() != rows[1, 2].title.get_color() == "black"  # fooled, not fooled
+    perturbation = np.asarray(rows[0, 1].images[0].get_array())
+    change = (some(channels).attacked[0] - some(channels).clean[0]).transpose(1, 2, 0)
+    np.testing.assert_allclose(
+        perturbation if channels == 3 else perturbation[..., None], change * 255 / 32 + 0.5, atol=1e-6
+    )
+    assert any("16/255" in text.get_text() for text in figure.findobj(Text))
+
+
+def test_the_numbers_say_it_in_words():
+    assert examples_numbers(some()).to_dict("records") == [
+        {"class_name": "Shirt", "predicted_before": "Shirt", "predicted_after": "Bag"},
+        {"class_name": "Bag", "predicted_before": "Bag", "predicted_after": "Bag"},
+    ]

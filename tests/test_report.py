@@ -1,0 +1,273 @@
+"""The claims' verdicts, the documentation's tables and the HTML page, from small made-up tables."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from frl_repro import records, report_cli
+from frl_repro.errors import UserError
+from frl_repro.outcomes import Outcomes, write_outcomes
+from frl_repro.report import claims, markdown
+from frl_repro.report.claims import judge
+from frl_repro.report.page import Cell, Grid, alt_text
+from frl_repro.report.study import load_study
+from test_figures import EPSILON, NAMES, make_rows
+
+COUNT = 1000
+BASE = [(480, 900), (40, 120), (30, 90)]  # wrong of 1,000, natural and robust; the first class is the worst
+NATURAL = [(320, 990), (30, 800), (20, 700)]
+
+AFTER = {
+    ("reweight", 5.0, 1.0, None): [(360, 790), (60, 130), (40, 100)],
+    ("remargin", None, None, 0.0): [(475, 895), (40, 120), (30, 90)],
+    ("remargin", None, None, 5.0): [(485, 870), (40, 125), (30, 95)],
+    ("combined", 5.0, 1.0, 5.0): [(355, 750), (60, 140), (40, 110)],
+}
+
+
+def shifted(errors, seed):
+    """Errors of another seed: a little more or less, by class."""
+    return [(natural + 3 * (seed - 1), robust + 4 * (seed - 1)) for natural, robust in errors]
+
+
+def write_run(root, method, errors, *, seed, alphas=(None, None, None), base=None):
+    keys = dict(zip(("alpha_nat", "alpha_bndy", "alpha_margin"), alphas, strict=True))
+    run_id = f"{method}-{'-'.join(map(str, alphas))}-{seed}"
+    recipe = "report" if base else None
+    rows = []
+    for split in ("test", "validation") if base else ("test",):
+        for epoch, wrong in ((0, base), (10, errors)):
+            if wrong is not None:
+                rows += make_rows(
+                    method=method,
+                    run_id=run_id,
+                    seed=seed,
+                    split=split,
+                    epoch=epoch,
+                    errors=wrong,
+                    recipe=recipe,
+                    **keys,
+                )
+    folder = root / run_id
+    folder.mkdir(parents=True)
+    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A whole study of three seeds."""
+    root = tmp_path / "runs"
+    for seed in range(3):
+        write_run(root, "natural", shifted(NATURAL, seed), seed=seed)
+        write_run(root, "adversarial", shifted(BASE, seed), seed=seed)
+        for (method, *alphas), errors in AFTER.items():
+            write_run(root, method, shifted(errors, seed), seed=seed, alphas=alphas, base=shifted(BASE, seed))
+    return root
+
+
+def change(path, **values):
+    """Rewrite the row of the first class, test split, last epoch."""
+    table = records.read_classwise(path)
+    last = table["epoch"] == table["epoch"].max()
+    place = table.index[last & (table["split"] == "test") & (table["class_id"] == 0)]
+    for name, value in values.items():
+        table.loc[place, name] = value
+    for quantity in ("natural", "boundary"):
+        table[f"{quantity}_error"] = table[f"num_{quantity}_errors"] / table["count"]
+    table["robust_error"] = (table["num_natural_errors"] + table["num_boundary_errors"]) / table["count"]
+    records.write_frame(path, table)
+
+
+def verdicts(root):
+    return {finding.claim.number: finding.verdict for finding in judge(load_study(root))}
+
+
+def test_a_study_that_shows_what_the_report_claims_reproduces_it(runs):
+    findings = judge(load_study(runs))
+    assert [finding.verdict for finding in findings] == ["reproduced"] * 5
+    evidence = findings[2].evidence[0]
+    assert (evidence.class_name, evidence.seeds) == (NAMES[0], [0, 1, 2])
+    assert evidence.over_seeds.estimate == pytest.approx(-0.12)
+    assert evidence.values == pytest.approx([-0.12] * 3)
+    relative = findings[2].evidence[2].values
+    assert relative[1] == pytest.approx((360 / 480 - 1) - (790 / 900 - 1))
+    assert findings[3].evidence[1].values == pytest.approx([-0.025] * 3)  # remargin against its control
+    gap = findings[0].evidence[0].values[1]
+    assert gap == pytest.approx(0.9 - (900 + 120 + 90) / 3000)
+
+
+@pytest.mark.parametrize(
+    ("seed_effect", "verdict"),
+    [([-30, -30, -31], "reproduced"), ([30, 30, 31], "not reproduced"), ([-90, 0, 60], "not reproduced")],
+)
+def test_the_verdict_follows_the_interval_over_seeds(runs, seed_effect, verdict):
+    for seed, effect in enumerate(seed_effect):
+        natural, robust = shifted(BASE, seed)[0]
+        change(runs / f"remargin-None-None-5.0-{seed}" / "classwise.csv", num_boundary_errors=robust + effect - natural,
+               num_natural_errors=natural)  # fmt: skip
+    assert verdicts(runs)[4] == verdict
+
+
+def test_the_first_criterion_alone_is_partly(runs):
+    for seed in range(3):  # the control does as well as remargin: its steps, not its margins, are what helps
+        natural, robust = shifted(AFTER["remargin", None, None, 5.0], seed)[0]
+        change(runs / f"remargin-None-None-0.0-{seed}" / "classwise.csv", num_natural_errors=natural,
+               num_boundary_errors=robust - natural)  # fmt: skip
+    assert verdicts(runs)[4] == "partly reproduced"
+
+
+def test_two_seeds_and_missing_models_are_undecided(runs, tmp_path):
+    for folder in runs.glob("*-2"):
+        (folder / "classwise.csv").unlink()
+    for folder in runs.glob("combined*"):
+        for path in folder.glob("*"):
+            path.unlink()
+    findings = judge(load_study(runs))
+    assert {finding.verdict for finding in findings} == {"undecided"}
+    assert findings[4].missing == ("combined",)
+    assert list(claims.claim_rows(findings))[-1]["criterion"] == "no runs of combined"
+
+
+def test_validation_images_name_the_class(runs):
+    """On test images of one run another class is worse after retraining: the named class stays, the maximum moves."""
+    path = runs / "reweight-5.0-1.0-None-0" / "classwise.csv"
+    table = records.read_classwise(path)
+    of_other = (table["epoch"] == 10) & (table["split"] == "test") & (table["class_id"] == 1)
+    table.loc[of_other, ["num_natural_errors", "num_boundary_errors"]] = [700, 250]
+    table["natural_error"] = table["num_natural_errors"] / table["count"]
+    table["boundary_error"] = table["num_boundary_errors"] / table["count"]
+    table["robust_error"] = (table["num_natural_errors"] + table["num_boundary_errors"]) / table["count"]
+    records.write_frame(path, table)
+    evidence = judge(load_study(runs))[2].evidence[0]
+    assert evidence.class_name == NAMES[0]
+    assert evidence.values[0] == pytest.approx(-0.12)
+    assert evidence.of_maximum.estimate == pytest.approx((-0.12 - 0.12 + 0.70 - 0.477) / 3)
+
+
+def test_a_setting_with_fewer_seeds_that_validation_prefers_is_a_remark(runs):
+    better = [(300, 700), (60, 130), (40, 100)]
+    write_run(runs, "reweight", better, seed=0, alphas=(5.0, 5.0, None), base=shifted(BASE, 0))
+    study = load_study(runs)
+    assert study.settings["reweight"] == "reweight nat 5 bndy 1"
+    remarks = judge(study)[4].remarks
+    assert len(remarks) == 1
+    assert "reweight nat 5 bndy 5 on seed 0" in remarks[0]
+    assert "30.0 natural, 70.0 robust" in remarks[0]
+
+
+def outcome(errors, seed, generator):
+    """Outcomes whose counts are ``errors``, on random images of each class."""
+    natural, robust = np.zeros((2, len(errors), COUNT), dtype=bool)
+    for class_id, (num_natural, num_robust) in enumerate(errors):
+        order = generator.permutation(COUNT)
+        natural[class_id, order[:num_natural]] = True
+        robust[class_id, order[:num_robust]] = True
+    labels = np.repeat(np.arange(len(errors)), COUNT)
+    about = {"seed": seed, "method": "reweight"}
+    return Outcomes(labels, natural.ravel(), {EPSILON: robust.ravel()}, about)
+
+
+def test_outcomes_give_intervals_over_images_for_the_models_they_belong_to(runs):
+    generator = np.random.default_rng(0)
+    for seed in range(3):
+        for name, errors in (("base", BASE), ("reweight", AFTER["reweight", 5.0, 1.0, None])):
+            one = outcome(shifted(errors, seed), seed, generator)
+            write_outcomes(runs / "models" / name / f"seed{seed}.outcomes.safetensors", one)
+    write_outcomes(runs / "strange.outcomes.safetensors", outcome(NATURAL, 5, generator))  # belongs to no model
+    study = load_study(runs)
+    # The adversarial models count the same errors as the bases here: their outcomes serve both.
+    assert {role for role, _ in study.outcomes} == {"adversarial", "base", "reweight"}
+    findings = judge(study)
+    interval = findings[2].evidence[0].over_images
+    # Independent images: the deviation of a mean of three differences of shares of 1,000.
+    expected = np.sqrt((0.48 * 0.52 + 0.36 * 0.64) / COUNT / 3)
+    assert interval.estimate == pytest.approx(-0.12)
+    assert (interval.high - interval.low) / (2 * 1.96) == pytest.approx(expected, rel=0.15)
+    assert findings[3].evidence[0].over_images is None  # remargin has none
+
+
+def test_the_command_writes_page_and_claims_and_a_changed_number_changes_them(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report_cli, "_FIGURES", report_cli._FIGURES[1:2])  # each costs a second
+
+    def report(name):
+        assert report_cli.main([f"runs={runs}", f"out={tmp_path / name}", "figures=false"]) == 0
+        return (tmp_path / name / "report.html").read_text(encoding="utf-8")
+
+    before = report("a")
+    assert before == report("b")  # equal tables, equal bytes
+    printed = capsys.readouterr().out
+    assert "claim 3: REPRODUCED" in printed
+    assert "-12.0 points" in printed
+    assert "36.0 ± 0.3" in before  # reweight's natural error of the worst class
+    change(runs / "reweight-5.0-1.0-None-1" / "classwise.csv", num_natural_errors=300)
+    after = report("c")
+    assert "36.0 ± 0.3" not in after
+    assert "34.0 ± 3.5" in after
+    assert not (tmp_path / "c" / "exp2").exists()  # figures=false
+    table = pd.read_csv(tmp_path / "c" / "claims.csv")
+    assert list(table.columns) == list(claims.CLAIM_COLUMNS)
+    assert table.loc[(table["claim"] == 3), "estimate"].iloc[0] == pytest.approx((360 + 300 + 360 - 3 * 480) / 3000)
+
+
+def test_the_page_loads_nothing_and_shows_every_figure(runs, tmp_path):
+    assert report_cli.main([f"runs={runs}", f"out={tmp_path / 'out'}"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]+"', page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    images = re.findall(r'role="img" aria-label="([^"]+)"', page)
+    assert len(images) == 6  # no policy.csv, no grid
+    assert all(NAMES[0] in text or "reweight" in text for text in images)
+    for name in ("exp1/figure1.svg", "exp2/figure2.png", "exp3/figure3.pdf", "exp4/figure4.csv", "exp4/tradeoff.svg"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run=x"], "did you mean 'runs'"),
+        (["runs=nowhere"], "nothing found at 'nowhere'"),
+        (["figures=maybe"], "known: true, false"),
+        (["docs=nowhere"], "no such folder"),
+        (["epsilon=3"], "outside"),
+        (["attack=autoattack"], "the tables have pgd-20"),
+    ],
+)
+def test_mistakes_are_one_line(runs, capsys, arguments, message):
+    given = arguments if any(a.startswith("runs=") for a in arguments) else [f"runs={runs}", *arguments]
+    assert report_cli.main(given) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_marked_tables_are_made_anew_and_the_rest_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    new = markdown.rewrite(page, {"one": lambda: markdown.table(["a", "b"], [["1", "2"]])})
+    assert new == "before\n<!-- table: one -->\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n<!-- end -->\nafter\n"
+    with pytest.raises(UserError, match="no table is called 'one'; known: two"):
+        markdown.rewrite(page, {"two": str})
+    page.write_text("<!-- table: one -->\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has no <!-- end -->"):
+        markdown.rewrite(page, {"one": str})
+
+
+def test_numbers_of_the_documentation_are_written_alike():
+    assert markdown.share(0.4834) == ".483"
+    assert markdown.share(1.0) == "1.000"
+    assert markdown.mean_and_seeds([0.4, 0.5]) == "**.450** (.400, .500)"
+    assert markdown.mean_and_seeds([0.4]) == "**.400**"
+    assert markdown.percent(-0.251) == "-25 %"
+
+
+def test_alt_text_says_the_numbers():
+    numbers = pd.DataFrame({"class_name": ["Shirt"], "mean": [0.4812], "sd": [np.nan]})
+    assert alt_text("Errors", numbers) == "Errors. Columns: class name, mean, sd. Shirt, 0.481."
+
+
+def test_cells_hold_what_they_sort_by():
+    assert Grid("c", ["a"], [[Cell("1", "1")]]).footer == []
