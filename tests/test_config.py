@@ -26,6 +26,7 @@ TOP = {
     "output_dir": "outputs",
     "run_dir": None,
     "base_dir": None,
+    "logger": "none",
     "force": False,
     "device": "auto",
     "backend": "auto",
@@ -120,6 +121,7 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"frl": "remargin", "frl__margin_bounds": [2, 3]}, "one at most and one at least 1"),
         ({"frl": "remargin", "tau__bndy": -1}, r"tau\.bndy=-1: must lie in \[0, 1\]"),
         ({"device": "tpu"}, "device=tpu: unknown choice; known: auto, cpu, cuda"),
+        ({"logger": "tensorbord"}, r"logger=tensorbord: unknown choice; did you mean tensorboard\? known: none, "),
         ({"backend": "jax"}, "backend=jax: unknown choice; known: auto, torch, native"),
     ],
 )
@@ -138,6 +140,7 @@ def test_machine_settings_change_neither_name_nor_hash():
             device="cpu",
             backend="torch",
             num_threads=1,
+            logger="tensorboard",
             dataset__root="x",
             dataset__download=False,
             dataset__cache_dir="y",
@@ -270,7 +273,7 @@ departures.overall_over_22 departures.scrambled_labels departures.weight_by_pred
 evaluation.early_stop evaluation.epsilons evaluation.num_restarts evaluation.num_steps evaluation.num_validation
 evaluation.random_start evaluation.step_size evaluation.validation_every force frl.accumulate frl.epsilon
 frl.margin_bounds frl.margin_centred frl.num_steps frl.num_validation frl.step_size frl.update_every frl.weight_rule
-init_from num_threads output_dir retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts
+init_from logger num_threads output_dir retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts
 retrain.attack.num_steps retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd
 retrain.attack.step_size retrain.beta retrain.objective retrain.trainer.batch_size retrain.trainer.ema_decay
 retrain.trainer.learning_rate retrain.trainer.lr_decay_every retrain.trainer.lr_decay_factor

@@ -280,6 +280,7 @@ class _RunKeys(_Machine):
     init_from: str | None = _key()
     run_dir: str | None = _key(is_machine=True)
     base_dir: str | None = _key(is_machine=True)
+    logger: str = _key(one_of=("none", "tensorboard"), is_machine=True)
     force: bool = _key(is_machine=True)
 
 
@@ -525,7 +526,9 @@ def _check_value(key: str, value: Any, metadata: Mapping[str, Any], *, shown: st
     if value is None:
         return
     if metadata.get("one_of") is not None and value not in metadata["one_of"]:
-        raise UserError(f"{key}={shown}: unknown choice; known: {', '.join(metadata['one_of'])}")
+        close = difflib.get_close_matches(shown, metadata["one_of"], n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"{key}={shown}: unknown choice; {hint}known: {', '.join(metadata['one_of'])}")
     if metadata.get("bounds") is not None:
         for number in value if isinstance(value, list) else [value]:
             if not within(number, metadata["bounds"]):

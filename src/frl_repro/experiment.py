@@ -29,6 +29,7 @@ from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import STATE_FILE, Bench, Fitted, fit, new_model
 from frl_repro.lockstep import grouped, runs_at_once, share_out
+from frl_repro.loggers import LOGGERS, forget
 from frl_repro.measure import resolve_device, set_up_machine
 from frl_repro.progress import LOGGER
 from frl_repro.provenance import describe
@@ -100,6 +101,7 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
     for folder, config in by_folder.items():
         try:
             if folder_status(folder, config) != "finished" or config.keys.force:
+                LOGGERS[config.keys.logger].check()
                 to_do[folder] = config
                 continue
             LOGGER.info("finished already: %s (force=true repeats it)\n%s", folder, _result_table(folder))
@@ -306,10 +308,12 @@ def _open(
         device=device,
         backend=choose_backend(config.keys.backend, model, device),
         folder=folder,
+        logger=LOGGERS[config.keys.logger](folder, to_dict(config)),
         started=started,
     )
     folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(_only_process(folder, wait=wait))
+    held.callback(bench.logger.close)
     # Asked only now: another process may have finished the run since `run_all` looked.
     status = folder_status(folder, config)
     if status == "finished" and not config.keys.force:
@@ -324,6 +328,7 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
         # In this order, so that a repeated run neither looks finished nor continues from the one before.
         (folder / STATE_FILE).unlink(missing_ok=True)
         (folder / DONE_FILE).unlink()
+        forget(folder)
     for leftover in folder.glob(TEMPORARY_PATTERN):
         leftover.unlink()
     provenance = {
@@ -352,6 +357,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     records.write_table(folder / HISTORY_FILE, fitted.history, records.HISTORY_COLUMNS)
     if config.retrain is not None:
         records.write_table(folder / POLICY_FILE, fitted.policy_rows, records.POLICY_COLUMNS)
+    bench.logger.update(fitted.history, rows, fitted.policy_rows)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
     records.write_json(folder / RUN_FILE, {**opened.provenance, **effort})

@@ -21,6 +21,7 @@ from frl_repro.backends import Backend
 from frl_repro.config import RunConfig
 from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError
+from frl_repro.loggers import Logger
 from frl_repro.measure import measure
 from frl_repro.models import build_model, stack
 from frl_repro.progress import LOGGER, bar
@@ -50,6 +51,7 @@ class Bench:
     device: torch.device
     backend: Backend
     folder: Path
+    logger: Logger
     started: float
 
     @property
@@ -162,7 +164,7 @@ class _Training:
             self.average.update_parameters(self.model)
 
     def end_epoch(self, summary: EpochSummary | Diverged, policy_rows: list[dict[str, Any]], *, note: str) -> None:
-        """Record an epoch, measure the validation split where that is due, and save the state."""
+        """Record an epoch, measure the validation split where that is due, save the state, and show it all."""
         bench, num_epochs = self.bench, self.trainer.num_epochs
         epoch = self.num_done + 1
         if isinstance(summary, Diverged):
@@ -196,6 +198,7 @@ class _Training:
                 "seconds": self.earlier_seconds + time.perf_counter() - bench.started,
             },
         )
+        bench.logger.update(self.history, self.rows, self.policy_rows)
 
     def _measure_before(self, before: dict[str, list[dict[str, Any]]]) -> None:
         """Measure what retraining starts from as everything after it is, so that before and after are one table.
