@@ -128,7 +128,9 @@ def percent(value: float) -> str:
 
 def points(interval: statistics.Interval) -> str:
     """``-2.4 [-3.8, -1.0]``, in points."""
-    return f"{100 * interval.estimate:+.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    # Adding 0 turns the -0.0 of a rounded small number into 0.0.
+    estimate, low, high = (round(100 * value, 1) + 0 for value in (interval.estimate, interval.low, interval.high))
+    return f"{estimate:+.1f} [{low:.1f}, {high:.1f}]"
 
 
 def experiment1(df: DataFrame) -> str:
@@ -241,18 +243,15 @@ def experiments3and4(df: DataFrame, policy: DataFrame) -> str:
         ("combined, `alpha.margin=1`", "combined", "after", {"margin": 1}),
         ("combined, `alpha.margin=5`", "combined", "after", {"margin": 5}),
     ]
-    radius = {"remargin": 8, "reweight": 16, "combined": 16}  # grey levels that margins are factors of
     rows = []
     for name, method, when, alphas in settings:
         model = find_model(df, method, alphas, when=when)
         errors = [np.mean(model.of(quantity, _HIGH, of)) for of in (_HARD, None) for quantity in _QUANTITIES]
-        margin = "-"
-        if when == "after":
-            run_ids = set(model.rows["run_id"])
-            last = policy[policy["run_id"].isin(run_ids) & (policy["class_name"] == _HARD)]
-            last = last[last["epoch"] == last.groupby("run_id")["epoch"].transform("max")]
-            factor = last["margin"].fillna(1).mean()
-            margin = "16/255" if method == "reweight" else f"{radius[method] * factor:.1f}/255"
+        margin = "16/255" if method == "reweight" and when == "after" else "-"
+        if "margin" in alphas:
+            of_class = policy[policy["run_id"].isin(set(model.rows["run_id"])) & (policy["class_name"] == _HARD)]
+            last = of_class[of_class["epoch"] == of_class.groupby("run_id")["epoch"].transform("max")]
+            margin = f"{255 * last['margin'].mean():.1f}/255"
         rows.append([name, ", ".join(map(str, model.seeds)), *(share(float(e)) for e in errors), margin])
     header = ["", "seeds", f'"{_HARD}" natural', f'"{_HARD}" robust', "all natural", "all robust"]
     return table([*header, f'margin of "{_HARD}" at the end'], rows)
