@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("clean", "perturbation", "attacked")
 _ROW_HEIGHT = 1.02  # inches: an image and the prediction above it
-_TITLE_HEIGHT = 0.45
+_TITLE_HEIGHT = 0.55  # three lines
 
 
 def examples_figure(examples: Examples) -> Figure:
@@ -49,7 +49,8 @@ def examples_figure(examples: Examples) -> Figure:
                 axes[1].set_title("perturbation", fontsize=6.5, pad=2)
         figure.suptitle(
             f"{examples.about['method']}, {examples.about['attack'].upper()}, ε = {format_epsilon(epsilon)}\n"
-            "prediction before (left) and after the attack (right); perturbation: white +ε, black -ε",
+            "above images: prediction before (left) and after the attack (right)\n"
+            "perturbation: white +ε, black -ε, grey none",
             fontsize=6.5,
         )
     return figure
