@@ -11,6 +11,7 @@ import pytest
 
 from frl_repro import cli, records
 from frl_repro.data import fashion_mnist
+from frl_repro.errors import UserError
 from frl_repro.examples import read_examples
 from frl_repro.outcomes import read_outcomes
 
@@ -89,6 +90,29 @@ def test_a_mistake_is_one_line_with_exit_code_1_and_nothing_is_written(line, mon
         return
     assert errors.count("\n") == 1
     assert list(in_tmp.iterdir()) == []
+
+
+def test_settings_composed_from_python_are_those_of_the_command_line(monkeypatch, in_tmp):
+    config = cli.configure("dataset=synthetic", "frl=reweight", "alpha.nat=5", "attack.epsilon=${px:4}")
+    assert (config.frl.name, config.alpha.nat, config.attack.epsilon) == ("reweight", 5.0, 4 / 255)
+    assert call(monkeypatch, *TINY) == 0
+    (folder,) = Path("outputs").iterdir()
+    assert cli.configure(*TINY).folder == Path("outputs") / folder.name
+    evaluation = cli.configure_evaluation(f"checkpoint={folder}/model.safetensors", "dataset=synthetic")
+    assert (evaluation.keys.checkpoint, evaluation.dataset.name) == (f"{folder}/model.safetensors", "synthetic")
+
+
+@pytest.mark.parametrize("line", ["alpha.natt=5", "alpha.nat=5", "frl=reweigth", "seed=0,1", "trainer.num_epochs=-1"])
+def test_settings_composed_from_python_are_refused_alike(line):
+    with pytest.raises(UserError) as refused:
+        cli.configure(*line.split())
+    assert REFUSED[line] in str(refused.value)
+
+
+@pytest.mark.parametrize("flag", ["-m", "--help", "--cfg=job"])
+def test_flags_configure_no_run(flag):
+    with pytest.raises(UserError, match=f"'{flag}' is a flag of the command line: only settings key=value"):
+        cli.configure(flag, "seed=0,1")
 
 
 def test_a_truncated_image_file_is_refused_by_name_and_never_cached(monkeypatch, capsys, in_tmp):

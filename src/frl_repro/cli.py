@@ -281,6 +281,51 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
         raise UserError(_first_line(error)) from None
 
 
+def configure(*overrides: str) -> RunConfig:
+    """Return the settings of one run, checked as those of a command line are: what `frl_repro.experiment.run` takes.
+
+    Parameters
+    ----------
+    *overrides : str
+        As on the command line of ``train.py``: ``"frl=reweight"``, ``"alpha.nat=5"``.
+
+    Raises
+    ------
+    UserError
+        A flag, several values of a key, or what `check_command_line` refuses.
+    """
+    from frl_repro.config import RunConfig, parse
+
+    return parse(_composed(overrides, "config"), RunConfig)
+
+
+def configure_evaluation(*overrides: str) -> EvaluateConfig:
+    """Return the settings of one measurement, for `frl_repro.measure.measure_checkpoint`; see `configure`.
+
+    Parameters
+    ----------
+    *overrides : str
+        As on the command line of ``scripts/evaluate.py``: ``"checkpoint=model.safetensors"``.
+    """
+    from frl_repro.config import EvaluateConfig, parse
+
+    return parse(_composed(overrides, "evaluate"), EvaluateConfig)
+
+
+def _composed(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
+    """Return the checked settings of one job as plain containers."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        if override.startswith("-"):
+            raise UserError(f"{override!r} is a flag of the command line: only settings key=value configure a run")
+    _register_resolvers()
+    check_command_line(overrides, config_name)
+    with initialize_config_dir(str(_config_dir()), version_base="1.3"):
+        return _plain(OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True))
+
+
 def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return flags and overrides of a command line in which they may be mixed.
 
