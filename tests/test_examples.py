@@ -5,8 +5,10 @@ import pytest
 from matplotlib.text import Text
 from safetensors.numpy import save_file
 
+from frl_repro import plot_cli
 from frl_repro.errors import UserError
-from frl_repro.examples import Examples, read_examples, write_examples
+from frl_repro.examples import EXAMPLES_FILE, Examples, read_examples, write_examples
+from frl_repro.figures import IMAGE_FIGURES
 from frl_repro.figures.examples import examples_figure, examples_numbers
 
 ABOUT = {
@@ -62,3 +64,47 @@ def test_the_numbers_say_it_in_words():
         {"class_name": "Shirt", "predicted_before": "Shirt", "predicted_after": "Bag"},
         {"class_name": "Bag", "predicted_before": "Bag", "predicted_after": "Bag"},
     ]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A folder of a measurement that kept images."""
+    folder = tmp_path / "kept" / "a"
+    folder.mkdir(parents=True)
+    write_examples(folder / EXAMPLES_FILE, some())
+    return folder
+
+
+def test_the_command_draws_them(kept, tmp_path, capsys):
+    assert IMAGE_FIGURES["examples"].file == EXAMPLES_FILE
+    for runs in (kept.parent, kept / EXAMPLES_FILE):
+        out = tmp_path / f"of {runs.name}"
+        assert plot_cli.main(["figure=examples", f"runs={runs}", f"out={out}", "formats=png"]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"wrote {out / name}" for name in ("examples.png", "examples.csv")
+        ]
+        assert (out / "examples.csv").read_text().splitlines() == [
+            "class_name,predicted_before,predicted_after", "Shirt,Shirt,Bag", "Bag,Bag,Bag",
+        ]  # fmt: skip
+        assert (out / "examples.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("key", ["epsilon=8/255", "where=seed=0", "attack=pgd-20", "table=true"])
+def test_the_command_refuses_keys_that_choose_rows_of_tables(kept, tmp_path, capsys, key):
+    assert plot_cli.main(["figure=examples", f"runs={kept}", f"out={tmp_path / 'o'}", key]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {key.split('=')[0]}= has no effect with figure=examples: ")
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_command_says_how_to_keep_some_and_which_to_choose(kept, tmp_path, capsys):
+    (tmp_path / "none").mkdir()
+    assert plot_cli.main(["figure=examples", f"runs={tmp_path / 'none'}", f"out={tmp_path / 'o'}"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: no {EXAMPLES_FILE} under ")
+    assert message.endswith("keep one with `python scripts/evaluate.py checkpoint=FILE num_examples=2`\n")
+    other = kept.with_name("b")
+    other.mkdir()
+    write_examples(other / EXAMPLES_FILE, some())
+    assert plot_cli.main(["figure=examples", f"runs={kept.parent}", f"out={tmp_path / 'o'}"]) == 1
+    expected = f"error: figure=examples shows one {EXAMPLES_FILE}, there are 2: runs= one of {kept}, {other}\n"
+    assert capsys.readouterr().err == expected

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from frl_repro import plot_cli, records
 from frl_repro.errors import UserError
-from frl_repro.figures import FIGURES, style
+from frl_repro.figures import FIGURES, IMAGE_FIGURES, style
 from frl_repro.figures.figure1 import figure1, figure1_numbers
 
 ROOT = Path(__file__).parents[1]
@@ -288,7 +288,7 @@ def test_help_shows_every_key_figure_and_examples(arguments, capsys):
     text = capsys.readouterr().out
     for word in ("figure", "runs", "epsilon", "attack", "out", "formats", "table"):
         assert f"\n  {word}" in text
-    for name in FIGURES:
+    for name in (*FIGURES, *IMAGE_FIGURES):
         assert f"figure={name}" in text
     assert "figure=1 runs=outputs/reference" in text
 
@@ -322,7 +322,7 @@ def test_command_refuses_in_one_line(runs, tmp_path, capsys, argument, message):
 
 def test_command_refuses_an_unknown_figure(capsys):
     assert plot_cli.main(["figure=12"]) == 1
-    known = "1, 2, 3, 4, grid, trajectory, settings, tradeoff"
+    known = "1, 2, 3, 4, grid, trajectory, settings, tradeoff, examples"
     assert capsys.readouterr().err == f"error: figure=12 is unknown, did you mean '2'?; known: {known}\n"
 
 

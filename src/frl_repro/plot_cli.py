@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frl_repro.figures import FIGURES
+from frl_repro.errors import UserError
+from frl_repro.figures import FIGURES, IMAGE_FIGURES
 from frl_repro.helptext import program_name
 from frl_repro.keyvalue import choice, parse_epsilon, run, usage_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from frl_repro.figures import Drawing, FigureEntry, ImageFigureEntry
+
 # Without arguments: the published figure from the published tables.
 _DEFAULT_FIGURE = "1"
 _DEFAULT_RUNS = "outputs/reference"
 _DEFAULT_FORMATS = "png,svg,pdf"
 _SWITCH = {"true": True, "false": False}
+_OF_TABLES = ("epsilon", "where", "attack", "table")  # keys that choose rows of tables
 
 _KEYS = {
     "figure": f"which figure; see below   [{_DEFAULT_FIGURE}]",
@@ -39,6 +43,7 @@ _EXAMPLES = """\
   {program} figure=1 runs=outputs/reference table=true
   {program} figure=2 runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1
   {program} figure=grid runs=outputs/exp2
+  {program} figure=examples runs=outputs/reference/models/combined
 """
 
 
@@ -64,13 +69,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(given: dict[str, str]) -> str:
     from frl_repro.figures.style import save
-    from frl_repro.records import find_tables, read_classwise, read_policy, write_frame
+    from frl_repro.records import write_frame
+
+    options = _options(given)
+    if options.figure in IMAGE_FIGURES:
+        _refuse_keys_of_tables(given, options.figure)
+        drawing, tables = _from_images(IMAGE_FIGURES[options.figure], options), ""
+    else:
+        drawing, tables = _from_tables(FIGURES[options.figure], options)
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"figure{options.figure}" if options.figure.isdigit() else options.figure
+    numbers = options.out / f"{name}.csv"
+    write_frame(numbers, drawing.numbers)
+    written = [*save(drawing.figure, options.out, name, options.formats), numbers]
+    note = [f"{drawing.note}\n"] if drawing.note else []
+    return "".join([tables, *note, *(f"wrote {path}\n" for path in written)])
+
+
+def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
+    """Draw from the rows that the options choose; with it the errors by class of each run as text, where asked for."""
+    from frl_repro.records import find_tables, read_classwise, read_policy
     from frl_repro.selection import select_where
     from frl_repro.text_tables import class_table
     from frl_repro.variants import with_variants
 
-    options = _options(given)
-    entry = FIGURES[options.figure]
     paths = find_tables(options.runs, entry.table)
     is_classwise = entry.table == "classwise.csv"
     df = with_variants(read_classwise(paths) if is_classwise else read_policy(paths), paths)
@@ -79,20 +102,30 @@ def _draw(given: dict[str, str]) -> str:
     if epsilon is None:
         epsilon = float(df["epsilon"].max()) if "epsilon" in df.columns else 0.0
     drawing = entry.draw(df, epsilon=epsilon, attack=options.attack)
-
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = f"figure{options.figure}" if options.figure.isdigit() else options.figure
-    numbers = options.out / f"{name}.csv"
-    write_frame(numbers, drawing.numbers)
-    written = [*save(drawing.figure, options.out, name, options.formats), numbers]
     tables = [class_table(rows) for _, rows in df.groupby("run_id")] if is_classwise and options.table else []
-    note = [f"{drawing.note}\n"] if drawing.note else []
-    return "".join([*tables, *note, *(f"wrote {path}\n" for path in written)])
+    return drawing, "".join(tables)
+
+
+def _from_images(entry: ImageFigureEntry, options: _Options) -> Drawing:
+    """Draw from the one file of images that ``runs=`` stands for."""
+    from frl_repro.records import find_tables
+
+    paths = find_tables(options.runs, entry.file, hint=f"keep one with `{entry.keep}`")
+    if len(paths) > 1:
+        found = ", ".join(str(path.parent) for path in paths)
+        raise UserError(f"figure={options.figure} shows one {entry.file}, there are {len(paths)}: runs= one of {found}")
+    return entry.draw(paths[0])
+
+
+def _refuse_keys_of_tables(given: dict[str, str], figure: str) -> None:
+    for key in _OF_TABLES:
+        if key in given:
+            raise UserError(f"{key}= has no effect with figure={figure}: images are shown as they were kept")
 
 
 def _options(given: dict[str, str]) -> _Options:
     return _Options(
-        figure=choice("figure", given.get("figure", _DEFAULT_FIGURE), FIGURES),
+        figure=choice("figure", given.get("figure", _DEFAULT_FIGURE), (*FIGURES, *IMAGE_FIGURES)),
         runs=given.get("runs", _DEFAULT_RUNS),
         where=given.get("where", ""),
         epsilon=parse_epsilon(given["epsilon"]) if "epsilon" in given else None,
@@ -111,9 +144,11 @@ def _formats(text: str) -> tuple[str, ...]:
 
 def _usage() -> str:
     program = program_name()
-    figures = "\n".join(f"  figure={name:<12}{entry.summary}" for name, entry in FIGURES.items())
+    summaries = {name: entry.summary for name, entry in FIGURES.items()}
+    summaries |= {name: entry.summary for name, entry in IMAGE_FIGURES.items()}
+    figures = "\n".join(f"  figure={name:<12}{summary}" for name, summary in summaries.items())
     return usage_text(
-        "Draw a figure from the tables (classwise.csv) of finished runs; needs no data set and no training.",
+        "Draw a figure from the tables of finished runs, or from kept images; needs no data set and no training.",
         program=program,
         keys=_KEYS,
         sections={"figures": figures, "examples": _EXAMPLES.format(program=program).rstrip("\n")},

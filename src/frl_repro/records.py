@@ -213,7 +213,7 @@ def read_policy(paths: Iterable[str | Path]) -> DataFrame:
     return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
 
 
-def find_tables(runs: str | Path, name: str = "classwise.csv") -> list[Path]:
+def find_tables(runs: str | Path, name: str = "classwise.csv", *, hint: str = "is a run finished there?") -> list[Path]:
     """Sorted paths of the tables called ``name`` that ``runs`` stands for.
 
     Parameters
@@ -224,6 +224,8 @@ def find_tables(runs: str | Path, name: str = "classwise.csv") -> list[Path]:
         name that exists is taken literally, commas and brackets included.
     name
         File name of the tables.
+    hint
+        What to do where there is none; ends the message.
 
     Raises
     ------
@@ -234,7 +236,7 @@ def find_tables(runs: str | Path, name: str = "classwise.csv") -> list[Path]:
     parts = [text] if Path(text).expanduser().exists() else [part.strip() for part in text.split(",")]
     found: set[Path] = set()
     for part in parts:
-        found.update(_find_tables_in(part, name))
+        found.update(_find_tables_in(part, name, hint))
     return sorted(found)
 
 
@@ -362,7 +364,7 @@ def _cell(value: Any) -> str:
     return repr(float(value)) if isinstance(value, float | np.floating) else str(value)
 
 
-def _find_tables_in(part: str, name: str) -> list[Path]:
+def _find_tables_in(part: str, name: str, hint: str) -> list[Path]:
     path = Path(part).expanduser()
     if path.is_file():
         return [path]
@@ -376,7 +378,7 @@ def _find_tables_in(part: str, name: str) -> list[Path]:
         tables = [match for match in matches if match.name == name and match.is_file()]
         tables += [table for match in matches if match.is_dir() for table in _tables_below(match, name)]
     if not tables:
-        raise UserError(f"no {name} under {part!r}: is a run finished there?")
+        raise UserError(f"no {name} under {part!r}: {hint}")
     return tables
 
 

@@ -1,7 +1,8 @@
-"""Figures drawn from tidy tables alone: no torch, no data set, no training.
+"""Figures drawn from tidy tables, and from kept images: no torch, no data set, no training.
 
-`FIGURES` maps a figure's name on the command line to its entry. To add one, write a module with its drawing function
-and an entry here. Drawing code is imported when a figure is drawn, so that listing the figures stays fast.
+`FIGURES` maps a figure's name on the command line to its entry; `IMAGE_FIGURES` does for those that show images. To add
+one, write a module with its drawing function and an entry here. Drawing code is imported when a figure is drawn, so
+that listing the figures stays fast.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -37,6 +41,16 @@ class FigureEntry:
     summary: str
     draw: Draw
     table: str = "classwise.csv"
+
+
+@dataclass(frozen=True)
+class ImageFigureEntry:
+    """As `FigureEntry`, for a figure that is drawn from one file of images; ``keep`` is the command that leaves one."""
+
+    summary: str
+    draw: Callable[[Path], Drawing]
+    file: str
+    keep: str
 
 
 # matplotlib is slow to import: each function brings in its own figure.
@@ -109,4 +123,22 @@ FIGURES: dict[str, FigureEntry] = {
     "trajectory": FigureEntry("class errors, weights and margins over epochs", _draw_trajectory, table="policy.csv"),
     "settings": FigureEntry("average and worst-class errors of every setting side by side", _draw_settings),
     "tradeoff": FigureEntry("average against worst-class robust accuracy, one point a run", _draw_tradeoff),
+}
+
+
+def _draw_examples(path: Path) -> Drawing:
+    from frl_repro.examples import read_examples
+    from frl_repro.figures.examples import examples_figure, examples_numbers
+
+    examples = read_examples(path)
+    return Drawing(figure=examples_figure(examples), numbers=examples_numbers(examples))
+
+
+IMAGE_FIGURES: dict[str, ImageFigureEntry] = {
+    "examples": ImageFigureEntry(
+        "images of a model's worst and best class, clean and attacked",
+        _draw_examples,
+        file="examples.safetensors",
+        keep="python scripts/evaluate.py checkpoint=FILE num_examples=2",
+    ),
 }
