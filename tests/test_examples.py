@@ -1,5 +1,7 @@
 """Example images: kept by a measurement, drawn, refused."""
 
+import io
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -10,6 +12,7 @@ from frl_repro.errors import UserError
 from frl_repro.examples import EXAMPLES_FILE, Examples, read_examples, write_examples
 from frl_repro.figures import IMAGE_FIGURES
 from frl_repro.figures.examples import examples_figure, examples_numbers
+from frl_repro.figures.style import paper_style
 
 ABOUT = {
     "class_names": ["Shirt", "Bag"], "worst": "Shirt", "best": "Bag", "epsilon": 16 / 255, "attack": "pgd-20",
@@ -57,6 +60,17 @@ def test_the_figure_shows_images_and_predictions(channels):
         perturbation if channels == 3 else perturbation[..., None], change * 255 / 32 + 0.5, atol=1e-6
     )
     assert any("16/255" in text.get_text() for text in figure.findobj(Text))
+
+
+def test_every_text_stays_on_the_page():
+    figure = examples_figure(some())
+    with paper_style():
+        figure.savefig(io.BytesIO(), format="png", dpi=figure.dpi)  # the layout is settled while drawing
+    for text in figure.findobj(Text):
+        if text.get_text() and text.get_visible():
+            box = text.get_window_extent()
+            assert figure.bbox.x0 - 1 <= box.x0 <= box.x1 <= figure.bbox.x1 + 1, text
+            assert figure.bbox.y0 - 1 <= box.y0 <= box.y1 <= figure.bbox.y1 + 1, text
 
 
 def test_the_numbers_say_it_in_words():
