@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from frl_repro import config as configuration
-from frl_repro.config import GROUPS, EvaluateConfig, RunConfig, all_keys, parse, within
+from frl_repro.config import GROUPS, EvaluateConfig, RunConfig, SanityConfig, all_keys, parse, within
 from frl_repro.errors import UserError
 from frl_repro.paths import CONFIG_DIR
 
@@ -221,10 +221,17 @@ def test_every_choice_has_a_file_and_every_file_is_a_choice():
         assert yaml.safe_load(path.read_text())["name"] == path.stem
 
 
-@pytest.mark.parametrize("path", [*yaml_files(), CONFIG_DIR / "config.yaml", CONFIG_DIR / "evaluate.yaml"], ids=str)
+TOP_FILES = {
+    "config": configuration._RunKeys,
+    "evaluate": configuration._EvaluateKeys,
+    "sanity": configuration._SanityKeys,
+}
+
+
+@pytest.mark.parametrize("path", [*yaml_files(), *(CONFIG_DIR / f"{name}.yaml" for name in TOP_FILES)], ids=str)
 def test_every_key_is_documented_with_the_range_that_is_enforced(path):
     if path.parent == CONFIG_DIR:
-        schema = {"config": configuration._RunKeys, "evaluate": configuration._EvaluateKeys}[path.stem]
+        schema = TOP_FILES[path.stem]
     else:
         schema = GROUPS[path.parent.name][path.stem]
         if path.parent.name == "frl":
@@ -262,6 +269,8 @@ def test_every_key_of_a_method_is_documented_with_the_range_that_is_enforced(rec
 def test_the_key_list_is_a_contract():
     assert sorted(all_keys(RunConfig)) == KEYS.split()
     assert set(all_keys(EvaluateConfig)) - set(all_keys(RunConfig)) == {"checkpoint", "num_examples"}
+    own = set(all_keys(SanityConfig)) - set(all_keys(RunConfig))
+    assert own == {"checkpoint", "epsilon", "num_images", "num_steps", "other"}
 
 
 KEYS = """

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
-    from frl_repro.config import EvaluateConfig, RunConfig
+    from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig
 
-    Kind = type[RunConfig] | type[EvaluateConfig]
+    Kind = type[RunConfig] | type[EvaluateConfig] | type[SanityConfig]
 
     class Act(Protocol):
         """What the jobs of a command do; returns for each why it failed, or None."""
@@ -59,6 +59,14 @@ def evaluate_main() -> int:
     return _main("evaluate", _evaluate)
 
 
+def sanity_main() -> int:
+    """Check a checkpoint's robustness: the entry point of ``scripts/sanity.py`` and ``frl-sanity``.
+
+    Returns the exit code: 0 when every check that was run passes, 1 otherwise.
+    """
+    return _main("sanity", _sanity)
+
+
 def _train(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
     from frl_repro.config import RunConfig, parse
     from frl_repro.experiment import run_all
@@ -78,6 +86,21 @@ def _evaluate(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -
     for composed in jobs:
         try:
             measure_checkpoint(parse(composed, EvaluateConfig), command=command)
+            outcomes.append(None)
+        except Exception as problem:
+            outcomes.append(problem)
+    return outcomes
+
+
+def _sanity(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
+    from frl_repro.config import SanityConfig, parse
+    from frl_repro.sanity import check_checkpoint
+
+    del is_sweep  # as with measurements
+    outcomes: list[Exception | None] = []
+    for composed in jobs:
+        try:
+            check_checkpoint(parse(composed, SanityConfig), command=command)
             outcomes.append(None)
         except Exception as problem:
             outcomes.append(problem)
@@ -240,7 +263,7 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
     arguments : sequence of str
         The command line without the program.
     config_name : str
-        ``"config"`` (train) or ``"evaluate"``.
+        ``"config"`` (train), ``"evaluate"`` or ``"sanity"``.
 
     Raises
     ------
@@ -253,9 +276,10 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from frl_repro.config import EvaluateConfig, RunConfig, parse
+    from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig, parse
 
-    kind: Kind = RunConfig if config_name == "config" else EvaluateConfig
+    kinds: dict[str, Kind] = {"config": RunConfig, "evaluate": EvaluateConfig, "sanity": SanityConfig}
+    kind = kinds[config_name]
     is_sweep = _is_sweep(arguments)
     texts = _split_arguments(arguments)[1]
     parser = OverridesParser.create()

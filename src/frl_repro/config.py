@@ -293,6 +293,19 @@ class _EvaluateKeys(_Machine):
     num_examples: int = _key("[0, inf)", is_machine=True)  # adds a file, changes no number
 
 
+@dataclass
+class _SanityKeys(_Machine):
+    """Keys of conf/sanity.yaml outside every group."""
+
+    checkpoint: str = _key()
+    other: str | None = _key()
+    seed: int | None = _key("[0, inf)")
+    num_images: int | None = _key("[1, inf)")
+    epsilon: float = _key("(0, 1)")
+    num_steps: int = _key("[1, inf)")
+    run_dir: str | None = _key(is_machine=True)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """A checked configuration of one training run; see the YAML files for the meaning of the keys."""
@@ -407,7 +420,21 @@ class EvaluateConfig:
         return _hash(self)
 
 
-Config = RunConfig | EvaluateConfig
+@dataclass(frozen=True)
+class SanityConfig:
+    """A checked configuration of the sanity checks of a checkpoint."""
+
+    model: LeNet5Config
+    dataset: FashionMNISTConfig | SyntheticConfig
+    keys: _SanityKeys
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits of the sha256 of every setting that is not a machine setting."""
+        return _hash(self)
+
+
+Config = RunConfig | EvaluateConfig | SanityConfig
 C = TypeVar("C", bound=Config)
 
 
@@ -448,7 +475,7 @@ def _sections_of(kind: type[Any]) -> list[str]:
 
 
 def _top_level_of(kind: type[Any]) -> type:
-    return _RunKeys if kind is RunConfig else _EvaluateKeys
+    return {RunConfig: _RunKeys, EvaluateConfig: _EvaluateKeys, SanityConfig: _SanityKeys}[kind]
 
 
 def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
@@ -459,7 +486,7 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     composed : mapping
         Plain nested containers, interpolations resolved.
     kind : type
-        `RunConfig` or `EvaluateConfig`.
+        `RunConfig`, `EvaluateConfig` or `SanityConfig`.
 
     Raises
     ------
@@ -473,8 +500,9 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
         parts[name] = None if is_absent else _parse_node(_SECTIONS[name], composed.get(name, {}), f"{name}.")
     top_values = {name: value for name, value in composed.items() if name not in (*groups, *sections)}
     config = kind(**parts, keys=_parse_node(_top_level_of(kind), top_values, ""))
-    _check_dataset(config.dataset, config.evaluation)
-    _check_evaluation(config.evaluation)
+    _check_dataset(config.dataset, None if isinstance(config, SanityConfig) else config.evaluation)
+    if not isinstance(config, SanityConfig):
+        _check_evaluation(config.evaluation)
     if isinstance(config, RunConfig):
         _check_attack("attack", config.attack, config.trainer.batch_size)
         _check_retraining(config)
@@ -627,8 +655,8 @@ def unknown_key(key: str, kind: type[Config]) -> str:
     )
 
 
-def _check_dataset(dataset: FashionMNISTConfig | SyntheticConfig, evaluation: PGDEvaluationConfig) -> None:
-    if dataset.validation_fraction == 0 and evaluation.num_validation is not None:
+def _check_dataset(dataset: FashionMNISTConfig | SyntheticConfig, evaluation: PGDEvaluationConfig | None) -> None:
+    if dataset.validation_fraction == 0 and evaluation is not None and evaluation.num_validation is not None:
         raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")
     if isinstance(dataset, FashionMNISTConfig) and dataset.split_seed != 0:
         takes_all = (dataset.validation_fraction, dataset.num_train, dataset.num_test) == (0, None, None)

@@ -56,6 +56,25 @@ Flags
   -h, --help        this text
 """
 
+_SANITY = """\
+Check that a checkpoint's robustness is real: thresholds, reasons and sources in docs/sanity.md.
+
+Exit code 0: every check that was run passes; 1: some do not, and a line on stderr names them.
+
+Usage
+  {program} checkpoint=FILE [other=FILE] [group=choice ...] [key=value ...]
+
+Examples
+  {program} checkpoint=outputs/<run>/model.safetensors other=outputs/<run of another seed>/model.safetensors
+  {program} checkpoint=lenet.pt epsilon=8/255 num_images=null
+
+Flags
+  --cfg job         print the composed settings instead of running
+  -h, --help        this text
+"""
+
+_INTRODUCTIONS = {"config": _TRAIN, "evaluate": _EVALUATE, "sanity": _SANITY}
+
 
 def program_name() -> str:
     """Return how this program is called: ``python train.py``, also from elsewhere by path, or the console script."""
@@ -71,13 +90,13 @@ def help_text(config_dir: Path, config_name: str, program: str) -> str:
     config_dir : Path
         The folder ``conf``.
     config_name : str
-        ``"config"`` (train) or ``"evaluate"``.
+        ``"config"`` (train), ``"evaluate"`` or ``"sanity"``.
     program : str
         How the program was called.
     """
     main = (config_dir / f"{config_name}.yaml").read_text(encoding="utf-8")
     defaults = dict(re.findall(r"^  - ([a-z]+): ([a-z0-9_]+)", main, flags=re.MULTILINE))
-    sections = [(_EVALUATE if config_name == "evaluate" else _TRAIN).format(program=program)]
+    sections = [_INTRODUCTIONS[config_name].format(program=program)]
     sections.append("\n".join(["Keys", *_key_lines(main, "")]))
     for group, default in defaults.items():
         lines = [

@@ -152,7 +152,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     matched = checkpoints.load_weights(path, model)
     LOGGER.info("%s: weights matched %s", path, matched)
 
-    origin = _origin(path)
+    origin = origin_of(path)
     seed = int(origin["seed"]) if config.keys.seed is None else config.keys.seed
     keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
     model = model.to(device)
@@ -238,7 +238,7 @@ def _examples(
 _ORIGIN = ("run_id", "method", "seed", "epoch", *records.SETTING_COLUMNS)  # what a checkpoint says of its run
 
 
-def _origin(path: Path) -> dict[str, Any]:
+def origin_of(path: Path) -> dict[str, Any]:
     """Return what names the run: from the file when one of our runs wrote it, else from its content."""
     origin = checkpoints.read_origin(path)
     if origin is not None:

@@ -71,7 +71,9 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.report import markdown
     from frl_repro.report.claims import CLAIM_COLUMNS, claim_rows, judge
     from frl_repro.report.page import render
+    from frl_repro.report.sanity import sanity_grids, sanity_pictures, sanity_table
     from frl_repro.report.study import load_study
+    from frl_repro.sanity_rules import SANITY_FILE
     from frl_repro.variants import with_variants
 
     runs = given.get("runs", _DEFAULT_RUNS)
@@ -88,20 +90,21 @@ def _report(given: dict[str, str]) -> str:
     pictures, written = _pictures(df, policy, study, out if draws_files else None)
     shown, files_of_shown = _examples(runs, writes=draws_files)
     pictures, written = pictures + shown, written + files_of_shown
+    sanity_files = _found(runs, SANITY_FILE)
     page = render(
         study,
         findings,
-        pictures,
+        [*pictures, *sanity_pictures(sanity_files)],
         all_rows=df,
         settings=_settings(df, study),
-        checks=[],
+        checks=sanity_grids(sanity_files),
         runs=runs,
         deviations=_deviations(docs),
     )
     write_text(out / "report.html", page)
     write_table(out / "claims.csv", claim_rows(findings), CLAIM_COLUMNS)
     written += [out / "report.html", out / "claims.csv"]
-    tables = markdown.all_tables(df, policy, findings)
+    tables = markdown.all_tables(df, policy, findings) | {"sanity": lambda: sanity_table(sanity_files)}
     for path in (path for folder in docs for path in sorted(folder.rglob("*.md"))):
         text = markdown.rewrite(path, tables)
         if text != path.read_text(encoding="utf-8"):
