@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-_HEIGHT = 2.15  # inches
+_HEIGHT = 2.5  # inches
 _DIRECTIONS = {
-    "attack": ("towards the attacked image", RED, "-"),
-    "gradient": ("along the gradient's sign", BLUE, "--"),
-    "random": ("along random signs", GREY, ":"),
+    "attack": ("loss towards the attacked image", RED, "-"),
+    "gradient": ("loss along the gradient's sign", BLUE, "--"),
+    "random": ("loss along random signs", GREY, ":"),
 }
 
 
@@ -36,6 +36,8 @@ def sanity_figure(table: DataFrame) -> Figure:
         left, right = figure.subplots(1, 2)
         _draw_sweep(left, sweep, epsilon)
         _draw_losses(right, table)
+        handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
         figure.suptitle(
             f"{first['method']}, seed {first['seed']:.0f}, {first['num_images']:.0f} test images, "
             f"{sweep['attack'].iloc[-1].upper()}",
@@ -69,14 +71,13 @@ def _draw_sweep(axes: Axes, sweep: DataFrame, epsilon: float) -> None:
     for index, (name, values) in enumerate(by_class.items()):
         if name != worst:
             axes.plot(places, values, color=GREY, linewidth=0.6, label="_" if index else "other classes")
-    axes.plot(places, by_class[worst], color=ORANGE, linewidth=1.2, label=f"worst: {worst}")
+    axes.plot(places, by_class[worst], color=ORANGE, linewidth=1.2, label=f"worst class: {worst}")
     axes.plot(places, of_all, color="black", linestyle="--", linewidth=1.0, label="all images")
     axes.axvline(checked, color=GREY, linewidth=0.5, linestyle=":")
-    axes.set_xticks(places, [f"{255 * radius:.3g}" for radius in radii])
+    axes.set_xticks(places, [f"{255 * radius:.3g}" for radius in radii], fontsize=5)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("ε (1/255)")
     axes.set_title("Robust error by radius")
-    axes.legend(loc="lower right", frameon=False, fontsize=5.5, handlelength=1.5)
 
 
 def _draw_losses(axes: Axes, table: DataFrame) -> None:
@@ -85,6 +86,5 @@ def _draw_losses(axes: Axes, table: DataFrame) -> None:
         axes.plot(255 * part["epsilon"], part["value"], color=colour, linestyle=style, linewidth=1.2, label=label)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    axes.set_xlabel("Distance from the clean image (1/255)")
+    axes.set_xlabel("Distance (1/255)")
     axes.set_title("Mean loss on the way")
-    axes.legend(loc="upper left", frameon=False, fontsize=5.5, handlelength=1.8)
