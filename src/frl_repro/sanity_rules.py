@@ -2,7 +2,7 @@
 
 An attack that finds little may have met a robust model, or a model whose gradients lead nowhere ("gradient masking").
 Each rule is something that holds for the first and tends to break for the second. Thresholds follow from principle and
-were fixed before any model was checked; docs/sanity.md gives reasons and sources.
+were fixed before any reference model was checked; docs/sanity.md gives reasons and sources.
 """
 
 from __future__ import annotations

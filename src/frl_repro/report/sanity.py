@@ -42,8 +42,8 @@ def sanity_grids(files: Sequence[Path]) -> list[Grid]:
     ]
     radii = " and ".join(sorted({format_epsilon(checked_epsilon(table)) for table in tables}))
     caption = (
-        f"Checks for gradient masking, radius {radii} unless another is named; one test set drawn by the model's seed. "
-        "Thresholds were fixed before any model was checked; reasons and sources: docs/sanity.md"
+        f"Checks for gradient masking, radius {radii} unless another is named; test images drawn by the model's seed. "
+        "Thresholds were fixed before any reference model was checked; reasons and sources: docs/sanity.md"
     )
     return [Grid(caption, ["check", "allowed", *(file.parent.name for file in files)], rows)]
 
