@@ -177,12 +177,12 @@ def _examples(runs: str, *, writes: bool) -> tuple[list[Picture], list[Path]]:
     written: list[Path] = []
     for path in _found(runs, EXAMPLES_FILE):
         examples = read_examples(path)
-        figure = examples_figure(examples)
         title = f"Images before and after the attack: {examples.about['method']}"
         alt = alt_text(title, examples_numbers(examples))
-        pictures.append(Picture(f"examples-{path.parent.name}", title, svg_of(figure), alt))
+        pictures.append(Picture(f"examples-{path.parent.name}", title, svg_of(examples_figure(examples)), alt))
         if writes:
-            written += save(figure, path.parent, path.stem)
+            # Anew: the layout of images moves when a figure is drawn twice, and scripts/plot.py draws it once.
+            written += save(examples_figure(examples), path.parent, path.stem)
     return pictures, written
 
 
