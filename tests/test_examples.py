@@ -7,7 +7,7 @@ import pytest
 from matplotlib.text import Text
 from safetensors.numpy import save_file
 
-from frl_repro import plot_cli
+from frl_repro import plot_cli, report_cli
 from frl_repro.errors import UserError
 from frl_repro.examples import EXAMPLES_FILE, Examples, read_examples, write_examples
 from frl_repro.figures import IMAGE_FIGURES
@@ -101,6 +101,15 @@ def test_the_command_draws_them(kept, tmp_path, capsys):
             "class_name,predicted_before,predicted_after", "Shirt,Shirt,Bag", "Bag,Bag,Bag",
         ]  # fmt: skip
         assert (out / "examples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_and_the_report_write_the_same_bytes(kept, tmp_path, capsys):
+    assert plot_cli.main(["figure=examples", f"runs={kept}", f"out={tmp_path / 'o'}"]) == 0
+    _, written = report_cli._examples(str(kept), writes=True)
+    assert [path.name for path in written] == ["examples.png", "examples.svg", "examples.pdf"]
+    for path in written:
+        assert path.read_bytes() == (tmp_path / "o" / path.name).read_bytes(), path.name
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("key", ["epsilon=8/255", "where=seed=0", "attack=pgd-20", "table=true"])

@@ -28,7 +28,7 @@ _SWITCH = {"true": True, "false": False}
 _KEYS = {
     "runs": f"folder of finished runs (searched recursively), or a comma-separated list of them   [{_DEFAULT_RUNS}]",
     "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
-    "attack": "evaluation attack, for example pgd-20   [the only one in the tables]",
+    "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
     "out": "folder for report.html, claims.csv and figures   [runs, where it is one folder]",
     "figures": "false leaves figure files as they are; the page has its figures either way   [true]",
     "docs": "comma-separated folders whose Markdown pages get their marked tables anew   [none]",
@@ -69,11 +69,13 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.atomic import write_text
     from frl_repro.records import find_tables, read_classwise, read_policy, write_table
     from frl_repro.report import markdown
+    from frl_repro.report.autoattack import autoattack_grids
     from frl_repro.report.claims import CLAIM_COLUMNS, claim_rows, judge
     from frl_repro.report.page import render
     from frl_repro.report.sanity import sanity_grids, sanity_pictures, sanity_table
     from frl_repro.report.study import load_study
     from frl_repro.sanity_rules import SANITY_FILE
+    from frl_repro.selection import select_attack
     from frl_repro.variants import with_variants
 
     runs = given.get("runs", _DEFAULT_RUNS)
@@ -97,14 +99,15 @@ def _report(given: dict[str, str]) -> str:
         [*pictures, *sanity_pictures(sanity_files)],
         all_rows=df,
         settings=_settings(df, study),
-        checks=sanity_grids(sanity_files),
+        checks=[*autoattack_grids(runs, study.class_names), *sanity_grids(sanity_files)],
         runs=runs,
         deviations=_deviations(docs),
     )
     write_text(out / "report.html", page)
     write_table(out / "claims.csv", claim_rows(findings), CLAIM_COLUMNS)
     written += [out / "report.html", out / "claims.csv"]
-    tables = markdown.all_tables(df, policy, findings) | {"sanity": lambda: sanity_table(sanity_files)}
+    tables = markdown.all_tables(select_attack(df, study.attack), policy, findings)
+    tables["sanity"] = lambda: sanity_table(sanity_files)
     for path in (path for folder in docs for path in sorted(folder.rglob("*.md"))):
         text = markdown.rewrite(path, tables)
         if text != path.read_text(encoding="utf-8"):
@@ -180,12 +183,12 @@ def _examples(runs: str, *, writes: bool) -> tuple[list[Picture], list[Path]]:
     written: list[Path] = []
     for path in _found(runs, EXAMPLES_FILE):
         examples = read_examples(path)
-        figure = examples_figure(examples)
         title = f"Images before and after the attack: {examples.about['method']}"
         alt = alt_text(title, examples_numbers(examples))
-        pictures.append(Picture(f"examples-{path.parent.name}", title, svg_of(figure), alt))
+        pictures.append(Picture(f"examples-{path.parent.name}", title, svg_of(examples_figure(examples)), alt))
         if writes:
-            written += save(figure, path.parent, path.stem)
+            # Anew: the layout of images moves when a figure is drawn twice, and scripts/plot.py draws it once.
+            written += save(examples_figure(examples), path.parent, path.stem)
     return pictures, written
 
 
