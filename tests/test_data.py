@@ -578,7 +578,7 @@ def test_root_and_cache_dir_may_begin_with_a_tilde(files, monkeypatch, tmp_path)
 
 
 def test_unknown_data_set_lists_the_known_ones():
-    with pytest.raises(UserError, match="unknown data set 'mnist': known are fashion_mnist, cifar10, .*, synthetic"):
+    with pytest.raises(UserError, match=r"unknown data set 'mnist': known are fashion_mnist, cifar10, .*, synthetic"):
         load_dataset(SyntheticConfig(name="mnist"))
 
 

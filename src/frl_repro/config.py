@@ -24,16 +24,22 @@ from omegaconf.errors import OmegaConfBaseException
 from frl_repro.errors import UserError
 from frl_repro.paths import CONFIG_DIR
 
+_IN_EVERY_HASH = object()
+
 
 def _key(
-    bounds: str | None = None, *, one_of: Sequence[str] | None = None, is_machine: bool = False, before: Any = MISSING
+    bounds: str | None = None,
+    *,
+    one_of: Sequence[str] | None = None,
+    is_machine: bool = False,
+    added_as: Any = _IN_EVERY_HASH,
 ) -> Any:
     """Declare a key: its range in interval notation, or its choices, and whether it is a machine setting.
 
-    ``before`` is what runs did before the key existed: at this value it is left out of the hash, so that their names
-    stay what they were.
+    ``added_as`` is for keys that came later: with this value a run does what it did before there was the key, and keeps
+    the hash and the folder that it had.
     """
-    metadata = {"bounds": bounds, "one_of": one_of, "is_machine": is_machine, "before": before}
+    metadata = {"bounds": bounds, "one_of": one_of, "is_machine": is_machine, "added_as": added_as}
     return field(default="???", metadata=metadata)
 
 
@@ -84,7 +90,7 @@ class FashionMNISTConfig:
     split_seed: int = _key("[0, inf)")
     num_train: int | None = _key("[1, inf)")
     num_test: int | None = _key("[1, inf)")
-    augmentation: str = _key(one_of=_AUGMENTATIONS, before="none")
+    augmentation: str = _key(one_of=_AUGMENTATIONS, added_as="none")
     root: str | None = _key(is_machine=True)
     download: bool = _key(is_machine=True)
     cache_dir: str | None = _key(is_machine=True)
@@ -145,7 +151,7 @@ class SyntheticConfig:
     num_test: int = _key("[1, inf)")
     validation_fraction: float = _key("[0, 1)")
     split_seed: int = _key("[0, inf)")
-    augmentation: str = _key(one_of=_AUGMENTATIONS, before="none")
+    augmentation: str = _key(one_of=_AUGMENTATIONS, added_as="none")
 
 
 DatasetConfig = FashionMNISTConfig | TorchvisionConfig | CIFAR10JPEGConfig | ImageFolderConfig | SyntheticConfig
@@ -516,7 +522,7 @@ def _science(node: Any) -> dict[str, Any]:
     values = {
         f.name: getattr(node, f.name)
         for f in dataclasses.fields(node)
-        if not f.metadata.get("is_machine") and getattr(node, f.name) != f.metadata.get("before", MISSING)
+        if not f.metadata.get("is_machine") and getattr(node, f.name) != f.metadata.get("added_as", _IN_EVERY_HASH)
     }
     return {name: _science(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
 

@@ -39,7 +39,7 @@ class Normalise(nn.Module):
                 )
             numbers = list(values) * (num_channels if len(values) == 1 else 1)
             self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1))
-        if not bool((self.std > 0).all()):
+        if min(std) <= 0:
             raise UserError(f"model.std={list(std)}: every number must be above 0")
 
     def forward(self, x: Tensor) -> Tensor:
