@@ -122,6 +122,23 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"frl": "remargin", "tau__bndy": -1}, r"tau\.bndy=-1: must lie in \[0, 1\]"),
         ({"device": "tpu"}, "device=tpu: unknown choice; known: auto, cpu, cuda"),
         ({"logger": "tensorbord"}, r"logger=tensorbord: unknown choice; did you mean tensorboard\? known: none, "),
+        ({"dataset": "image_folder"}, r"dataset\.root is missing: give dataset\.root=FOLDER"),
+        (
+            {"dataset": "image_folder", "dataset__root": "x", "dataset__num_channels": 2},
+            r"dataset\.num_channels=2: give 1 \(grey\) or 3",
+        ),
+        (
+            {"dataset": "image_folder", "dataset__root": "x", "dataset__image_size": 7},
+            r"dataset\.image_size=7: must lie in \[8, inf\)",
+        ),
+        ({"dataset": "cifar10", "dataset__split_seed": 1}, "split_seed has no effect"),
+        (
+            {"dataset__augmentation": "crop_flipp"},
+            r"augmentation=crop_flipp: unknown choice; did you mean crop_flip\? known: none, crop, crop_flip",
+        ),
+        ({"model": "wrn28_10", "model__width": 0}, r"model\.width=0: must lie in \[1, inf\)"),
+        ({"model": "wrn28_10", "model__std": [0]}, r"model\.std=\[0\]: must lie in \(0, 1\]"),
+        ({"model": "wrn28_10", "model__mean": 0.5}, r"model\.mean=0\.5: expected a list of numbers"),
         ({"backend": "jax"}, "backend=jax: unknown choice; known: auto, torch, native"),
     ],
 )
@@ -148,6 +165,21 @@ def test_machine_settings_change_neither_name_nor_hash():
         RunConfig,
     )
     assert machine.run_id == plain.run_id
+
+
+def test_another_folder_is_another_run_and_another_place_of_known_data_is_not():
+    def run_id(dataset, **changes):
+        return parse(composed(dataset=dataset, **changes), RunConfig).run_id
+
+    assert run_id("image_folder", dataset__root="x") != run_id("image_folder", dataset__root="y")
+    for dataset in ("cifar10", "cifar10_jpeg", "svhn"):
+        assert run_id(dataset, dataset__root="x") == run_id(dataset, dataset__root="y")
+        assert run_id(dataset).startswith(f"{dataset}-lenet5-")
+
+
+def test_keys_that_came_later_leave_the_names_of_earlier_runs_alone():
+    assert parse(composed(), RunConfig).hash == "22a68d4d"
+    assert parse(composed(dataset__augmentation="crop"), RunConfig).hash != "22a68d4d"
 
 
 def changed(value):

@@ -1,21 +1,23 @@
 """Residual networks: sizes from formulas, structure, normalisation inside, and what they need of their surroundings."""
 
 import functools
+import logging
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import checkpoints, objectives, streams
+from frl_repro import checkpoints, experiment, objectives, records, streams
 from frl_repro.attacks import pgd
 from frl_repro.backends import TORCH, choose_backend
-from frl_repro.config import LeNet5Config, PreActResNet18Config
+from frl_repro.config import LeNet5Config, PreActResNet18Config, RunConfig, parse
 from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.models import Normalise, build_model, stack
 from frl_repro.networks import new_network
 from frl_repro.trainer import EpochSummary, train_epoch
+from test_config import composed
 
 NAMES = ("preact_resnet18", "wrn28_10")
 SCALE = {"mean": (0.5,), "std": (0.25,)}
@@ -277,3 +279,104 @@ def test_checkpoints_of_ours_and_of_other_code_load(tmp_path, kind):
     assert matched == ("in order" if kind == "renamed" else "by name")
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(model.eval()(x), other.eval()(x))  # its normalisation came along
+
+
+# Whole runs
+
+
+def tiny(folder, **changes):
+    settings = {
+        "dataset": "synthetic",
+        "dataset__num_classes": 3,
+        "dataset__num_train": 60,
+        "dataset__num_test": 12,
+        "dataset__validation_fraction": 0.2,
+        "dataset__augmentation": "crop_flip",
+        "model": "preact_resnet18",
+        "model__width": 1,
+        "trainer__num_epochs": 2,
+        "trainer__batch_size": 16,
+        "attack__num_steps": 1,
+        "evaluation__num_steps": 1,
+        "run_dir": str(folder),
+        "num_threads": 1,
+        **changes,
+    }
+    return parse(composed(**settings), RunConfig)
+
+
+def contents(folder):
+    return [(folder / name).read_bytes() for name in ("classwise.csv", "history.csv", "model.safetensors")]
+
+
+def test_a_run_with_batch_norm_and_augmentation_is_repeatable_and_continues_to_the_same_bytes(tmp_path, monkeypatch):
+    straight = experiment.run(tiny(tmp_path / "straight"))
+    (other,) = experiment.run_all([tiny(tmp_path / "other", dataset__augmentation="none")])
+    assert contents(other) != contents(straight)
+
+    save, saved = checkpoints.save_state, []
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        saved.append(1)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save_state", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(tiny(tmp_path / "broken"))
+    continued = experiment.run(tiny(tmp_path / "broken"))
+    assert len(saved) == 2
+    assert contents(continued) == contents(straight)
+
+
+def test_runs_that_cannot_be_stacked_give_one_after_the_other_what_each_gives_alone(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "frl_repro")
+    alone = [experiment.run(tiny(tmp_path / f"alone{seed}", seed=seed)) for seed in range(2)]
+    together = experiment.run_all([tiny(tmp_path / f"together{seed}", seed=seed) for seed in range(2)])
+    assert [contents(folder) for folder in together] == [contents(folder) for folder in alone]
+    assert "model=preact_resnet18 has buffers or dropout: runs train one after the other" in caplog.text
+
+
+def test_a_class_policy_retrains_a_network_with_batch_norm(tmp_path):
+    changes = {
+        "frl": "combined",
+        "recipe": "paper",
+        "base_dir": str(tmp_path / "bases"),
+        "retrain__trainer__num_epochs": 1,
+        "retrain__attack__num_steps": 1,
+        "frl__num_steps": 1,
+    }
+    folder = experiment.run(tiny(tmp_path / "run", **changes))
+    table = records.read_classwise([folder / "classwise.csv"])
+    assert set(table["epoch"]) == {0, 1}
+
+
+def test_augmentation_reaches_training_batches_alone_and_labels_stay():
+    split, seen = toy_images(), []
+
+    def augment(images):
+        seen.append(images)
+        return images.flip(-1)
+
+    def objective(x, y, *, forward, attack, terms):
+        flipped = seen[-1].flip(-1) / 255
+        assert torch.equal(x, flipped)
+        which = (split.images[None] == seen[-1][0][:, None]).flatten(2).all(2).nonzero()[:, 1]
+        assert torch.equal(split.labels[which], y[0])
+        return objectives.natural(x, y, forward=forward, attack=attack, terms=terms)
+
+    train_epoch(
+        network(num_classes=3, image_shape=(3, 8, 8)),
+        split,
+        update=lambda: None,
+        objective=objective,
+        attack=attack,
+        forward=TORCH.forward,
+        batch_size=20,
+        order_generators=[streams.generator(0, "order")],
+        attack_generators=[streams.generator(0, "training attack")],
+        augment=augment,
+    )
+    assert [tuple(images.shape) for images in seen] == [(1, 20, 3, 8, 8), (1, 20, 3, 8, 8), (1, 8, 3, 8, 8)]
+    assert all(images.dtype == torch.uint8 for images in seen)
