@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import os
 import pickle
 import re
 import tarfile
@@ -333,6 +334,19 @@ def test_wrong_jpeg_sources_are_one_line_each_and_never_cached(jpeg, cache, tmp_
     ):
         load_cifar10_jpeg(root=folder, cache_dir=cache)
     assert not cache.exists()
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not os.environ.get(cifar10_jpeg.ROOT_VARIABLE), reason="needs the archive, or its folder")
+def test_real_cifar10_jpeg(tmp_path):
+    train, test = load_cifar10_jpeg(root=Path(os.environ[cifar10_jpeg.ROOT_VARIABLE]), cache_dir=tmp_path)
+    assert train.images.shape == (50_000, 3, 32, 32)
+    assert torch.bincount(train.labels).tolist() == [5_000] * 10
+    assert torch.bincount(test.labels).tolist() == [1_000] * 10
+    channels = train.images[::20].double().transpose(0, 1).flatten(1) / 255
+    # Those of CIFAR-10 to two digits: JPEG changes pixels, not their distribution.
+    assert channels.mean(1).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.005)
+    assert channels.std(1).tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=0.005)
 
 
 # CIFAR-10 and SVHN through torchvision
