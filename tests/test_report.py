@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from frl_repro import records, report_cli
+from frl_repro.components import COMPONENT_COLUMNS, class_rows, component_rows
 from frl_repro.errors import UserError
 from frl_repro.outcomes import Outcomes, write_outcomes
 from frl_repro.report import claims, markdown
+from frl_repro.report.autoattack import autoattack_grids
 from frl_repro.report.claims import judge
 from frl_repro.report.page import Cell, Grid, alt_text
 from frl_repro.report.study import load_study
@@ -210,6 +212,66 @@ def test_the_command_writes_page_and_claims_and_a_changed_number_changes_them(ru
     table = pd.read_csv(tmp_path / "c" / "claims.csv")
     assert list(table.columns) == list(claims.CLAIM_COLUMNS)
     assert table.loc[(table["claim"] == 3), "estimate"].iloc[0] == pytest.approx((360 + 300 + 360 - 3 * 480) / 3000)
+
+
+def add_autoattack(root):
+    """PGD and AutoAttack on the adversarial model of seed 0: 3 classes, of which AutoAttack took 4 images each.
+
+    Every image is wrong under PGD but the last of each class; AutoAttack breaks all but the first and the last, and
+    Shirt's last.
+    """
+    about = {"run_id": "adversarial-None-None-None-0", "split": "test", "seed": 0, "method": "adversarial"}
+    about |= {"recipe": None, "alpha_nat": None, "alpha_bndy": None, "alpha_margin": None}
+    labels = np.repeat([0, 1, 2], 5)
+    by_pgd = np.tile([True, True, True, True, False], 3)
+    natural = np.tile([False, True, False, False, False], 3)
+    whole = Outcomes(labels, natural, {EPSILON: by_pgd}, {**about, "attack": "pgd-20"})
+    write_outcomes(root / "pgd.outcomes.safetensors", whole)
+    codes = np.tile([0, 1, 2, 0], 3).astype(np.uint8)
+    codes[3] = 3
+    part = Outcomes(
+        labels=np.repeat([0, 1, 2], 4),
+        is_natural_error=codes == 1,
+        is_robust_error={EPSILON: codes != 0},
+        about={**about, "attack": "autoattack-12_images"},
+        components=("apgd-ce", "square"),
+        broken_by={EPSILON: codes},
+        images=np.flatnonzero(np.arange(15) % 5 != 3),
+    )
+    folder = root / "autoattack"
+    folder.mkdir()
+    write_outcomes(folder / "outcomes.safetensors", part)
+    keys = {name: part.about[name] for name in ("run_id", "split", "attack", "seed", "method", "recipe")}
+    keys |= {"dataset": "fashion_mnist", "model": "lenet5", "epoch": 10}
+    keys |= dict.fromkeys(("alpha_nat", "alpha_bndy", "alpha_margin"))
+    records.write_table(folder / "classwise.csv", class_rows(part, keys, NAMES), records.CLASSWISE_HEADER)
+    rows = component_rows(part, {**keys, "batch_size": 12, "attack_seed": 0}, NAMES)
+    records.write_table(folder / "autoattack.csv", rows, COMPONENT_COLUMNS)
+
+
+def test_autoattack_stands_beside_pgd_and_changes_no_verdict(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_cli, "_FIGURES", report_cli._FIGURES[1:2])
+    assert autoattack_grids(runs, NAMES) == []
+    assert report_cli.main([f"runs={runs}", f"out={tmp_path / 'a'}", "figures=false"]) == 0
+    add_autoattack(runs)
+    (grid,) = autoattack_grids(runs, NAMES)
+    assert grid.header == [
+        "class", "images", "natural", "robust, PGD-20", "robust, AutoAttack", "broken by apgd-ce", "broken by square",
+    ]  # fmt: skip
+    cells = [[cell.text for cell in row] for row in [*grid.rows, grid.footer]]
+    assert cells == [
+        [NAMES[0], "4", "25.0", "75.0", "75.0", "1", "1"],
+        [NAMES[1], "4", "25.0", "75.0", "50.0", "1", "0"],
+        [NAMES[2], "4", "25.0", "75.0", "50.0", "1", "0"],
+        ["all classes", "12", "25.0", "75.0", "58.3", "3", "1"],
+    ]
+    assert "12 of the test images: adversarial, seed 0" in grid.caption
+    assert "breaks 1 images that PGD-20 does not break, and leaves standing 3 that PGD-20 breaks" in grid.caption
+    assert report_cli.main([f"runs={runs}", f"out={tmp_path / 'b'}", "figures=false"]) == 0
+    assert (tmp_path / "a" / "claims.csv").read_bytes() == (tmp_path / "b" / "claims.csv").read_bytes()
+    page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
+    assert "AutoAttack (standard version) on 12 of the test images" in page
+    assert "robust error is measured with PGD-20 within" in page
 
 
 def test_the_page_loads_nothing_and_shows_every_figure(runs, tmp_path):

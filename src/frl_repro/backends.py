@@ -1,8 +1,8 @@
 """Who does the heavy arithmetic: PyTorch for every model and device, native code for LeNet-5 on the processor.
 
-A backend answers three questions: the logits of images, the same differentiable with respect to the parameters, and
-the steps of an attack. Losses are written once, in PyTorch, on the logits. Which backend answers changes speed, and
-numbers only by rounding.
+A backend answers four questions: the logits of images, the same differentiable with respect to the parameters, or
+with respect to the images, and the steps of an attack. Losses are written once, in PyTorch, on the logits. Which
+backend answers changes speed, and numbers only by rounding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from frl_repro.models import LeNet5
 from frl_repro.native import lenet5 as native
 from frl_repro.progress import LOGGER
 
+# How far a gradient's sum over the classes may be from zero: a share of its magnitudes, and what is left of the
+# difference of two numbers near 1, of which cross-entropy's gradient consists where the network is sure.
+_ZERO_SUM_SHARE, _ZERO_SUM_ROUNDING = 1e-4, 1e-6
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -36,6 +40,10 @@ class Backend:
         x (N, C, H, W) to logits (N, K), without gradients; the model is in evaluation mode.
     forward : callable (model, x) -> Tensor
         x to logits that can be differentiated with respect to the model's parameters (not x); in the model's own mode.
+    forward_of_images : callable (model, x) -> Tensor
+        x to logits that can be differentiated with respect to x (not the parameters), for attacks of other libraries.
+        The loss must not change when a constant is added to all logits of an image, as differences of logits,
+        cross-entropy and DLR do not: native code differentiates no other.
     ascend : Ascend
         The steps of an attack.
     """
@@ -43,6 +51,7 @@ class Backend:
     name: str
     logits: Callable[[nn.Module, Tensor], Tensor]
     forward: Callable[[nn.Module, Tensor], Tensor]
+    forward_of_images: Callable[[nn.Module, Tensor], Tensor]
     ascend: Ascend
 
 
@@ -57,7 +66,13 @@ def _torch_forward(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-TORCH = Backend(name="torch", logits=_torch_logits, forward=_torch_forward, ascend=attacks.ascend)
+TORCH = Backend(
+    name="torch",
+    logits=_torch_logits,
+    forward=_torch_forward,
+    forward_of_images=_torch_forward,
+    ascend=attacks.ascend,
+)
 CUDA = dataclasses.replace(TORCH, ascend=GraphedAscend())  # one for all runs: they share what it has recorded
 
 
@@ -115,7 +130,39 @@ def _native_forward(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-NATIVE = Backend(name="native", logits=_native_logits, forward=_native_forward, ascend=_native_ascend)
+class _NativeForwardOfImages(torch.autograd.Function):
+    """Logits whose backward pass gives the native gradient with respect to the images; it repeats the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
+        return native.logits(parameters, x, num_threads=torch.get_num_threads())
+
+    @staticmethod
+    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        given = logits_gradients[0]
+        if (given.sum(1).abs() > _ZERO_SUM_SHARE * given.abs().sum(1) + _ZERO_SUM_ROUNDING).any():
+            raise ValueError("native input gradients are of losses that do not change when all logits of an image do")
+        # Native code differentiates cross-entropy against a target t. By the logits that is softmax * sum(t) - t: the
+        # given gradient for t = -given, whose sum is zero.
+        _, gradient = native.logits_and_input_gradient(parameters, x, -given, num_threads=torch.get_num_threads())
+        return gradient, *[None] * len(parameters)
+
+
+def _native_forward_of_images(model: nn.Module, x: Tensor) -> Tensor:
+    parameters = [parameter.detach() for parameter in model.parameters()]
+    logits: Tensor = _NativeForwardOfImages.apply(x, *parameters)  # type: ignore[no-untyped-call]
+    return logits
+
+
+NATIVE = Backend(
+    name="native",
+    logits=_native_logits,
+    forward=_native_forward,
+    forward_of_images=_native_forward_of_images,
+    ascend=_native_ascend,
+)
 
 
 def choose_backend(name: str, model: nn.Module, device: torch.device) -> Backend:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _KEYS = {
     "runs": "folder (searched recursively), glob, file, or comma-separated list of them   [outputs]",
     "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
-    "attack": "evaluation attack, for example pgd-20   [the only one in the tables]",
+    "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
     "where": "only rows with these values, for example method=reweight,alpha_bndy=1   [all]",
     "out": "file to write the table to, one row a run and split   [none]",
 }
@@ -31,13 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _collect(given: dict[str, str]) -> str:
     from frl_repro.records import find_tables, read_classwise, write_frame
-    from frl_repro.selection import select_where, summary, with_bases
+    from frl_repro.selection import largest_epsilon, select_where, summary, with_bases
     from frl_repro.variants import with_variants
 
     files = find_tables(given.get("runs", "outputs"))
     df = select_where(with_variants(read_classwise(files), files), given.get("where", ""))
-    epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else float(df["epsilon"].max())
-    runs = summary(df, epsilon=epsilon, attack=given.get("attack"))
+    attack = given.get("attack")
+    epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else largest_epsilon(df, attack)
+    runs = summary(df, epsilon=epsilon, attack=attack)
     if "out" in given:
         path = Path(given["out"]).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)

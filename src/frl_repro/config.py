@@ -299,6 +299,17 @@ class PGDEvaluationConfig:
     num_validation: int | None = _key("[1, inf)")
 
 
+@dataclass
+class AutoAttackEvaluationConfig:
+    """conf/evaluation/autoattack.yaml."""
+
+    name: str = _key()
+    epsilons: list[float] = _key("(0, 1]")
+    batch_size: int = _key("[1, inf)")
+    num_images: int | None = _key("[1, inf)")
+    subset_seed: int = _key("[0, inf)")
+
+
 def _choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
@@ -332,11 +343,14 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "attack": _ATTACKS,
     "trainer": _TRAINERS,
-    "evaluation": {"pgd": PGDEvaluationConfig},
+    "evaluation": {"pgd": PGDEvaluationConfig, "autoattack": AutoAttackEvaluationConfig},
     # A new class policy is a file: its keys are those of its files in conf/retrain.
     "frl": dict.fromkeys(_choices("frl"), FRLConfig),
     "recipe": dict.fromkeys(_choices("recipe"), RecipeConfig),
 }
+_NOT_IN_TRAINING = {"evaluation": "autoattack"}
+"""Choices that only measure finished models, by group."""
+
 _SECTIONS: dict[str, type] = {
     "alpha": AlphaConfig, "tau": TauConfig, "retrain": RetrainConfig, "departures": DeparturesConfig,
 }  # fmt: skip
@@ -493,7 +507,7 @@ class EvaluateConfig:
 
     model: ModelConfig
     dataset: DatasetConfig
-    evaluation: PGDEvaluationConfig
+    evaluation: PGDEvaluationConfig | AutoAttackEvaluationConfig
     keys: _EvaluateKeys
 
     @property
@@ -546,6 +560,12 @@ def _sections_of(kind: type[Any]) -> list[str]:
     return [f.name for f in dataclasses.fields(kind) if f.name in _SECTIONS]
 
 
+def _choices_of(kind: type[Any], group: str) -> dict[str, type]:
+    """Return the choices of a group that a command has."""
+    left_out = _NOT_IN_TRAINING.get(group) if kind is RunConfig else None
+    return {choice: schema for choice, schema in GROUPS[group].items() if choice != left_out}
+
+
 def _top_level_of(kind: type[Any]) -> type:
     return _RunKeys if kind is RunConfig else _EvaluateKeys
 
@@ -566,7 +586,9 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
         Unknown key or choice, wrong type, value out of range, or settings that contradict or ignore one another.
     """
     groups, sections = _groups_of(kind), _sections_of(kind)
-    parts = {group: _parse_group(group, GROUPS[group], composed.get(group)) for group in groups}
+    if kind is RunConfig:
+        _refuse_what_only_measures(composed)
+    parts = {group: _parse_group(group, _choices_of(kind, group), composed.get(group)) for group in groups}
     for name in sections:
         is_absent = name == "retrain" and name not in composed
         parts[name] = None if is_absent else _parse_node(_SECTIONS[name], composed.get(name, {}), f"{name}.")
@@ -574,6 +596,8 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     config = kind(**parts, keys=_parse_node(_top_level_of(kind), top_values, ""))
     _check_dataset(config.dataset, config.evaluation)
     _check_evaluation(config.evaluation)
+    if isinstance(config, EvaluateConfig) and config.keys.num_examples and config.evaluation.name == "autoattack":
+        raise UserError("num_examples has no effect with evaluation=autoattack: it keeps images attacked by PGD")
     if isinstance(config, RunConfig):
         _check_attack("attack", config.attack, config.trainer.batch_size)
         _check_retraining(config)
@@ -582,6 +606,16 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.keys.device):
         raise UserError(f"device={config.keys.device}: unknown choice; known: auto, cpu, cuda, cuda:N")
     return config
+
+
+def _refuse_what_only_measures(composed: Mapping[str, Any]) -> None:
+    for group, choice in _NOT_IN_TRAINING.items():
+        node = composed.get(group)
+        if isinstance(node, Mapping) and node.get("name") == choice:
+            raise UserError(
+                f"{group}={choice} measures finished models, it is too slow for training, which measures after epochs: "
+                f"train without it, then python scripts/evaluate.py {group}={choice} checkpoint=<run>/model.safetensors"
+            )
 
 
 def _parse_group(group: str, choices: Mapping[str, type], node: Any) -> Any:
@@ -680,7 +714,7 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
     """Return every key of every choice, with the choices (``"attack=pgd"``) that read it."""
     keys: dict[str, list[str]] = {f.name: [] for f in dataclasses.fields(_top_level_of(kind))}
     for group in _groups_of(kind):
-        for choice, schema in GROUPS[group].items():
+        for choice, schema in _choices_of(kind, group).items():
             for item in dataclasses.fields(schema):
                 if item.name != "name":
                     keys.setdefault(f"{group}.{item.name}", []).append(f"{group}={choice}")
@@ -726,13 +760,14 @@ def unknown_key(key: str, kind: type[Config]) -> str:
     )
 
 
-def _check_dataset(dataset: DatasetConfig, evaluation: PGDEvaluationConfig) -> None:
+def _check_dataset(dataset: DatasetConfig, evaluation: PGDEvaluationConfig | AutoAttackEvaluationConfig) -> None:
     if isinstance(dataset, ImageFolderConfig):
         if dataset.root in ("", "???"):
             raise UserError("dataset.root is missing: give dataset.root=FOLDER with FOLDER/train/<class>/*, test alike")
         if dataset.num_channels == 2:
             raise UserError("dataset.num_channels=2: give 1 (grey) or 3 (colour), or null for images as they are")
-    if dataset.validation_fraction == 0 and evaluation.num_validation is not None:
+    asks_for_validation = isinstance(evaluation, PGDEvaluationConfig) and evaluation.num_validation is not None
+    if dataset.validation_fraction == 0 and asks_for_validation:
         raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")
     if not isinstance(dataset, SyntheticConfig) and dataset.split_seed != 0:
         takes_all = (dataset.validation_fraction, dataset.num_train, dataset.num_test) == (0, None, None)
@@ -797,8 +832,11 @@ def _check_departures(departures: DeparturesConfig, tau: TauConfig, objective: s
         raise UserError("tau.nat has no effect with departures.ignored_tau_nat=true: tau.bndy stands in for it")
 
 
-def _check_evaluation(evaluation: PGDEvaluationConfig) -> None:
-    if not evaluation.random_start and evaluation.num_restarts > 1:
+def _check_evaluation(evaluation: PGDEvaluationConfig | AutoAttackEvaluationConfig) -> None:
+    if isinstance(evaluation, AutoAttackEvaluationConfig):
+        if evaluation.num_images is None and evaluation.subset_seed != 0:
+            raise UserError("evaluation.subset_seed has no effect with evaluation.num_images=null: all are taken")
+    elif not evaluation.random_start and evaluation.num_restarts > 1:
         raise UserError("evaluation.num_restarts > 1 needs evaluation.random_start=true: without it all are the same")
     if not evaluation.epsilons or len(set(evaluation.epsilons)) < len(evaluation.epsilons):
         raise UserError("evaluation.epsilons must name at least one radius, and each once")

@@ -50,6 +50,7 @@ Usage
 Examples
   {program} checkpoint=outputs/<run>/model.safetensors
   {program} checkpoint=lenet.pt evaluation.epsilons=[4/255,8/255] evaluation.num_steps=50
+  {program} checkpoint=lenet.pt evaluation=autoattack evaluation.num_images=1000   a stronger attack
 
 Flags
   --cfg job         print the composed settings instead of running

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from frl_repro import checkpoints, records, streams, text_tables
+from frl_repro import autoattack, checkpoints, records, streams, text_tables
 from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.class_errors import SampleErrors
-from frl_repro.config import EvaluateConfig, PGDEvaluationConfig, to_dict
+from frl_repro.config import AutoAttackEvaluationConfig, EvaluateConfig, PGDEvaluationConfig, to_dict
 from frl_repro.data import Dataset, Split, batch_to_float, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.examples import EXAMPLES_FILE, Examples, write_examples
+from frl_repro.measure_autoattack import measure_with_autoattack
 from frl_repro.networks import new_network
 from frl_repro.outcomes import OUTCOMES_FILE, Outcomes, write_outcomes
 from frl_repro.progress import LOGGER, bar
@@ -142,6 +143,8 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     path = Path(config.keys.checkpoint)
     if not path.is_file():
         raise UserError(f"checkpoint={path}: no such file")
+    if isinstance(config.evaluation, AutoAttackEvaluationConfig):
+        autoattack.check()
     device = resolve_device(config.keys.device)
     set_up_machine(device, config.keys.num_threads)
     dataset = load_dataset(config.dataset)
@@ -154,41 +157,68 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
     model = model.to(device)
     backend = choose_backend(config.keys.backend, model, device)
+    folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
+    folder.mkdir(parents=True, exist_ok=True)
+    run_record = {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)}
+    if isinstance(config.evaluation, AutoAttackEvaluationConfig):
+        measure_with_autoattack(
+            model,
+            dataset,
+            config.evaluation,
+            seed=seed,
+            weights=_digest(path),
+            device=device,
+            backend=backend,
+            keys=keys,
+            folder=folder,
+            run_record=run_record,
+        )
+    else:
+        _measure_with_pgd(model, dataset, config, seed=seed, device=device, backend=backend, keys=keys, folder=folder)
+        records.write_json(folder / "run.json", run_record)
+    LOGGER.info("%s", text_tables.class_table(records.read_classwise([folder / "classwise.csv"])))
+    LOGGER.info("tables: %s", folder)
+    return folder
+
+
+def _measure_with_pgd(
+    model: nn.Module,
+    dataset: Dataset,
+    config: EvaluateConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    backend: Backend,
+    keys: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write tables, outcomes and, where asked for, example images of PGD on the test images."""
+    settings = config.evaluation
+    assert isinstance(settings, PGDEvaluationConfig)
     measured = measure(
         model,
         dataset.test,
-        config.evaluation,
+        settings,
         class_names=dataset.class_names,
         seed=streams.derive_seed(seed, "measure test"),
         device=device,
         backend=backend,
         keys=keys,
     )
-    folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
-    folder.mkdir(parents=True, exist_ok=True)
+    about = {**keys, "attack": evaluation_name(settings)}
     records.write_table(folder / "classwise.csv", measured.rows, records.CLASSWISE_HEADER)
     write_outcomes(
         folder / OUTCOMES_FILE,
         Outcomes(
             labels=measured.samples.labels.numpy(),
             is_natural_error=measured.samples.is_natural_error.numpy(),
-            is_robust_error=dict(
-                zip(config.evaluation.epsilons, measured.samples.is_robust_error.numpy(), strict=True)
-            ),
-            about={**keys, "attack": evaluation_name(config.evaluation)},
+            is_robust_error=dict(zip(settings.epsilons, measured.samples.is_robust_error.numpy(), strict=True)),
+            about=about,
         ),
     )
     if config.keys.num_examples:
-        about = {**keys, "attack": evaluation_name(config.evaluation)}
         examples = _examples(model, dataset, measured.samples, config, seed=seed, backend=backend, about=about)
         write_examples(folder / EXAMPLES_FILE, examples)
-    records.write_json(
-        folder / "run.json",
-        {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)},
-    )
-    LOGGER.info("%s", text_tables.class_table(records.read_classwise([folder / "classwise.csv"])))
-    LOGGER.info("tables: %s", folder)
-    return folder
 
 
 def _examples(
@@ -206,6 +236,7 @@ def _examples(
     The worst and the best are those of robust error there; images that are right before the attack come first.
     """
     settings, device = config.evaluation, next(model.parameters()).device
+    assert isinstance(settings, PGDEvaluationConfig)
     place = max(range(len(settings.epsilons)), key=lambda index: settings.epsilons[index])
     errors = samples.by_class(dataset.num_classes)[place].class_robust_error
     ends = [int(errors.argmax()), int(errors.argmin())]
@@ -240,5 +271,14 @@ def _origin(path: Path) -> dict[str, Any]:
     origin = checkpoints.read_origin(path)
     if origin is not None:
         return {**{name: origin.get(name) for name in _ORIGIN}}
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    return {**dict.fromkeys(_ORIGIN), "run_id": f"{path.stem}-{digest}", "method": "external", "seed": 0, "epoch": 0}
+    return {
+        **dict.fromkeys(_ORIGIN),
+        "run_id": f"{path.stem}-{_digest(path)[:8]}",
+        "method": "external",
+        "seed": 0,
+        "epoch": 0,
+    }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -2,13 +2,14 @@
 
 Tables hold counts; whether two models fail on the same images is in none of them. ``outcomes.safetensors`` keeps a byte
 for each image and fact: its class, whether its clean prediction is wrong, and for each radius whether it is a robust
-error.
+error. An attack of several parts adds which of them broke the image, a measurement of part of a split which images it
+took.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 
 OUTCOMES_FILE = "outcomes.safetensors"
 _LABELS, _NATURAL, _ROBUST, _ABOUT = "labels", "natural", "robust ", "about"
+_BROKEN, _COMPONENTS, _IMAGES = "broken by ", "broken by", "images"
+
+NOT_BROKEN, NATURAL_ERROR = 0, 1
+"""Codes of `Outcomes.broken_by`: right under every part of the attack, and wrong already when clean. Code 2 and those
+above stand for the parts in their order."""
+
+UNBROKEN_NAMES = ("none", "clean")
+"""Names of these two codes in the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +52,22 @@ class Outcomes:
         By radius in pixel units: misclassified clean or attacked.
     about : mapping of str to value
         Names the model, the split and the attack.
+    components : tuple of str
+        Parts of the attack in the order in which they ran; empty for an attack of one part.
+    broken_by : mapping of float to array, shape (N,), uint8
+        By radius: `NOT_BROKEN`, `NATURAL_ERROR`, or 2 + the place in ``components`` of the first part that broke the
+        image. Empty without components.
+    images : array, shape (N,), int64, optional
+        Places of the images in the split; None: all of it, in order.
     """
 
     labels: NDArray[np.int64]
     is_natural_error: NDArray[np.bool_]
     is_robust_error: Mapping[float, NDArray[np.bool_]]
     about: Mapping[str, Any]
+    components: tuple[str, ...] = ()
+    broken_by: Mapping[float, NDArray[np.uint8]] = field(default_factory=dict)
+    images: NDArray[np.int64] | None = None
 
 
 def write_outcomes(path: Path, outcomes: Outcomes) -> None:
@@ -64,9 +83,16 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
     tensors = {_LABELS: outcomes.labels.astype(np.uint8), _NATURAL: outcomes.is_natural_error.astype(np.uint8)}
     for epsilon, is_error in outcomes.is_robust_error.items():
         tensors[_ROBUST + format_epsilon(epsilon)] = is_error.astype(np.uint8)
+    for epsilon, codes in outcomes.broken_by.items():
+        tensors[_BROKEN + format_epsilon(epsilon)] = codes.astype(np.uint8)
+    if outcomes.images is not None:
+        tensors[_IMAGES] = outcomes.images.astype(np.int32)
+    about = dict(outcomes.about)
+    if outcomes.components:
+        about[_COMPONENTS] = [*UNBROKEN_NAMES, *outcomes.components]
     with replacing(path) as temporary:
         # One entry: the format keeps several in no particular order.
-        save_file(tensors, temporary, metadata={_ABOUT: json.dumps(dict(outcomes.about), sort_keys=True)})
+        save_file(tensors, temporary, metadata={_ABOUT: json.dumps(about, sort_keys=True)})
 
 
 def read_outcomes(path: Path) -> Outcomes:
@@ -86,13 +112,19 @@ def read_outcomes(path: Path) -> Outcomes:
     shapes = {tensor.shape for tensor in tensors.values()}
     if not {_LABELS, _NATURAL} <= tensors.keys() or len(shapes) != 1 or len(shapes.pop()) != 1:
         raise UserError(f"{path} holds no outcomes: {_LABELS!r} and {_NATURAL!r} of one length are expected")
+    components = about.pop(_COMPONENTS, [])[len(UNBROKEN_NAMES) :]
     return Outcomes(
         labels=tensors[_LABELS].astype(np.int64),
         is_natural_error=tensors[_NATURAL] != 0,
-        is_robust_error={
-            parse_fraction(name.removeprefix(_ROBUST)): tensor != 0
-            for name, tensor in tensors.items()
-            if name.startswith(_ROBUST)
-        },
+        is_robust_error={epsilon: codes != 0 for epsilon, codes in _by_radius(tensors, _ROBUST).items()},
         about=about,
+        components=tuple(components),
+        broken_by=_by_radius(tensors, _BROKEN),
+        images=tensors[_IMAGES].astype(np.int64) if _IMAGES in tensors else None,
     )
+
+
+def _by_radius(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[float, NDArray[Any]]:
+    return {
+        parse_fraction(name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+    }

@@ -31,7 +31,7 @@ _KEYS = {
     "runs": f"folder (searched recursively), glob, file, or comma-separated list of them   [{_DEFAULT_RUNS}]",
     "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
     "where": "only rows with these values, for example alpha_nat=5,alpha_bndy=1   [all]",
-    "attack": "evaluation attack, for example pgd-20   [the only one in the tables]",
+    "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
     "out": "folder to write to, made if need be   [outputs/figures]",
     "formats": f"comma-separated choice of png, svg, pdf   [{_DEFAULT_FORMATS}]",
     "table": "true prints the errors by class of each run as well   [false]",
@@ -90,7 +90,7 @@ def _draw(given: dict[str, str]) -> str:
 def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
     """Draw from the rows that the options choose; with it the errors by class of each run as text, where asked for."""
     from frl_repro.records import find_tables, read_classwise, read_policy
-    from frl_repro.selection import select_where
+    from frl_repro.selection import largest_epsilon, select_where
     from frl_repro.text_tables import class_table
     from frl_repro.variants import with_variants
 
@@ -100,7 +100,7 @@ def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
     df = select_where(df, options.where)
     epsilon = options.epsilon
     if epsilon is None:
-        epsilon = float(df["epsilon"].max()) if "epsilon" in df.columns else 0.0
+        epsilon = largest_epsilon(df, options.attack) if "epsilon" in df.columns else 0.0
     drawing = entry.draw(df, epsilon=epsilon, attack=options.attack)
     tables = [class_table(rows) for _, rows in df.groupby("run_id")] if is_classwise and options.table else []
     return drawing, "".join(tables)

@@ -30,7 +30,7 @@ def set_up_logging() -> None:
 
 
 @contextmanager
-def bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+def bar(description: str, total: int) -> Iterator[Callable[[float], object]]:
     """Yield a function that advances a bar of ``total`` images; it draws nothing where there is no terminal."""
     with tqdm(desc=description, total=total, unit="image", unit_scale=True, leave=False, disable=None) as drawn:
         yield drawn.update

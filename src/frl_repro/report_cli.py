@@ -28,7 +28,7 @@ _SWITCH = {"true": True, "false": False}
 _KEYS = {
     "runs": f"folder of finished runs (searched recursively), or a comma-separated list of them   [{_DEFAULT_RUNS}]",
     "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
-    "attack": "evaluation attack, for example pgd-20   [the only one in the tables]",
+    "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
     "out": "folder for report.html, claims.csv and figures   [runs, where it is one folder]",
     "figures": "false leaves figure files as they are; the page has its figures either way   [true]",
     "docs": "comma-separated folders whose Markdown pages get their marked tables anew   [none]",
@@ -69,9 +69,11 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.atomic import write_text
     from frl_repro.records import find_tables, read_classwise, read_policy, write_table
     from frl_repro.report import markdown
+    from frl_repro.report.autoattack import autoattack_grids
     from frl_repro.report.claims import CLAIM_COLUMNS, claim_rows, judge
     from frl_repro.report.page import render
     from frl_repro.report.study import load_study
+    from frl_repro.selection import select_attack
     from frl_repro.variants import with_variants
 
     runs = given.get("runs", _DEFAULT_RUNS)
@@ -94,14 +96,14 @@ def _report(given: dict[str, str]) -> str:
         pictures,
         all_rows=df,
         settings=_settings(df, study),
-        checks=[],
+        checks=[*autoattack_grids(runs, study.class_names)],
         runs=runs,
         deviations=_deviations(docs),
     )
     write_text(out / "report.html", page)
     write_table(out / "claims.csv", claim_rows(findings), CLAIM_COLUMNS)
     written += [out / "report.html", out / "claims.csv"]
-    tables = markdown.all_tables(df, policy, findings)
+    tables = markdown.all_tables(select_attack(df, study.attack), policy, findings)
     for path in (path for folder in docs for path in sorted(folder.rglob("*.md"))):
         text = markdown.rewrite(path, tables)
         if text != path.read_text(encoding="utf-8"):

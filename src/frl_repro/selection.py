@@ -32,6 +32,9 @@ BEFORE = "before retraining"
 _MAX_LISTED = 4  # settings named in a message
 _SCORE_DIGITS = 12  # of means of shares of counts: far below one sample
 
+AUTOATTACK = "autoattack"
+"""How the names of its measurements begin."""
+
 CRITERIA = {
     "worst_robust": ("worst_class_robust_error",),
     "worst_natural": ("worst_class_natural_error",),
@@ -48,12 +51,16 @@ def setting_columns(df: DataFrame) -> list[str]:
 def select_attack(rows: DataFrame, attack: str | None) -> DataFrame:
     """Rows of one evaluation attack; the only one there is for None.
 
+    AutoAttack measures a few finished models, often on part of the images, beside what every run is measured with: it
+    is left out unless it is named, or all there is.
+
     Raises
     ------
     UserError
         There are several and none is named, or none of this name.
     """
     if attack is None:
+        rows = _without_extra(rows)
         if rows["attack"].nunique() > 1:
             raise UserError(f"the tables have several attacks, {listed(rows['attack'])}: choose one with attack=")
         return rows
@@ -61,6 +68,26 @@ def select_attack(rows: DataFrame, attack: str | None) -> DataFrame:
     if selected.empty:
         raise UserError(f"no rows with attack={attack!r}; the tables have {listed(rows['attack'])}")
     return selected
+
+
+def _without_extra(rows: DataFrame) -> DataFrame:
+    """Rows of attacks other than AutoAttack; all where there are no others."""
+    is_extra = rows["attack"].str.startswith(AUTOATTACK)
+    selected: DataFrame = rows if is_extra.all() else rows[~is_extra]
+    return selected
+
+
+def largest_epsilon(rows: DataFrame, attack: str | None) -> float:
+    """The largest radius of an attack; for None as in `select_attack`, and of several attacks alike.
+
+    Raises
+    ------
+    UserError
+        None is of this name.
+    """
+    if attack is None:
+        return float(_without_extra(rows)["epsilon"].max())
+    return float(select_attack(rows, attack)["epsilon"].max())
 
 
 def select_where(df: DataFrame, where: str) -> DataFrame:

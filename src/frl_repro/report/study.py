@@ -21,6 +21,7 @@ from frl_repro.outcomes import Outcomes, read_outcomes
 from frl_repro.records import find_tables, read_classwise, select_epsilon, select_last_epoch, select_split
 from frl_repro.selection import (
     best_setting,
+    largest_epsilon,
     main_setting,
     of_setting,
     on_shared_seeds,
@@ -240,7 +241,7 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
     for name in ("dataset", "model"):
         if df[name].nunique() > 1:
             raise UserError(f"a study is of one {name}, the tables have {', '.join(sorted(df[name].unique()))}")
-    radius = float(df["epsilon"].max()) if epsilon is None else epsilon
+    radius = largest_epsilon(df, attack) if epsilon is None else epsilon
     df = select_attack(select_epsilon(df, radius), attack)
     by_role = {role: rows for role in ROLES if not (rows := _rows_of(df, role)).empty}
     if not by_role:
@@ -261,7 +262,7 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
         validation=before[before["split"] == "validation"],
         epsilon=radius,
         attack=str(df["attack"].iloc[0]),
-        outcomes=_matching(rows, _outcomes_in(runs), radius),
+        outcomes=_matching(rows, outcomes_in(runs), radius),
     )
 
 
@@ -304,7 +305,8 @@ def _on_validation(rows: DataFrame, epsilon: float) -> DataFrame:
     return selected
 
 
-def _outcomes_in(runs: str | Path) -> list[Outcomes]:
+def outcomes_in(runs: str | Path) -> list[Outcomes]:
+    """Return all outcomes in the folders of ``runs``, published ones among them."""
     folders = [Path(part.strip()).expanduser() for part in str(runs).split(",")]
     files = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(OUTCOMES_GLOB))]
     return [read_outcomes(path) for path in files]

@@ -1,0 +1,256 @@
+"""AutoAttack, batch by batch: which of its attacks breaks which image. The attacks are those of pyautoattack.
+
+Its own driver is left out: it cannot say which attack broke an image, its resume is broken, it leaves parameter
+gradients and a reseeded global generator behind. What it does to one batch is repeated here, to the same result.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from frl_repro.attacks import evaluation_mode
+from frl_repro.data import Split, batch_to_float
+from frl_repro.errors import UserError
+from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN
+from frl_repro.progress import LOGGER
+
+NOT_ATTACKED = 255
+"""Code of an image whose batch is still to come, beside those of `Outcomes.broken_by`."""
+
+_FIRST_CODE = NATURAL_ERROR + 1
+_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+_NUM_TARGETS = 9  # of the two targeted attacks, in the standard version
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+def check() -> None:
+    """Raise a `UserError` where the package is missing."""
+    try:
+        import pyautoattack  # noqa: F401, PLC0415
+    except ImportError as problem:
+        raise UserError(
+            f"evaluation=autoattack needs the package pyautoattack ({problem}): pip install 'pyautoattack>=0.2,<0.3', "
+            "or with this project: pip install -e '.[autoattack]'"
+        ) from None
+
+
+def components(num_classes: int) -> tuple[str, ...]:
+    """Return the attacks that AutoAttack's standard version consists of, in the order in which they run.
+
+    The targeted DLR loss of ``apgd-t`` compares with the third and fourth largest logit: of three classes, APGD on the
+    untargeted DLR loss (``apgd-dlr``) takes its place, of two nothing does, as the only other class is what ``apgd-ce``
+    aims at already.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two classes.
+
+    Notes
+    -----
+    Source: Croce and Hein 2020, section 4 and equation 6 (DLR loss), section 5 (the ensemble).
+    """
+    if num_classes < 2:
+        raise ValueError(f"an attack needs at least 2 classes, got {num_classes}")
+    of_few = {2: ("apgd-ce", "fab-t", "square"), 3: ("apgd-ce", "apgd-dlr", "fab-t", "square")}
+    return of_few.get(num_classes, _STANDARD)
+
+
+def attack_batch(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    forward: Forward,
+    epsilon: float,
+    num_classes: int,
+    seed: int,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Tensor:
+    """Return what breaks each image of a batch: AutoAttack in the L-infinity ball, standard version.
+
+    Each attack takes the images that have withstood those before it. What an image meets depends on the others of its
+    batch: all draw from one stream of random numbers.
+
+    The model's modes and gradients and the global random states (Python, NumPy, PyTorch) are left as they were.
+
+    Parameters
+    ----------
+    model : nn.Module
+        [0, 1] images in, logits out; attacked in evaluation mode.
+    x : Tensor, shape (N, C, H, W)
+        Clean images in [0, 1].
+    y : Tensor, shape (N,), int64
+        True classes.
+    forward : callable (model, x) -> Tensor
+        Logits that can be differentiated with respect to x: a backend's ``forward_of_images``.
+    epsilon : float
+        Radius in pixel units, above 0.
+    num_classes : int
+        K, at least 2. With fewer than ten classes the targeted attacks aim at all K - 1 others, else at nine.
+    seed : int
+        Every attack starts from it.
+    advance : callable
+        Called with the number of images that an attack has dealt with, as a share of all attacks.
+
+    Returns
+    -------
+    Tensor, shape (N,), uint8
+        `Outcomes.broken_by`'s codes for `components`.
+    """
+    with (
+        _warnings_in_one_line(),
+        evaluation_mode(model),
+        _frozen(model),
+        _random_state_kept(x.device),
+        torch.no_grad(),
+    ):
+        attacks = _attacks(lambda images: forward(model, images), epsilon, num_classes, seed, x.device)
+        codes = torch.where(_predicted(forward(model, x)) == y, NOT_BROKEN, NATURAL_ERROR).to(torch.uint8)
+        for code, attack in enumerate(attacks, start=_FIRST_CODE):
+            standing = (codes == NOT_BROKEN).nonzero().flatten()
+            if len(standing) > 0:
+                x_adv = attack(x[standing], y[standing])
+                is_broken = _predicted(forward(model, x_adv)) != y[standing]
+                codes[standing[is_broken]] = code
+            advance(len(x) / len(attacks))
+    return codes.cpu()
+
+
+def attack_split(
+    model: nn.Module,
+    split: Split,
+    *,
+    forward: Forward,
+    codes: Mapping[float, NDArray[np.uint8]],
+    num_classes: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    keep: Callable[[], object],
+    advance: Callable[[float], object] = lambda _: None,
+) -> None:
+    """Attack the images of a split that no earlier process has attacked, radius by radius and batch by batch.
+
+    Parameters
+    ----------
+    model, forward, num_classes, seed
+        As in `attack_batch`; every batch starts from the same seed.
+    split : Split
+        uint8 images, shape (N, C, H, W), and labels, shape (N,).
+    codes : mapping of float to array, shape (N,), uint8
+        By radius what `attack_batch` found; filled in place where it says `NOT_ATTACKED`.
+    batch_size : int
+        Images per batch, wrong ones included.
+    device : torch.device
+        Where the model lives.
+    keep : callable
+        Called after each batch: ``codes`` has grown.
+    advance : callable
+        Called with the number of images done, radii counted separately, for a progress bar.
+    """
+    for epsilon, of_radius in codes.items():
+        for first in range(0, len(split.labels), batch_size):
+            batch = slice(first, first + batch_size)
+            if (of_radius[batch] != NOT_ATTACKED).all():
+                advance(len(of_radius[batch]))
+                continue
+            found = attack_batch(
+                model,
+                batch_to_float(split.images[batch].to(device)),
+                split.labels[batch].to(device),
+                forward=forward,
+                epsilon=epsilon,
+                num_classes=num_classes,
+                seed=seed,
+                advance=advance,
+            )
+            of_radius[batch] = found.numpy()
+            keep()
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    return logits.max(1).indices
+
+
+def _attacks(
+    predict: Callable[[Tensor], Tensor], epsilon: float, num_classes: int, seed: int, device: torch.device
+) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    """Return the attacks named by `components` as functions (x, y) -> x_adv."""
+    from pyautoattack import AutoAttack  # noqa: PLC0415
+
+    ensemble = AutoAttack(predict, eps=epsilon, norm="Linf", seed=seed, version="standard", device=device)
+    num_targets = min(_NUM_TARGETS, num_classes - 1)
+    ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = num_targets
+    ensemble.fab.targeted = True
+
+    def apgd(loss: str) -> Callable[[Tensor, Tensor], Tensor]:
+        def run(x: Tensor, y: Tensor) -> Any:
+            ensemble.apgd.loss = loss
+            return ensemble.apgd.perturb(x, y)
+
+        return run
+
+    by_name = {
+        "apgd-ce": apgd("ce"),
+        "apgd-dlr": apgd("dlr"),
+        "apgd-t": ensemble.apgd_targeted.perturb,
+        "fab-t": ensemble.fab.perturb,
+        "square": ensemble.square.perturb,
+    }
+    return [by_name[name] for name in components(num_classes)]
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let nothing differentiate with respect to parameters: the attacks would add to their gradients."""
+    requiring = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in requiring:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in requiring:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    """Restore the global generators of Python, NumPy and PyTorch, also after an exception."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Say once what the package warns of for each target class, such as gradients that are zero."""
+    warned: list[str] = []
+
+    def catch(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            warned.append(record.getMessage())
+        return False
+
+    package = logging.getLogger("auto-attack")
+    package.addFilter(catch)
+    try:
+        yield
+    finally:
+        package.removeFilter(catch)
+    if warned:
+        LOGGER.info("AutoAttack warned %d times, at first: %s", len(warned), warned[0])
