@@ -122,6 +122,23 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"frl": "remargin", "tau__bndy": -1}, r"tau\.bndy=-1: must lie in \[0, 1\]"),
         ({"device": "tpu"}, "device=tpu: unknown choice; known: auto, cpu, cuda"),
         ({"logger": "tensorbord"}, r"logger=tensorbord: unknown choice; did you mean tensorboard\? known: none, "),
+        ({"dataset": "image_folder"}, r"dataset\.root is missing: give dataset\.root=FOLDER"),
+        (
+            {"dataset": "image_folder", "dataset__root": "x", "dataset__num_channels": 2},
+            r"dataset\.num_channels=2: give 1 \(grey\) or 3",
+        ),
+        (
+            {"dataset": "image_folder", "dataset__root": "x", "dataset__image_size": 7},
+            r"dataset\.image_size=7: must lie in \[8, inf\)",
+        ),
+        ({"dataset": "cifar10", "dataset__split_seed": 1}, "split_seed has no effect"),
+        (
+            {"dataset__augmentation": "crop_flipp"},
+            r"augmentation=crop_flipp: unknown choice; did you mean crop_flip\? known: none, crop, crop_flip",
+        ),
+        ({"model": "wrn28_10", "model__width": 0}, r"model\.width=0: must lie in \[1, inf\)"),
+        ({"model": "wrn28_10", "model__std": [0]}, r"model\.std=\[0\]: must lie in \(0, 1\]"),
+        ({"model": "wrn28_10", "model__mean": 0.5}, r"model\.mean=0\.5: expected a list of numbers"),
         ({"backend": "jax"}, "backend=jax: unknown choice; known: auto, torch, native"),
     ],
 )
@@ -148,6 +165,21 @@ def test_machine_settings_change_neither_name_nor_hash():
         RunConfig,
     )
     assert machine.run_id == plain.run_id
+
+
+def test_another_folder_is_another_run_and_another_place_of_known_data_is_not():
+    def run_id(dataset, **changes):
+        return parse(composed(dataset=dataset, **changes), RunConfig).run_id
+
+    assert run_id("image_folder", dataset__root="x") != run_id("image_folder", dataset__root="y")
+    for dataset in ("cifar10", "cifar10_jpeg", "svhn"):
+        assert run_id(dataset, dataset__root="x") == run_id(dataset, dataset__root="y")
+        assert run_id(dataset).startswith(f"{dataset}-lenet5-")
+
+
+def test_keys_that_came_later_leave_the_names_of_earlier_runs_alone():
+    assert parse(composed(), RunConfig).hash == "22a68d4d"
+    assert parse(composed(dataset__augmentation="crop"), RunConfig).hash != "22a68d4d"
 
 
 def changed(value):
@@ -276,14 +308,15 @@ def test_the_key_list_is_a_contract():
 
 KEYS = """
 alpha.bndy alpha.margin alpha.nat attack.epsilon attack.fraction attack.num_restarts attack.num_steps attack.objective
-attack.random_start attack.start_sd attack.step_size backend base_dir dataset.cache_dir dataset.download
-dataset.num_classes dataset.num_test dataset.num_train dataset.root dataset.split_seed dataset.validation_fraction
-departures.base_saw_validation departures.fixed_step departures.flipped_boundary departures.ignored_tau_nat
-departures.overall_over_22 departures.scrambled_labels departures.weight_by_prediction device evaluation.batch_size
-evaluation.early_stop evaluation.epsilons evaluation.num_restarts evaluation.num_steps evaluation.num_validation
-evaluation.random_start evaluation.step_size evaluation.validation_every force frl.accumulate frl.epsilon
-frl.margin_bounds frl.margin_centred frl.num_steps frl.num_validation frl.step_size frl.update_every frl.weight_rule
-init_from logger num_threads output_dir retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts
+attack.random_start attack.start_sd attack.step_size backend base_dir dataset.augmentation dataset.cache_dir
+dataset.download dataset.image_size dataset.num_channels dataset.num_classes dataset.num_test dataset.num_train
+dataset.root dataset.split_seed dataset.validation_fraction departures.base_saw_validation departures.fixed_step
+departures.flipped_boundary departures.ignored_tau_nat departures.overall_over_22 departures.scrambled_labels
+departures.weight_by_prediction device evaluation.batch_size evaluation.early_stop evaluation.epsilons
+evaluation.num_restarts evaluation.num_steps evaluation.num_validation evaluation.random_start evaluation.step_size
+evaluation.validation_every force frl.accumulate frl.epsilon frl.margin_bounds frl.margin_centred frl.num_steps
+frl.num_validation frl.step_size frl.update_every frl.weight_rule init_from logger model.mean model.std model.width
+num_threads output_dir retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts
 retrain.attack.num_steps retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd
 retrain.attack.step_size retrain.beta retrain.objective retrain.trainer.batch_size retrain.trainer.ema_decay
 retrain.trainer.learning_rate retrain.trainer.lr_decay_every retrain.trainer.lr_decay_factor

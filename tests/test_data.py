@@ -477,7 +477,7 @@ def test_host_out_of_reach_is_known_before_torchvision_is_imported(monkeypatch, 
 
 
 def test_address_is_found_in_the_installed_torchvision():
-    address = fetch._first_address()
+    address = fetch._first_address("mnist.py", "FashionMNIST")
     assert address is not None
     assert address.startswith("http")
     assert address.endswith(f"{TRAIN_IMAGES}.gz")
@@ -492,9 +492,9 @@ def test_unknown_torchvision_source_means_no_probe(monkeypatch, tmp_path, source
         (tmp_path / "datasets").mkdir()
         (tmp_path / "datasets" / "mnist.py").write_text(source)
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: Spec())
-    assert fetch._first_address() is None
+    assert fetch._first_address("mnist.py", "FashionMNIST") is None
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
-    assert fetch._first_address() is None
+    assert fetch._first_address("mnist.py", "FashionMNIST") is None
 
 
 class FakeDatasets:
@@ -514,7 +514,7 @@ class FakeDatasets:
 
 @pytest.fixture
 def fake_torchvision(monkeypatch):
-    monkeypatch.setattr(fetch, "_first_address", lambda: None)
+    monkeypatch.setattr(fetch, "_first_address", lambda *_: None)
     monkeypatch.setitem(sys.modules, "torchvision", FakeDatasets)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", FakeDatasets)
     return FakeDatasets.FashionMNIST
@@ -578,7 +578,7 @@ def test_root_and_cache_dir_may_begin_with_a_tilde(files, monkeypatch, tmp_path)
 
 
 def test_unknown_data_set_lists_the_known_ones():
-    with pytest.raises(UserError, match="unknown data set 'mnist': known are fashion_mnist, synthetic"):
+    with pytest.raises(UserError, match=r"unknown data set 'mnist': known are fashion_mnist, cifar10, .*, synthetic"):
         load_dataset(SyntheticConfig(name="mnist"))
 
 

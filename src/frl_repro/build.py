@@ -16,6 +16,7 @@ from frl_repro.backends import Backend
 from frl_repro.config import (
     AdamConfig,
     AlphaConfig,
+    DatasetConfig,
     FGSMConfig,
     FRLConfig,
     NoAttackConfig,
@@ -25,7 +26,7 @@ from frl_repro.config import (
     TauConfig,
     TradesConfig,
 )
-from frl_repro.data import Dataset, Split
+from frl_repro.data import AUGMENTATIONS, Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.evaluate import evaluate
 from frl_repro.frl import ErrorRates, Rules, new_policy
@@ -103,6 +104,15 @@ def objective(config: RunConfig, *, seeds: Sequence[int], epochs: Sequence[int],
     if name == "split" and departures.weight_by_prediction:
         return report_code.split_by_prediction
     return {"paired": objectives.paired, "split": objectives.split}[name]
+
+
+def augmentation(
+    dataset: DatasetConfig, at: Sequence[tuple[int, int]], *, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return what an epoch's training images pass; ``at`` has seed and epoch of each run."""
+    generators = [streams.generator(seed, "augmentation", epoch, device=device) for seed, epoch in at]
+    augment = AUGMENTATIONS[dataset.augmentation]
+    return lambda images: augment(images, generators)
 
 
 def optimizer(model: nn.Module, settings: AdamConfig | SGDConfig) -> torch.optim.Optimizer:

@@ -20,6 +20,7 @@ _ORIGIN = "frl_repro"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 # Prefixes that DataParallel and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
+_NORMALISATION = "normalise."
 
 
 def save_weights(path: Path, model: nn.Module, *, origin: Mapping[str, Any]) -> None:
@@ -47,7 +48,7 @@ def load_weights(path: Path, model: nn.Module) -> str:
     """Load weights into a model from safetensors or from a PyTorch state_dict, of ours or of other code.
 
     Names may carry a common prefix; when they differ altogether, tensors are matched in order, provided that every
-    shape agrees.
+    shape agrees. A checkpoint without mean and standard deviation leaves those of the model as they are.
 
     Parameters
     ----------
@@ -69,6 +70,8 @@ def load_weights(path: Path, model: nn.Module) -> str:
     state = _read_state(path)
     own = model.state_dict()
     state = {_strip(name): tensor for name, tensor in state.items()}
+    if len(state) < len(own):  # of other code, which normalises outside the network: ours stays as it is set
+        own = {name: tensor for name, tensor in own.items() if not name.startswith(_NORMALISATION)}
     by_name = state.keys() == own.keys()
     if not by_name and len(state) != len(own):
         raise UserError(f"{path}: holds {len(state)} tensors, the model has {len(own)}")
@@ -81,7 +84,7 @@ def load_weights(path: Path, model: nn.Module) -> str:
             )
         if not torch.isfinite(state[theirs]).all():
             raise UserError(f"{path}: {theirs} holds values that are not finite")
-    model.load_state_dict({mine: state[theirs] for mine, theirs in pairs})
+    model.load_state_dict({**model.state_dict(), **{mine: state[theirs] for mine, theirs in pairs}})
     return "by name" if by_name else "in order"
 
 

@@ -24,10 +24,23 @@ from omegaconf.errors import OmegaConfBaseException
 from frl_repro.errors import UserError
 from frl_repro.paths import CONFIG_DIR
 
+_IN_EVERY_HASH = object()
 
-def _key(bounds: str | None = None, *, one_of: Sequence[str] | None = None, is_machine: bool = False) -> Any:
-    """Declare a key: its range in interval notation, or its choices, and whether it is a machine setting."""
-    return field(default="???", metadata={"bounds": bounds, "one_of": one_of, "is_machine": is_machine})
+
+def _key(
+    bounds: str | None = None,
+    *,
+    one_of: Sequence[str] | None = None,
+    is_machine: bool = False,
+    added_as: Any = _IN_EVERY_HASH,
+) -> Any:
+    """Declare a key: its range in interval notation, or its choices, and whether it is a machine setting.
+
+    ``added_as`` is for keys that came later: with this value a run does what it did before there was the key, and keeps
+    the hash and the folder that it had.
+    """
+    metadata = {"bounds": bounds, "one_of": one_of, "is_machine": is_machine, "added_as": added_as}
+    return field(default="???", metadata=metadata)
 
 
 def _own(bounds: str | None = None, *, one_of: Sequence[str] | None = None) -> Any:
@@ -44,6 +57,31 @@ class LeNet5Config:
 
 
 @dataclass
+class PreActResNet18Config:
+    """conf/model/preact_resnet18.yaml."""
+
+    name: str = _key()
+    width: int = _key("[1, inf)")
+    mean: list[float] | None = _key("[0, 1]")
+    std: list[float] | None = _key("(0, 1]")
+
+
+@dataclass
+class WRN28x10Config:
+    """conf/model/wrn28_10.yaml."""
+
+    name: str = _key()
+    width: int = _key("[1, inf)")
+    mean: list[float] | None = _key("[0, 1]")
+    std: list[float] | None = _key("(0, 1]")
+
+
+ModelConfig = LeNet5Config | PreActResNet18Config | WRN28x10Config
+
+_AUGMENTATIONS = ("none", "crop", "crop_flip")
+
+
+@dataclass
 class FashionMNISTConfig:
     """conf/dataset/fashion_mnist.yaml."""
 
@@ -52,8 +90,54 @@ class FashionMNISTConfig:
     split_seed: int = _key("[0, inf)")
     num_train: int | None = _key("[1, inf)")
     num_test: int | None = _key("[1, inf)")
+    augmentation: str = _key(one_of=_AUGMENTATIONS, added_as="none")
     root: str | None = _key(is_machine=True)
     download: bool = _key(is_machine=True)
+    cache_dir: str | None = _key(is_machine=True)
+
+
+@dataclass
+class TorchvisionConfig:
+    """conf/dataset/cifar10.yaml and svhn.yaml."""
+
+    name: str = _key()
+    validation_fraction: float = _key("[0, 1)")
+    split_seed: int = _key("[0, inf)")
+    num_train: int | None = _key("[1, inf)")
+    num_test: int | None = _key("[1, inf)")
+    augmentation: str = _key(one_of=_AUGMENTATIONS)
+    root: str | None = _key(is_machine=True)
+    download: bool = _key(is_machine=True)
+    cache_dir: str | None = _key(is_machine=True)
+
+
+@dataclass
+class CIFAR10JPEGConfig:
+    """conf/dataset/cifar10_jpeg.yaml."""
+
+    name: str = _key()
+    validation_fraction: float = _key("[0, 1)")
+    split_seed: int = _key("[0, inf)")
+    num_train: int | None = _key("[1, inf)")
+    num_test: int | None = _key("[1, inf)")
+    augmentation: str = _key(one_of=_AUGMENTATIONS)
+    root: str | None = _key(is_machine=True)
+    cache_dir: str | None = _key(is_machine=True)
+
+
+@dataclass
+class ImageFolderConfig:
+    """conf/dataset/image_folder.yaml."""
+
+    name: str = _key()
+    root: str = _key()  # no machine setting: another folder is another data set
+    image_size: int | None = _key("[8, inf)")
+    num_channels: int | None = _key("[1, 3]")
+    validation_fraction: float = _key("[0, 1)")
+    split_seed: int = _key("[0, inf)")
+    num_train: int | None = _key("[1, inf)")
+    num_test: int | None = _key("[1, inf)")
+    augmentation: str = _key(one_of=_AUGMENTATIONS)
     cache_dir: str | None = _key(is_machine=True)
 
 
@@ -67,6 +151,10 @@ class SyntheticConfig:
     num_test: int = _key("[1, inf)")
     validation_fraction: float = _key("[0, 1)")
     split_seed: int = _key("[0, inf)")
+    augmentation: str = _key(one_of=_AUGMENTATIONS, added_as="none")
+
+
+DatasetConfig = FashionMNISTConfig | TorchvisionConfig | CIFAR10JPEGConfig | ImageFolderConfig | SyntheticConfig
 
 
 @dataclass
@@ -244,8 +332,15 @@ class RetrainConfig:
 
 
 GROUPS: dict[str, dict[str, type]] = {
-    "model": {"lenet5": LeNet5Config},
-    "dataset": {"fashion_mnist": FashionMNISTConfig, "synthetic": SyntheticConfig},
+    "model": {"lenet5": LeNet5Config, "preact_resnet18": PreActResNet18Config, "wrn28_10": WRN28x10Config},
+    "dataset": {
+        "fashion_mnist": FashionMNISTConfig,
+        "cifar10": TorchvisionConfig,
+        "cifar10_jpeg": CIFAR10JPEGConfig,
+        "svhn": TorchvisionConfig,
+        "image_folder": ImageFolderConfig,
+        "synthetic": SyntheticConfig,
+    },
     "attack": _ATTACKS,
     "trainer": _TRAINERS,
     "evaluation": {"pgd": PGDEvaluationConfig, "autoattack": AutoAttackEvaluationConfig},
@@ -324,8 +419,8 @@ class _SanityKeys(_Machine):
 class RunConfig:
     """A checked configuration of one training run; see the YAML files for the meaning of the keys."""
 
-    model: LeNet5Config
-    dataset: FashionMNISTConfig | SyntheticConfig
+    model: ModelConfig
+    dataset: DatasetConfig
     attack: NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig
     trainer: AdamConfig | SGDConfig
     evaluation: PGDEvaluationConfig
@@ -423,8 +518,8 @@ class RunConfig:
 class EvaluateConfig:
     """A checked configuration of one measurement of a checkpoint."""
 
-    model: LeNet5Config
-    dataset: FashionMNISTConfig | SyntheticConfig
+    model: ModelConfig
+    dataset: DatasetConfig
     evaluation: PGDEvaluationConfig | AutoAttackEvaluationConfig
     keys: _EvaluateKeys
 
@@ -438,8 +533,8 @@ class EvaluateConfig:
 class SanityConfig:
     """A checked configuration of the sanity checks of a checkpoint."""
 
-    model: LeNet5Config
-    dataset: FashionMNISTConfig | SyntheticConfig
+    model: ModelConfig
+    dataset: DatasetConfig
     keys: _SanityKeys
 
     @property
@@ -465,7 +560,11 @@ def _hash(config: Config) -> str:
 
 def _science(node: Any) -> dict[str, Any]:
     """Return the settings that are not machine settings, as plain containers."""
-    values = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if not f.metadata.get("is_machine")}
+    values = {
+        f.name: getattr(node, f.name)
+        for f in dataclasses.fields(node)
+        if not f.metadata.get("is_machine") and getattr(node, f.name) != f.metadata.get("added_as", _IN_EVERY_HASH)
+    }
     return {name: _science(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
 
 
@@ -689,13 +788,16 @@ def unknown_key(key: str, kind: type[Config]) -> str:
     )
 
 
-def _check_dataset(
-    dataset: FashionMNISTConfig | SyntheticConfig, evaluation: PGDEvaluationConfig | AutoAttackEvaluationConfig | None
-) -> None:
+def _check_dataset(dataset: DatasetConfig, evaluation: PGDEvaluationConfig | AutoAttackEvaluationConfig | None) -> None:
+    if isinstance(dataset, ImageFolderConfig):
+        if dataset.root in ("", "???"):
+            raise UserError("dataset.root is missing: give dataset.root=FOLDER with FOLDER/train/<class>/*, test alike")
+        if dataset.num_channels == 2:
+            raise UserError("dataset.num_channels=2: give 1 (grey) or 3 (colour), or null for images as they are")
     asks_for_validation = isinstance(evaluation, PGDEvaluationConfig) and evaluation.num_validation is not None
     if dataset.validation_fraction == 0 and asks_for_validation:
         raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")
-    if isinstance(dataset, FashionMNISTConfig) and dataset.split_seed != 0:
+    if not isinstance(dataset, SyntheticConfig) and dataset.split_seed != 0:
         takes_all = (dataset.validation_fraction, dataset.num_train, dataset.num_test) == (0, None, None)
         if takes_all:
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")

@@ -23,7 +23,8 @@ from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.loggers import Logger
 from frl_repro.measure import measure
-from frl_repro.models import build_model, stack
+from frl_repro.models import stack
+from frl_repro.networks import new_network
 from frl_repro.progress import LOGGER, bar
 from frl_repro.trainer import Diverged, EpochSummary, learning_rate_at, train_epoch
 
@@ -105,13 +106,7 @@ class Fitted:
 
 def new_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     """Return the run's freshly initialised model."""
-    channels, height, width = dataset.train.images.shape[1:]
-    return build_model(
-        config.model.name,
-        num_classes=dataset.num_classes,
-        image_shape=(channels, height, width),
-        seed=streams.derive_seed(config.seed, "initial weights"),
-    )
+    return new_network(config.model, dataset, seed=streams.derive_seed(config.seed, "initial weights"))
 
 
 class _Training:
@@ -307,6 +302,7 @@ def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Sp
             attack=build.training_attack(config, backend.ascend),
             forward=backend.forward,
             class_terms=(lambda _: None) if steering is None else steering.in_epoch(models, epochs),
+            augment=build.augmentation(config.dataset, at, device=device),
             batch_size=trainer.batch_size,
             order_generators=[streams.generator(seed, "order", epoch) for seed, epoch in at],
             attack_generators=[streams.generator(seed, "training attack", epoch, device=device) for seed, epoch in at],

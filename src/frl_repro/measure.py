@@ -21,7 +21,7 @@ from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.examples import EXAMPLES_FILE, Examples, write_examples
 from frl_repro.measure_autoattack import measure_with_autoattack
-from frl_repro.models import build_model
+from frl_repro.networks import new_network
 from frl_repro.outcomes import OUTCOMES_FILE, Outcomes, write_outcomes
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
@@ -148,10 +148,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     device = resolve_device(config.keys.device)
     set_up_machine(device, config.keys.num_threads)
     dataset = load_dataset(config.dataset)
-    channels, height, width = dataset.test.images.shape[1:]
-    model = build_model(
-        config.model.name, num_classes=dataset.num_classes, image_shape=(channels, height, width), seed=0
-    )
+    model = new_network(config.model, dataset, seed=0)
     matched = checkpoints.load_weights(path, model)
     LOGGER.info("%s: weights matched %s", path, matched)
 

@@ -28,7 +28,7 @@ from frl_repro.data.splits import subset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.measure import USUAL_STEP_SIZE, origin_of, resolve_device, set_up_machine
-from frl_repro.models import build_model
+from frl_repro.networks import new_network
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 from frl_repro.sanity_rules import (
@@ -342,10 +342,7 @@ def check_checkpoint(config: SanityConfig, *, command: str = "") -> Path:
 
 
 def _load(path: Path, config: SanityConfig, dataset: Dataset, device: torch.device) -> Attacker:
-    channels, height, width = dataset.test.images.shape[1:]
-    model = build_model(
-        config.model.name, num_classes=dataset.num_classes, image_shape=(channels, height, width), seed=0
-    )
+    model = new_network(config.model, dataset, seed=0)
     matched = checkpoints.load_weights(path, model)
     LOGGER.info("%s: weights matched %s", path, matched)
     model = model.to(device)

@@ -69,6 +69,7 @@ def train_epoch(
     order_generators: Sequence[torch.Generator],
     attack_generators: Sequence[torch.Generator],
     class_terms: Callable[[int], ClassTerms | None] = lambda _: None,
+    augment: Callable[[Tensor], Tensor] = lambda images: images,
     advance: Callable[[int], object] = lambda _: None,
 ) -> list[EpochSummary | Diverged]:
     """Train one epoch of R runs and return what each measured.
@@ -93,6 +94,8 @@ def train_epoch(
         Data order (on the CPU) and random starts (on the model's device) of each run.
     class_terms : callable step -> ClassTerms or None
         What the class policy varies, asked before every step (counted from 0 in this epoch); shapes (R, K).
+    augment : callable
+        uint8 images of a batch, shape (R, N, C, H, W), to the ones that are trained on.
     advance : callable
         Called with the number of images trained on by each run, for a progress bar.
 
@@ -121,7 +124,7 @@ def train_epoch(
     for step, index in enumerate(batches):
         terms = class_terms(step)  # may measure the models
         model.train()
-        x, y = batch_to_float(train.images[index]), train.labels[index]
+        x, y = batch_to_float(augment(train.images[index])), train.labels[index]
         loss = objective(x, y, forward=forward_runs, attack=attack_runs, terms=terms)
         model.zero_grad(set_to_none=True)
         loss.value.sum().backward()  # type: ignore[no-untyped-call]

@@ -1,18 +1,22 @@
 """Data sets as whole uint8 tensors in memory: load, subset, split."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from frl_repro.data import cifar10_jpeg, torchvision_sets
+from frl_repro.data.augment import AUGMENTATIONS
 from frl_repro.data.dataset import Dataset, Split, batch_to_float
 from frl_repro.data.fashion_mnist import CLASS_NAMES, load_fashion_mnist
+from frl_repro.data.image_folder import load_image_folder
 from frl_repro.data.splits import split_train_validation, stratified_order, subset
 from frl_repro.data.synthetic import load_synthetic
 from frl_repro.errors import UserError
 
-__all__ = ["DATASETS", "Dataset", "Split", "batch_to_float", "load_dataset", "stratified_order"]
+__all__ = ["AUGMENTATIONS", "DATASETS", "Dataset", "Split", "batch_to_float", "load_dataset", "stratified_order"]
 
 
 class NamedConfig(Protocol):
@@ -23,13 +27,18 @@ class NamedConfig(Protocol):
         """A key of ``DATASETS``."""
 
 
-class FashionMnistConfig(NamedConfig, Protocol):
-    """Settings of ``fashion_mnist``; see :func:`load_fashion_mnist` for the first three."""
+Scale = tuple[tuple[float, ...], tuple[float, ...]]
 
-    @property
-    def root(self) -> str | None: ...
-    @property
-    def download(self) -> bool: ...
+# Mean and standard deviation of the training images' channels, as commonly published.
+_CIFAR10_SCALE = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_SVHN_SCALE = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
+_FASHION_MNIST_SCALE = ((0.2860,), (0.3530,))
+_USUAL_SCALE = ((0.5,), (0.25,))
+
+
+class FilesConfig(NamedConfig, Protocol):
+    """Settings of every data set that is read from files."""
+
     @property
     def cache_dir(self) -> str | None: ...
     @property
@@ -47,6 +56,33 @@ class FashionMnistConfig(NamedConfig, Protocol):
     @property
     def num_test(self) -> int | None:
         """Test images; ``None`` for all."""
+
+
+class FashionMnistConfig(FilesConfig, Protocol):
+    """Settings of ``fashion_mnist``, ``cifar10`` and ``svhn``; see `load_fashion_mnist` and `load_torchvision`."""
+
+    @property
+    def root(self) -> str | None: ...
+    @property
+    def download(self) -> bool: ...
+
+
+class CIFAR10JPEGConfig(FilesConfig, Protocol):
+    """Settings of ``cifar10_jpeg``; see `load_cifar10_jpeg`."""
+
+    @property
+    def root(self) -> str | None: ...
+
+
+class ImageFolderConfig(FilesConfig, Protocol):
+    """Settings of ``image_folder``; see :func:`load_image_folder`."""
+
+    @property
+    def root(self) -> str: ...
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def num_channels(self) -> int | None: ...
 
 
 class SyntheticConfig(NamedConfig, Protocol):
@@ -72,7 +108,7 @@ def load_dataset(config: NamedConfig) -> Dataset:
 
     Parameters
     ----------
-    config : FashionMnistConfig or SyntheticConfig
+    config : FashionMnistConfig, CIFAR10JPEGConfig, ImageFolderConfig or SyntheticConfig
         ``config.name`` is a key of ``DATASETS`` and says which other attributes are read.
 
     Raises
@@ -89,25 +125,56 @@ def _fashion_mnist(config: FashionMnistConfig) -> Dataset:
     train, test = load_fashion_mnist(
         root=_as_path(config.root), download=config.download, cache_dir=_as_path(config.cache_dir)
     )
-    if config.num_test is not None:
-        test = test.select(_subset_of("dataset.num_test", test, config.num_test, config.split_seed))
-    return _assemble(config, CLASS_NAMES, train, test, num_train=config.num_train)
+    return _from_files(config, CLASS_NAMES, train, test, scale=_FASHION_MNIST_SCALE)
+
+
+def _torchvision(source: torchvision_sets.Source, scale: Scale, config: FashionMnistConfig) -> Dataset:
+    train, test = torchvision_sets.load_torchvision(
+        source, root=_as_path(config.root), download=config.download, cache_dir=_as_path(config.cache_dir)
+    )
+    return _from_files(config, source.class_names, train, test, scale=scale)
+
+
+def _cifar10_jpeg(config: CIFAR10JPEGConfig) -> Dataset:
+    train, test = cifar10_jpeg.load_cifar10_jpeg(root=_as_path(config.root), cache_dir=_as_path(config.cache_dir))
+    return _from_files(config, cifar10_jpeg.CLASS_NAMES, train, test, scale=_CIFAR10_SCALE)
+
+
+def _image_folder(config: ImageFolderConfig) -> Dataset:
+    class_names, train, test = load_image_folder(
+        Path(config.root).expanduser(),
+        image_size=config.image_size,
+        num_channels=config.num_channels,
+        cache_dir=_as_path(config.cache_dir),
+    )
+    return _from_files(config, class_names, train, test, scale=_USUAL_SCALE)
 
 
 def _synthetic(config: SyntheticConfig) -> Dataset:
     train, test = load_synthetic(
         num_classes=config.num_classes, num_train=config.num_train, num_test=config.num_test, seed=config.split_seed
     )
-    return _assemble(config, tuple(f"class {k}" for k in range(config.num_classes)), train, test, num_train=None)
+    class_names = tuple(f"class {k}" for k in range(config.num_classes))
+    return _assemble(config, class_names, train, test, num_train=None, scale=_USUAL_SCALE)
+
+
+def _from_files(
+    config: FilesConfig, class_names: tuple[str, ...], train: Split, test: Split, *, scale: Scale
+) -> Dataset:
+    """Return the data set after taking the test images, and `_assemble`."""
+    if config.num_test is not None:
+        test = test.select(_subset_of("dataset.num_test", test, config.num_test, config.split_seed))
+    return _assemble(config, class_names, train, test, num_train=config.num_train, scale=scale)
 
 
 def _assemble(
-    config: FashionMnistConfig | SyntheticConfig,
+    config: FilesConfig | SyntheticConfig,
     class_names: tuple[str, ...],
     train: Split,
     test: Split,
     *,
     num_train: int | None,
+    scale: Scale,
 ) -> Dataset:
     """Return the data set after taking ``num_train`` training images and holding back the validation images."""
     if num_train is None:
@@ -126,6 +193,8 @@ def _assemble(
         test=test,
         train_indices=train_indices,
         validation_indices=validation_indices,
+        channel_mean=scale[0],
+        channel_std=scale[1],
     )
 
 
@@ -141,4 +210,11 @@ def _as_path(text: str | None) -> Path | None:
     return None if text is None else Path(text).expanduser()
 
 
-DATASETS: dict[str, Callable[[Any], Dataset]] = {"fashion_mnist": _fashion_mnist, "synthetic": _synthetic}
+DATASETS: dict[str, Callable[[Any], Dataset]] = {
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": functools.partial(_torchvision, torchvision_sets.CIFAR10, _CIFAR10_SCALE),
+    "cifar10_jpeg": _cifar10_jpeg,
+    "svhn": functools.partial(_torchvision, torchvision_sets.SVHN, _SVHN_SCALE),
+    "image_folder": _image_folder,
+    "synthetic": _synthetic,
+}

@@ -61,6 +61,8 @@ class Dataset:
         Part of the training files held back; ``None`` when the validation fraction is 0.
     train_indices, validation_indices : Tensor, shape (N_train,) and (N_validation,), int64
         Positions of the two splits' images in the source's training files, disjoint.
+    channel_mean, channel_std : tuple of float, length C or 1
+        What networks that normalise subtract from each channel and divide by, in units of [0, 1].
     """
 
     name: str
@@ -70,6 +72,8 @@ class Dataset:
     test: Split
     train_indices: Tensor
     validation_indices: Tensor
+    channel_mean: tuple[float, ...] = (0.5,)
+    channel_std: tuple[float, ...] = (0.25,)
 
     @property
     def num_classes(self) -> int:

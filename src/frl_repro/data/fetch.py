@@ -1,4 +1,4 @@
-"""Two ways to fetch the files of Fashion-MNIST over the network, neither of which needs root rights."""
+"""Fetch data sets over the network: with torchvision, and Fashion-MNIST with apt. Nothing here needs root rights."""
 
 import ast
 import http.client
@@ -10,7 +10,8 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -34,18 +35,36 @@ def fetch_with_torchvision(folder: Path) -> Path:
     FetchError
         When the host is out of reach, or the download broke off or brought something else.
     """
-    _require_answer_from_host()
-    timeout_before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SOCKET_TIMEOUT)  # torchvision sets none and would wait for ever
-    try:
+    with fetching("mnist.py", "FashionMNIST"):
         from torchvision.datasets import FashionMNIST  # noqa: PLC0415 (slow import)
 
         dataset = FashionMNIST(str(folder), download=True)
+    return Path(dataset.raw_folder)
+
+
+@contextmanager
+def fetching(module: str, kind: str) -> Iterator[None]:
+    """Download with torchvision inside the block: it waits for no host for ever, and its errors become FetchError.
+
+    Parameters
+    ----------
+    module, kind : str
+        File name of torchvision's module of data sets, and the class in it that the block uses.
+
+    Raises
+    ------
+    FetchError
+        When the host is out of reach, before the block begins, or the download breaks off or brings something else.
+    """
+    _require_answer_from_host(module, kind)
+    timeout_before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SOCKET_TIMEOUT)  # torchvision sets none and would wait for ever
+    try:
+        yield
     except (RuntimeError, OSError, http.client.HTTPException, ImportError) as error:
         raise FetchError(_one_line(error)) from error
     finally:
         socket.setdefaulttimeout(timeout_before)
-    return Path(dataset.raw_folder)
 
 
 def fetch_with_apt(folder: Path) -> Path:
@@ -114,9 +133,9 @@ def _run(command: Sequence[str], folder: Path) -> None:
         raise FetchError(f"{name} failed: {_one_line(error)}") from error
 
 
-def _require_answer_from_host() -> None:
+def _require_answer_from_host(module: str, kind: str) -> None:
     """Raise FetchError when the first file cannot be had, before the import of torchvision costs up to a minute."""
-    address = _first_address()
+    address = _first_address(module, kind)
     if address is None:
         return
     request = urllib.request.Request(address, method="HEAD")
@@ -126,23 +145,25 @@ def _require_answer_from_host() -> None:
         raise FetchError(f"host out of reach: {_one_line(error)}") from error
 
 
-def _first_address() -> str | None:
+def _first_address(module: str, kind: str) -> str | None:
     """Return the address torchvision fetches first, read from its source text; ``None`` when it is not found there."""
     spec = importlib.util.find_spec("torchvision")  # of a package without a dot: finds it without importing it
     if spec is None or not spec.submodule_search_locations:
         return None
-    source = Path(spec.submodule_search_locations[0], "datasets", "mnist.py")
+    source = Path(spec.submodule_search_locations[0], "datasets", module)
     try:
         settings = {
             target.id: ast.literal_eval(statement.value)
             for definition in ast.parse(source.read_text(encoding="utf-8")).body
-            if isinstance(definition, ast.ClassDef) and definition.name == "FashionMNIST"
+            if isinstance(definition, ast.ClassDef) and definition.name == kind
             for statement in definition.body
             if isinstance(statement, ast.Assign)
             for target in statement.targets
             if isinstance(target, ast.Name)
         }
-        return f"{settings['mirrors'][0]}{settings['resources'][0][0]}"
+        if "mirrors" in settings:
+            return f"{settings['mirrors'][0]}{settings['resources'][0][0]}"
+        return str(settings["url"] if "url" in settings else settings["split_list"]["train"][0])
     except (OSError, SyntaxError, ValueError, LookupError):  # another torchvision: let it try by itself
         return None
 

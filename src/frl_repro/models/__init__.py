@@ -1,7 +1,9 @@
 """Networks: images in [0, 1] in, logits out; normalisation, where a network needs it, is a layer inside."""
 
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,9 +11,11 @@ from torch import nn
 from frl_repro.errors import UserError
 from frl_repro.models.lenet5 import IMAGE_SIZE as LENET5_IMAGE_SIZE
 from frl_repro.models.lenet5 import LeNet5
+from frl_repro.models.normalise import Normalise
+from frl_repro.models.residual import MIN_IMAGE_SIDE, ResidualNetwork, preact_resnet18, wrn28
 from frl_repro.models.stack import ModelStack, stack
 
-__all__ = ["MODELS", "LeNet5", "ModelStack", "build_model", "stack"]
+__all__ = ["MODELS", "LeNet5", "ModelStack", "Normalise", "ResidualNetwork", "build_model", "stack"]
 
 
 def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -21,12 +25,40 @@ def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     return LeNet5(num_classes=num_classes, in_channels=channels)
 
 
+def _residual(
+    network: Callable[..., ResidualNetwork],
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    *,
+    width: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> nn.Module:
+    channels, height, width_ = image_shape
+    if min(height, width_) < MIN_IMAGE_SIDE:
+        raise UserError(
+            f"images of {height}x{width_} are too small for this model: it takes {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} "
+            "and larger ones"
+        )
+    normalise = Normalise(mean, std, num_channels=channels)
+    model = network(num_classes=num_classes, in_channels=channels, normalise=normalise, width=width)
+    # Convolutions read all channels of a pixel together: this order in memory is theirs.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 _RANDOM_STATE = threading.Lock()  # the global one, which layers draw their first weights from
 
-MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {"lenet5": _lenet5}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet5": _lenet5,
+    "preact_resnet18": functools.partial(_residual, preact_resnet18),
+    "wrn28_10": functools.partial(_residual, wrn28),
+}
+"""Name to (K, (C, H, W), *, the model's own settings) -> network."""
 
 
-def build_model(name: str, *, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
+def build_model(
+    name: str, *, num_classes: int, image_shape: tuple[int, int, int], seed: int, **settings: Any
+) -> nn.Module:
     """Return a freshly initialised network; the global random state is left as it was.
 
     Parameters
@@ -39,14 +71,16 @@ def build_model(name: str, *, num_classes: int, image_shape: tuple[int, int, int
         (C, H, W) of the images.
     seed : int
         Seed of the initial weights.
+    settings
+        What the model's file in conf/model has besides its name.
 
     Raises
     ------
     UserError
-        Unknown name, or images of a size that the network cannot take.
+        Unknown name, images of a size that the network cannot take, or settings that do not fit the images.
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
     with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](num_classes, image_shape)
+        return MODELS[name](num_classes, image_shape, **settings)
