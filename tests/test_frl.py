@@ -118,6 +118,20 @@ def test_combined_is_both():
     torch.testing.assert_close(combined.margin_factor(), tensor(0.3, -0.3, -0.3).exp())
 
 
+def test_the_baseline_raises_the_class_of_the_largest_robust_error_and_knows_no_other_error():
+    rules = Rules(alpha={"rob": 0.05}, tau={"rob": 0.1}, accumulate=True, weight_rule="simplex")
+    policy = new_policy("baseline_reweight", rules, shape=(3,))
+    policy.update(SHIRT)  # robust errors 0.9, 0.3, 0.3; overall 0.5
+    torch.testing.assert_close(policy.state["rob"], tensor(0.05 * (0.9 - 0.5 - 0.1), 0.0, 0.0))
+    assert torch.equal(policy.weight_nat(), policy.weight_bndy())
+    assert policy.weight_nat().argmax() == 0
+    other = new_policy("baseline_reweight", rules, shape=(3,))
+    other.update(errors([0.7, 0.0, 0.3], [0.2, 0.3, 0.0]))  # the same robust errors, another split
+    torch.testing.assert_close(other.weight_nat(), policy.weight_nat())
+    with pytest.raises(UserError, match=r"baseline_reweight needs alpha\.rob"):
+        new_policy("baseline_reweight", Rules(), shape=(3,))
+
+
 def test_the_control_learns_nothing():
     policy = new_policy("finetune", Rules(), shape=(3,))
     policy.update(SHIRT)
@@ -137,8 +151,8 @@ def test_alphas_that_are_missing_or_ignored_are_refused():
 RATES = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=17)
 SETTINGS = st.builds(
     Rules,
-    alpha=st.just({"nat": 2.0, "bndy": 1.0, "margin": 1.0}),
-    tau=st.just({"nat": 0.05, "bndy": 0.05}),
+    alpha=st.just({"nat": 2.0, "bndy": 1.0, "margin": 1.0, "rob": 1.5}),
+    tau=st.just({"nat": 0.05, "bndy": 0.05, "rob": 0.05}),
     accumulate=st.booleans(),
     weight_rule=st.sampled_from(["softmax", "simplex"]),
     margin_centred=st.booleans(),

@@ -23,6 +23,7 @@ METHODS = [
     ("finetune", "report"), ("reweight", "report"), ("remargin", "report"), ("combined", "report"),
     ("reweight", "report_code"), ("remargin", "report_code"), ("finetune", "report_code"),
     ("reweight", "paper"), ("remargin", "paper"), ("combined", "paper"),
+    ("baseline_reweight", "paper"), ("baseline_reweight", "report"),
 ]  # fmt: skip
 
 

@@ -165,7 +165,7 @@ NATIVE = Backend(
 )
 
 
-def choose_backend(name: str, model: nn.Module, device: torch.device) -> Backend:
+def choose_backend(name: str, model: nn.Module, device: torch.device, *, only_torch: str | None = None) -> Backend:
     """Return the backend for a model on a device.
 
     Parameters
@@ -174,13 +174,17 @@ def choose_backend(name: str, model: nn.Module, device: torch.device) -> Backend
         ``auto`` takes native code where it serves, and PyTorch with one logged line where it could but does not build.
     model : nn.Module
     device : torch.device
+    only_torch : str, optional
+        A setting that native code does not follow.
 
     Raises
     ------
     UserError
         ``native`` was asked for and cannot be had.
     """
-    serves = isinstance(model, LeNet5) and model.conv1.in_channels == 1 and device.type == "cpu"
+    if name == "native" and only_torch is not None:
+        raise UserError(f"backend=native does not follow {only_torch}; use backend=torch")
+    serves = only_torch is None and isinstance(model, LeNet5) and model.conv1.in_channels == 1 and device.type == "cpu"
     if name == "torch" or (name == "auto" and not serves):
         return CUDA if device.type == "cuda" else TORCH
     if not serves:

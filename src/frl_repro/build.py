@@ -14,7 +14,6 @@ from frl_repro import objectives, report_code, streams
 from frl_repro.attacks import Ascend, pgd
 from frl_repro.backends import Backend
 from frl_repro.config import (
-    AdamConfig,
     AlphaConfig,
     DatasetConfig,
     FGSMConfig,
@@ -23,8 +22,10 @@ from frl_repro.config import (
     PGDConfig,
     RunConfig,
     SGDConfig,
+    SGDOneCycleConfig,
     TauConfig,
     TradesConfig,
+    TrainerConfig,
 )
 from frl_repro.data import AUGMENTATIONS, Dataset, Split
 from frl_repro.errors import UserError
@@ -32,6 +33,7 @@ from frl_repro.evaluate import evaluate
 from frl_repro.frl import ErrorRates, Rules, new_policy
 from frl_repro.objectives import Objective
 from frl_repro.steering import Measure, Steering
+from frl_repro.trainer import learning_rate_at, one_cycle_learning_rate
 
 Attack = Callable[..., Tensor]
 """(model, x, y, *, factor, generator) -> attacked images.
@@ -84,26 +86,31 @@ def _budget(settings: PGDConfig | FGSMConfig | TradesConfig) -> dict[str, Any]:
             return {"num_steps": 1, "use_random_start": settings.random_start}
 
 
-def objective(config: RunConfig, *, seeds: Sequence[int], epochs: Sequence[int], device: torch.device) -> Objective:
-    """Return the loss of a step of runs that share these settings, in each one's epoch of its own training."""
+def objective(
+    config: RunConfig, *, seeds: Sequence[int], epochs: Sequence[int], device: torch.device, is_joint: bool = True
+) -> Objective:
+    """Return the loss of a step of runs that share these settings, in each one's epoch of its own training.
+
+    ``is_joint`` is for the losses that take a pair of clean and attacked images; see `frl_repro.objectives`.
+    """
     retrain, departures = config.retrain, config.departures
     attack = config.attack if retrain is None else retrain.attack
     if isinstance(attack, NoAttackConfig):
         return objectives.natural
+    beta = config.trades_beta
+    if beta is not None:
+        return functools.partial(objectives.trades, beta=beta, is_joint=is_joint)
     name = "mixed" if retrain is None else retrain.objective
     if name == "mixed":
         return functools.partial(objectives.mixed, fraction=attack.fraction)
-    if name == "trades":
-        assert retrain is not None
-        assert retrain.beta is not None
-        return functools.partial(objectives.trades, beta=retrain.beta)
     if name == "paired" and departures.scrambled_labels:
         at = zip(seeds, epochs, strict=True)
         generators = [streams.generator(seed, "scrambled labels", epoch, device=device) for seed, epoch in at]
         return functools.partial(report_code.paired_scrambled, generators=generators)
     if name == "split" and departures.weight_by_prediction:
         return report_code.split_by_prediction
-    return {"paired": objectives.paired, "split": objectives.split}[name]
+    chosen = {"paired": objectives.paired, "split": objectives.split}[name]
+    return functools.partial(chosen, is_joint=is_joint)
 
 
 def augmentation(
@@ -115,9 +122,14 @@ def augmentation(
     return lambda images: augment(images, generators)
 
 
-def optimizer(model: nn.Module, settings: AdamConfig | SGDConfig) -> torch.optim.Optimizer:
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Return whether a layer of the model normalises by the batch that it is in."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def optimizer(model: nn.Module, settings: TrainerConfig) -> torch.optim.Optimizer:
     """Return the optimiser."""
-    if isinstance(settings, SGDConfig):
+    if isinstance(settings, SGDConfig | SGDOneCycleConfig):
         return torch.optim.SGD(
             model.parameters(),
             lr=settings.learning_rate,
@@ -130,11 +142,23 @@ def optimizer(model: nn.Module, settings: AdamConfig | SGDConfig) -> torch.optim
     )
 
 
-def milestones(settings: AdamConfig | SGDConfig) -> Sequence[int]:
-    """Return the epochs (counted from 0) at which the learning rate decays."""
+def learning_rate(settings: TrainerConfig, epoch: int, *, step: int, num_steps: int) -> float:
+    """Return the learning rate of a step of an epoch of ``num_steps`` steps, both counted from 0."""
+    if isinstance(settings, SGDOneCycleConfig):
+        return one_cycle_learning_rate(
+            epoch * num_steps + step,
+            num_steps=settings.num_epochs * num_steps,
+            peak=settings.learning_rate,
+            warmup_share=settings.warmup_share,
+        )
+    milestones: Sequence[int]
     if isinstance(settings, SGDConfig):
-        return settings.lr_milestones
-    return range(settings.lr_decay_every, settings.num_epochs, settings.lr_decay_every)
+        milestones = settings.lr_milestones
+    else:
+        milestones = range(settings.lr_decay_every, settings.num_epochs, settings.lr_decay_every)
+    return learning_rate_at(
+        epoch, initial=settings.learning_rate, milestones=milestones, decay_factor=settings.lr_decay_factor
+    )
 
 
 def steering(configs: Sequence[RunConfig], dataset: Dataset, backend: Backend, device: torch.device) -> Steering | None:

@@ -43,9 +43,9 @@ def _key(
     return field(default="???", metadata=metadata)
 
 
-def _own(bounds: str | None = None, *, one_of: Sequence[str] | None = None) -> Any:
+def _own(bounds: str | None = None, *, one_of: Sequence[str] | None = None, added_as: Any = _IN_EVERY_HASH) -> Any:
     """Declare a key that a method's file in conf/retrain has or has not; None in methods that do not read it."""
-    metadata = {"bounds": bounds, "one_of": one_of, "is_machine": False, "is_optional": True}
+    metadata = {"bounds": bounds, "one_of": one_of, "is_machine": False, "is_optional": True, "added_as": added_as}
     return field(default=None, metadata=metadata)
 
 
@@ -202,6 +202,16 @@ class TradesConfig:
 
 
 @dataclass
+class TradesTrainingConfig(TradesConfig):
+    """conf/attack/trades.yaml: the inner maximisation, and with ``beta`` the loss of TRADES as well."""
+
+    beta: float | None = _key("(0, inf)", added_as=None)
+
+
+_PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass
 class AdamConfig:
     """conf/trainer/adam.yaml."""
 
@@ -213,6 +223,8 @@ class AdamConfig:
     lr_decay_factor: float = _key("(0, 1]")
     weight_decay: float = _key("[0, inf)")
     ema_decay: float | None = _key("(0, 1)")
+    num_accumulation: int = _key("[1, inf)", added_as=1)
+    precision: str = _key(one_of=_PRECISIONS, added_as="float32")
 
 
 @dataclass
@@ -228,6 +240,24 @@ class SGDConfig:
     momentum: float = _key("[0, 1)")
     weight_decay: float = _key("[0, inf)")
     ema_decay: float | None = _key("(0, 1)")
+    num_accumulation: int = _key("[1, inf)", added_as=1)
+    precision: str = _key(one_of=_PRECISIONS, added_as="float32")
+
+
+@dataclass
+class SGDOneCycleConfig:
+    """conf/trainer/sgd_one_cycle.yaml."""
+
+    name: str = _key()
+    num_epochs: int = _key("[1, inf)")
+    batch_size: int = _key("[1, inf)")
+    learning_rate: float = _key("(0, inf)")
+    warmup_share: float = _key("(0, 1)")
+    momentum: float = _key("[0, 1)")
+    weight_decay: float = _key("[0, inf)")
+    ema_decay: float | None = _key("(0, 1)")
+    num_accumulation: int = _key("[1, inf)", added_as=1)
+    precision: str = _key(one_of=_PRECISIONS, added_as="float32")
 
 
 @dataclass
@@ -260,6 +290,7 @@ class AlphaConfig:
     nat: float | None = _own("[0, inf)")
     bndy: float | None = _own("[0, inf)")
     margin: float | None = _own("[0, inf)")
+    rob: float | None = _own("[0, inf)", added_as=None)
 
 
 @dataclass
@@ -268,6 +299,7 @@ class TauConfig:
 
     nat: float | None = _own("[0, 1]")
     bndy: float | None = _own("[0, 1]")
+    rob: float | None = _own("[0, 1]", added_as=None)
 
 
 @dataclass
@@ -297,6 +329,7 @@ class PGDEvaluationConfig:
     batch_size: int = _key("[1, inf)")
     validation_every: int = _key("[1, inf)")
     num_validation: int | None = _key("[1, inf)")
+    keep_best_by: str | None = _key(one_of=("overall_robust", "worst_class_robust"), added_as=None)
 
 
 @dataclass
@@ -314,8 +347,13 @@ def _choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
-_ATTACKS: dict[str, type] = {"none": NoAttackConfig, "pgd": PGDConfig, "fgsm": FGSMConfig, "trades": TradesConfig}
-_TRAINERS: dict[str, type] = {"adam": AdamConfig, "sgd": SGDConfig}
+AttackConfig = NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig
+TrainerConfig = AdamConfig | SGDConfig | SGDOneCycleConfig
+
+_ATTACKS: dict[str, type] = {
+    "none": NoAttackConfig, "pgd": PGDConfig, "fgsm": FGSMConfig, "trades": TradesTrainingConfig,
+}  # fmt: skip
+_TRAINERS: dict[str, type] = {"adam": AdamConfig, "sgd": SGDConfig, "sgd_one_cycle": SGDOneCycleConfig}
 
 
 @dataclass
@@ -326,9 +364,12 @@ class RetrainConfig:
     beta: float | None = _own("(0, inf)")
     attack: PGDConfig | FGSMConfig | TradesConfig = field(
         default="???",  # type: ignore[assignment]
-        metadata={"choices": {name: kind for name, kind in _ATTACKS.items() if name != "none"}},
+        metadata={"choices": {"pgd": PGDConfig, "fgsm": FGSMConfig, "trades": TradesConfig}},  # beta: retrain.beta
     )
-    trainer: AdamConfig | SGDConfig = field(default="???", metadata={"choices": _TRAINERS})  # type: ignore[assignment]
+    trainer: AdamConfig | SGDConfig = field(
+        default="???",  # type: ignore[assignment]
+        metadata={"choices": {name: kind for name, kind in _TRAINERS.items() if name != "sgd_one_cycle"}},
+    )
 
 
 GROUPS: dict[str, dict[str, type]] = {
@@ -368,6 +409,7 @@ _BASE_EVALUATION = PGDEvaluationConfig(
     batch_size=500,
     validation_every=1,
     num_validation=None,
+    keep_best_by=None,
 )
 
 
@@ -390,6 +432,7 @@ class _RunKeys(_Machine):
     run_dir: str | None = _key(is_machine=True)
     base_dir: str | None = _key(is_machine=True)
     logger: str = _key(one_of=("none", "tensorboard"), is_machine=True)
+    compile: bool = _key(is_machine=True)
     force: bool = _key(is_machine=True)
 
 
@@ -421,8 +464,8 @@ class RunConfig:
 
     model: ModelConfig
     dataset: DatasetConfig
-    attack: NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig
-    trainer: AdamConfig | SGDConfig
+    attack: AttackConfig
+    trainer: TrainerConfig
     evaluation: PGDEvaluationConfig
     frl: FRLConfig
     recipe: RecipeConfig
@@ -439,16 +482,30 @@ class RunConfig:
 
     @property
     def method(self) -> str:
-        """What the run stands for in tables: the class policy, else ``natural`` or ``adversarial[_<attack>]``."""
+        """What the run stands for in tables: the class policy, else ``natural``, ``trades`` (its loss) or
+        ``adversarial[_<attack>]``.
+        """
         if self.retrain is not None:
             return self.frl.name
         if isinstance(self.attack, NoAttackConfig):
             return "natural"
+        if self.trades_beta is not None:
+            return "trades"
         return "adversarial" if isinstance(self.attack, PGDConfig) else f"adversarial_{self.attack.name}"
 
     @property
+    def trades_beta(self) -> float | None:
+        """Weight of the boundary loss in the run's own training with the loss of TRADES; None for other losses."""
+        if self.retrain is not None:
+            return self.retrain.beta
+        return self.attack.beta if isinstance(self.attack, TradesTrainingConfig) else None
+
+    @property
     def hash(self) -> str:
-        """Eight hexadecimal digits of the sha256 of every setting that is not a machine setting."""
+        """Eight hexadecimal digits of the sha256 of every setting that is not a machine setting.
+
+        Settings that came later count only where they differ from what was done before there were them.
+        """
         return _hash(self)
 
     @property
@@ -463,7 +520,7 @@ class RunConfig:
         return "-".join([*parts, f"seed{self.seed}", self.hash])
 
     @property
-    def training(self) -> tuple[NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig, AdamConfig | SGDConfig]:
+    def training(self) -> tuple[AttackConfig, TrainerConfig]:
         """Attack and trainer of what this run itself trains: the retraining where there is one."""
         chosen = self if self.retrain is None else self.retrain
         return chosen.attack, chosen.trainer
@@ -477,7 +534,7 @@ class RunConfig:
         """
         settings = _science(self)
         settings |= settings.pop("keys")
-        settings |= {name: vars(self.keys)[name] for name in ("device", "backend", "num_threads")}
+        settings |= {name: vars(self.keys)[name] for name in _SHARED_MACHINE}
         return {
             key: str(value is not None if key.startswith(("alpha.", "tau.")) else value)
             for key, value in _dotted(settings).items()
@@ -505,6 +562,17 @@ class RunConfig:
                 self.keys, init_from=None, run_dir=None, base_dir=None, output_dir=output_dir, force=False
             ),
         )
+
+    def is_trained_like(self, recorded: Mapping[str, Any]) -> bool:
+        """Return whether a recorded configuration (``run.json``) trains the same model; how it is measured may differ.
+
+        Settings that the record lacks came later: it stands for what was done before there were them.
+        """
+        own = _dotted(_science(self))
+        theirs = _dotted({**recorded, "keys": recorded})
+        return all(
+            key in theirs and theirs[key] == value for key, value in own.items() if not key.startswith("evaluation.")
+        ) and all(theirs.get(key, value) == value for key, value in _added_values(self).items())
 
     @property
     def folder(self) -> Path:
@@ -568,6 +636,18 @@ def _science(node: Any) -> dict[str, Any]:
     return {name: _science(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
 
 
+def _added_values(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return by dotted key the values of the settings that came later, but for how a model is measured."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(node):
+        value, name = getattr(node, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value) and item.name != "evaluation":
+            values |= _added_values(value, f"{name}.")
+        elif item.metadata.get("added_as", _IN_EVERY_HASH) is not _IN_EVERY_HASH:
+            values[name] = value
+    return values
+
+
 def _dotted(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested mappings by dotted key."""
     leaves: dict[str, Any] = {}
@@ -576,7 +656,10 @@ def _dotted(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-_PER_RUN = re.compile(r"seed|init_from|evaluation\..*|(retrain\.)?trainer\.(?!batch_size).*")
+_PER_RUN = re.compile(
+    r"seed|init_from|evaluation\..*|(retrain\.)?trainer\.(?!(batch_size|num_accumulation|precision)$).*"
+)
+_SHARED_MACHINE = ("device", "backend", "num_threads", "compile")
 
 
 def _groups_of(kind: type[Any]) -> list[str]:
@@ -627,10 +710,17 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     if isinstance(config, EvaluateConfig) and config.keys.num_examples and config.evaluation.name == "autoattack":
         raise UserError("num_examples has no effect with evaluation=autoattack: it keeps images attacked by PGD")
     if isinstance(config, RunConfig):
-        _check_attack("attack", config.attack, config.trainer.batch_size)
+        _check_trainer("trainer", config.trainer)
+        _check_attack("attack", config.attack, config.trainer)
+        if config.evaluation.keep_best_by is not None and config.dataset.validation_fraction == 0:
+            raise UserError(
+                "evaluation.keep_best_by chooses on validation images: dataset.validation_fraction must not be 0"
+            )
         _check_retraining(config)
     elif config.keys.checkpoint in ("", "???"):
         raise UserError("checkpoint is missing: give checkpoint=FILE")
+    elif config.evaluation.keep_best_by is not None:
+        raise UserError("evaluation.keep_best_by has no effect here: a checkpoint is measured as it is")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.keys.device):
         raise UserError(f"device={config.keys.device}: unknown choice; known: auto, cpu, cuda, cuda:N")
     return config
@@ -803,7 +893,16 @@ def _check_dataset(dataset: DatasetConfig, evaluation: PGDEvaluationConfig | Aut
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")
 
 
-def _check_attack(name: str, attack: NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig, batch_size: int) -> None:
+def _check_trainer(name: str, trainer: TrainerConfig) -> None:
+    if trainer.num_accumulation > trainer.batch_size:
+        raise UserError(
+            f"{name}.num_accumulation={trainer.num_accumulation}: a batch of {trainer.batch_size} images "
+            f"({name}.batch_size) cannot be split into more parts than it has images"
+        )
+
+
+def _check_attack(name: str, attack: AttackConfig, trainer: TrainerConfig) -> None:
+    batch_size = trainer.batch_size // trainer.num_accumulation
     if not isinstance(attack, NoAttackConfig) and round(attack.fraction * batch_size) == 0:
         raise UserError(
             f"{name}.fraction={attack.fraction:g} of a batch of {batch_size} is no image at all: "
@@ -816,6 +915,10 @@ def _check_attack(name: str, attack: NoAttackConfig | PGDConfig | FGSMConfig | T
             raise UserError(
                 f"{name}.objective=kl needs {name}.random_start=true: it has no gradient at the clean image"
             )
+    if isinstance(attack, TradesTrainingConfig) and attack.beta is not None and attack.fraction != 1:
+        raise UserError(
+            f"{name}.beta={attack.beta:g}: the loss of TRADES attacks every image: {name}.fraction must be 1"
+        )
     if isinstance(attack, FGSMConfig) and attack.random_start and attack.step_size is None:
         raise UserError(f"{name}.random_start=true needs {name}.step_size with attack=fgsm, e.g. 10/255 for 8/255")
 
@@ -828,7 +931,8 @@ def _check_retraining(config: RunConfig) -> None:
         if config.keys.init_from is not None:
             raise UserError("init_from has no effect with frl=none: only retraining starts from another model")
         return
-    _check_attack("retrain.attack", retrain.attack, retrain.trainer.batch_size)
+    _check_trainer("retrain.trainer", retrain.trainer)
+    _check_attack("retrain.attack", retrain.attack, retrain.trainer)
     if isinstance(config.attack, NoAttackConfig) and config.keys.init_from is None:
         raise UserError(f"frl={frl.name} starts from an adversarially trained model: attack=none trains none")
     if config.dataset.validation_fraction == 0:

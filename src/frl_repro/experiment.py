@@ -8,6 +8,8 @@ run that was killed continues from its last finished epoch to the same bytes.
 
 from __future__ import annotations
 
+import copy
+import glob
 import hashlib
 import os
 import time
@@ -23,6 +25,7 @@ from safetensors.torch import save_file
 from frl_repro import checkpoints, records, text_tables
 from frl_repro.atomic import TEMPORARY_PATTERN, replacing
 from frl_repro.backends import choose_backend
+from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
 from frl_repro.build import num_steering_images
 from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
@@ -46,7 +49,7 @@ CLASSWISE_FILE = "classwise.csv"
 HISTORY_FILE = "history.csv"
 POLICY_FILE = "policy.csv"
 SPLIT_FILE = "split.safetensors"
-RESULT_FILES = (WEIGHTS_FILE, CLASSWISE_FILE, HISTORY_FILE, POLICY_FILE, RUN_FILE, SPLIT_FILE)
+RESULT_FILES = (WEIGHTS_FILE, BEST_FILE, CLASSWISE_FILE, HISTORY_FILE, POLICY_FILE, RUN_FILE, SPLIT_FILE)
 
 Status = Literal["new", "unfinished", "finished"]
 Outcome = Path | Exception
@@ -156,7 +159,12 @@ def _starting_points(
         else:
             base = bases[config.folder] = config.base()
             try:
-                if folder_status(base.folder, base) != "finished":
+                same = _trained_alike(base)
+                if same is not None:
+                    LOGGER.info("the model that retraining starts from: %s", same)
+                    starts[config.folder] = same / WEIGHTS_FILE
+                    del bases[config.folder]
+                elif folder_status(base.folder, base) != "finished":
                     # What the data cannot give is said before the starting model is trained, not after.
                     if loaded is None or loaded[0].dataset != config.dataset:
                         loaded = config, load_dataset(config.dataset)
@@ -174,6 +182,26 @@ def _starting_points(
             failed[folder] = outcome
         starts[folder] = base.folder / WEIGHTS_FILE
     return starts, failed
+
+
+def _trained_alike(base: RunConfig) -> Path | None:
+    """Return the folder of a finished run that trained the very model, however it was measured; None if there is none.
+
+    Looked for beside the store of starting models: a sweep that trains a robust model as a row of its table need not
+    train it again for the rows that start from it. The store itself goes first.
+    """
+    if (base.folder / DONE_FILE).exists():
+        return None
+    beside = base.folder.parent.parent
+    named_alike = base.run_id.removesuffix(base.hash)
+    for done in sorted(beside.glob(f"{glob.escape(named_alike)}*/{DONE_FILE}")):
+        try:
+            recorded = records.read_json(done.with_name(RUN_FILE))["config"]
+        except (UserError, KeyError, TypeError):
+            continue  # of no use, and nobody asked for this run
+        if base.is_trained_like(recorded) and (done.with_name(WEIGHTS_FILE)).exists():
+            return done.parent
+    return None
 
 
 @contextmanager
@@ -300,13 +328,14 @@ def _open(
     if start is not None:
         checkpoints.load_weights(start, model)
     model = model.to(device)
+    backend = choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))
     bench = Bench(
         config=config,
         dataset=dataset,
         validation=_validation_subset(dataset, config),
         model=model,
         device=device,
-        backend=choose_backend(config.keys.backend, model, device),
+        backend=backend,
         folder=folder,
         logger=LOGGERS[config.keys.logger](folder, to_dict(config)),
         started=started,
@@ -319,6 +348,15 @@ def _open(
     if status == "finished" and not config.keys.force:
         return None
     return _Opened(bench, _open_folder(bench, status, start, command))
+
+
+def _only_torch(config: RunConfig) -> str | None:
+    """Return the first setting of the run that PyTorch alone can follow; None where there is none."""
+    asked_for = {
+        "compile=true": config.keys.compile,
+        "precision=bfloat16": config.training[1].precision == "bfloat16",
+    }
+    return next((setting for setting, is_asked_for in asked_for.items() if is_asked_for), None)
 
 
 def _open_folder(bench: Bench, status: Status, start: Path | None, command: str) -> dict[str, Any]:
@@ -350,7 +388,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     """Measure the test split, write the run's tables, and ``done.json`` last."""
     bench, config, folder = opened.bench, opened.bench.config, opened.bench.folder
     num_epochs = config.training[1].num_epochs
-    rows = fitted.rows + bench.measure(fitted.model, bench.dataset.test, "test", num_epochs)
+    rows = fitted.rows + _measure_test(bench, fitted)
     origin = {**bench.keys, "epoch": num_epochs}
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     records.write_table(folder / CLASSWISE_FILE, rows, records.CLASSWISE_HEADER)
@@ -366,6 +404,18 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
     (folder / STATE_FILE).unlink(missing_ok=True)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder))
+
+
+def _measure_test(bench: Bench, fitted: Fitted) -> list[dict[str, Any]]:
+    """Measure the kept checkpoints on the test split, once: the best one, where it is another one, and the last."""
+    num_epochs, test = bench.config.training[1].num_epochs, bench.dataset.test
+    if fitted.best_epoch is None or fitted.best_epoch == num_epochs:
+        kept = LAST if fitted.best_epoch is None else BOTH
+        return bench.measure(fitted.model, test, "test", num_epochs, checkpoint=kept)
+    best = copy.deepcopy(fitted.model)
+    checkpoints.load_weights(bench.folder / BEST_FILE, best)
+    rows = bench.measure(best, test, "test", fitted.best_epoch, checkpoint=BEST)
+    return rows + bench.measure(fitted.model, test, "test", num_epochs, checkpoint=LAST)
 
 
 def _sha256(path: Path) -> str:

@@ -6,8 +6,10 @@ side by side, an epoch at a time. Everything else of a run is its own, and the s
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import build, checkpoints, streams
+from frl_repro import build, checkpoints, speed, streams
 from frl_repro.backends import Backend
+from frl_repro.best import BEST_FILE, validation_errors
 from frl_repro.config import RunConfig
 from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError
@@ -26,7 +29,8 @@ from frl_repro.measure import measure
 from frl_repro.models import stack
 from frl_repro.networks import new_network
 from frl_repro.progress import LOGGER, bar
-from frl_repro.trainer import Diverged, EpochSummary, learning_rate_at, train_epoch
+from frl_repro.records import CLASSWISE_HEADER, HISTORY_COLUMNS, POLICY_COLUMNS
+from frl_repro.trainer import Diverged, EpochSummary, train_epoch
 
 STATE_FILE = "state.pt"
 
@@ -69,7 +73,9 @@ class Bench:
             **{f"alpha_{name}": value for name, value in vars(config.alpha).items()},
         }
 
-    def measure(self, model: nn.Module, split: Split, split_name: str, epoch: int) -> list[dict[str, Any]]:
+    def measure(
+        self, model: nn.Module, split: Split, split_name: str, epoch: int, *, checkpoint: str | None = None
+    ) -> list[dict[str, Any]]:
         """Return the class rows of a split at every radius; random starts are the same in every epoch."""
         return measure(
             model,
@@ -79,7 +85,7 @@ class Bench:
             seed=streams.derive_seed(self.config.seed, f"measure {split_name}"),
             device=self.device,
             backend=self.backend,
-            keys={**self.keys, "split": split_name, "epoch": epoch},
+            keys={**self.keys, "split": split_name, "epoch": epoch, "checkpoint": checkpoint},
         ).rows
 
 
@@ -95,6 +101,8 @@ class Fitted:
         Rows of ``history.csv``, ``classwise.csv`` (all but the final test) and ``policy.csv``.
     earlier_seconds : float
         Wall seconds of earlier processes.
+    best_epoch : int or None
+        The epoch whose weights are kept as well, in ``best.safetensors``; None where the last ones are all there is.
     """
 
     model: nn.Module
@@ -102,6 +110,7 @@ class Fitted:
     rows: list[dict[str, Any]]
     policy_rows: list[dict[str, Any]]
     earlier_seconds: float
+    best_epoch: int | None
 
 
 def new_model(config: RunConfig, dataset: Dataset) -> nn.Module:
@@ -124,6 +133,7 @@ class _Training:
         self.history: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
         self.policy_rows: list[dict[str, Any]] = []
+        self.best: dict[str, float] | None = None  # epoch and validation error of the best so far
         self.num_done, self.earlier_seconds = 0, 0.0
         self.failure: Exception | None = None
         self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
@@ -138,22 +148,14 @@ class _Training:
         return self.failure is not None or self.num_done == self.trainer.num_epochs
 
     @property
-    def learning_rate(self) -> float:
-        """Of the next epoch."""
-        return learning_rate_at(
-            self.num_done,
-            initial=self.trainer.learning_rate,
-            milestones=build.milestones(self.trainer),
-            decay_factor=self.trainer.lr_decay_factor,
-        )
-
-    @property
     def measured(self) -> nn.Module:
         """The model that is measured: the running average when there is one."""
         return self.model if self.average is None else self.average.module
 
-    def step(self) -> None:
-        """Move the model along its gradients, and the average along."""
+    def step(self, step: int, num_steps: int) -> None:
+        """Move the model along its gradients, and the average along: step ``step`` of the epoch, counted from 0."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = build.learning_rate(self.trainer, self.num_done, step=step, num_steps=num_steps)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -167,16 +169,23 @@ class _Training:
             where = f"of epoch {epoch}; last good state: {last_good}"
             self.failure = UserError(f"training diverged: {summary.reason} {where}")
             return
-        entry = {"run_id": bench.config.run_id, "epoch": epoch, "learning_rate": self.learning_rate, **asdict(summary)}
+        learning_rate = build.learning_rate(self.trainer, self.num_done, step=0, num_steps=summary.num_steps)
+        entry = {"run_id": bench.config.run_id, "epoch": epoch, "learning_rate": learning_rate, **asdict(summary)}
         entry["train_clean_error"] = entry.pop("clean_error")
         entry["train_attacked_error"] = entry.pop("attacked_error")
+        entry |= {"validation_natural_error": None, "validation_robust_error": None}
         self.history.append(entry)
         self.policy_rows += policy_rows
         self.num_done = epoch
         LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - bench.started))
         is_due = epoch % bench.config.evaluation.validation_every == 0 or epoch == num_epochs
         if bench.validation is not None and is_due:
-            self.rows += bench.measure(self.measured, bench.validation, "validation", epoch)
+            rows = bench.measure(self.measured, bench.validation, "validation", epoch)
+            self.rows += rows
+            errors = validation_errors(rows)
+            entry["validation_natural_error"] = errors["overall_natural"]
+            entry["validation_robust_error"] = errors["overall_robust"]
+            self._keep_if_best(errors)
         checkpoints.save_state(
             bench.folder / STATE_FILE,
             {
@@ -187,6 +196,7 @@ class _Training:
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "policy": self.policy_state,
+                "best": self.best,
                 "history": self.history,
                 "rows": self.rows,
                 "policy_rows": self.policy_rows,
@@ -209,6 +219,19 @@ class _Training:
             ]
         self.rows = [{**row, **bench.keys} for row in before[of_same]]
 
+    def _keep_if_best(self, errors: Mapping[str, float]) -> None:
+        """Write the weights down where this epoch's validation error is smaller than that of every one before.
+
+        The file is written before the state that names its epoch: a process that is killed between the two repeats the
+        epoch and writes the same bytes.
+        """
+        criterion = self.bench.config.evaluation.keep_best_by
+        if criterion is None or (self.best is not None and errors[criterion] >= self.best["error"]):
+            return
+        self.best = {"epoch": self.num_done, "error": errors[criterion]}
+        origin = {**self.bench.keys, "epoch": self.num_done, "checkpoint": "best"}
+        checkpoints.save_weights(self.bench.folder / BEST_FILE, self.measured, origin=origin)
+
     def _resume(self) -> None:
         state = checkpoints.load_state(self.bench.folder / STATE_FILE)
         self.model.load_state_dict(state["model"])
@@ -218,7 +241,10 @@ class _Training:
         self.policy_state = state["policy"]
         if state["machine"] != self.machine:
             LOGGER.info("begun on %s, continued on %s: numbers may differ by rounding", state["machine"], self.machine)
-        self.history, self.rows, self.policy_rows = state["history"], state["rows"], state["policy_rows"]
+        self.best = state.get("best")
+        self.history = _with_columns(state["history"], HISTORY_COLUMNS)
+        self.rows = _with_columns(state["rows"], CLASSWISE_HEADER)
+        self.policy_rows = _with_columns(state["policy_rows"], POLICY_COLUMNS)
         self.num_done, self.earlier_seconds = state["epoch"], state["seconds"]
         LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
 
@@ -226,7 +252,8 @@ class _Training:
         """Return what came of it."""
         if self.failure is not None:
             return self.failure
-        return Fitted(self.measured, self.history, self.rows, self.policy_rows, self.earlier_seconds)
+        best_epoch = None if self.best is None else int(self.best["epoch"])
+        return Fitted(self.measured, self.history, self.rows, self.policy_rows, self.earlier_seconds, best_epoch)
 
 
 def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:
@@ -256,31 +283,36 @@ def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitt
             under_way[place] = _Training(bench, before)
         except (UserError, OSError) as problem:  # a damaged state is this run's trouble alone
             yield place, problem
-    model = None
+    model = computing = None
     while True:
         for place, training in list(under_way.items()):
             if training.is_over:
                 del under_way[place]
-                model = None
+                model = computing = None
                 yield place, training.result()
         if not under_way:
             return
         together = list(under_way.values())
-        if model is None:
+        if model is None or computing is None:
             model = stack([training.model for training in together])
-        _train_one_epoch(together, model, train, is_alone=is_alone)
+            computing = speed.for_training(
+                model, precision=together[0].trainer.precision, is_compiled=benches[0].config.keys.compile
+            )
+        _train_one_epoch(together, model, computing, train, is_alone=is_alone)
 
 
-def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Split, *, is_alone: bool) -> None:
-    """Train each run's next epoch, side by side; the runs' models are stacked in ``model``."""
+def _train_one_epoch(
+    trainings: Sequence[_Training], model: nn.Module, computing: nn.Module, train: Split, *, is_alone: bool
+) -> None:
+    """Train each run's next epoch, side by side; the runs' models are stacked in ``model``.
+
+    ``computing`` is what computes it in attacks and losses (`frl_repro.speed`).
+    """
     bench, trainer = trainings[0].bench, trainings[0].trainer
     config, device, backend = bench.config, bench.device, bench.backend
     configs, models = [t.bench.config for t in trainings], [t.model for t in trainings]
     seeds, epochs = [config.seed for config in configs], [t.num_done for t in trainings]
     at = list(zip(seeds, epochs, strict=True))
-    for training in trainings:
-        for group in training.optimizer.param_groups:
-            group["lr"] = training.learning_rate
     steering = build.steering(configs, bench.dataset, backend, device)
     if steering is not None:
         steering.policy.state = {
@@ -288,9 +320,12 @@ def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Sp
             for name, (start, *_) in steering.policy.state.items()
         }
 
+    steps, num_steps = itertools.count(), math.ceil(len(train.labels) / trainer.batch_size)
+
     def update() -> None:
+        step = next(steps)
         for training in trainings:
-            training.step()
+            training.step(step, num_steps)
 
     together = "" if len(trainings) == 1 else f" of {len(trainings)} runs"
     with bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", len(train.labels)) as advance:
@@ -298,12 +333,17 @@ def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Sp
             model,
             train,
             update=update,
-            objective=build.objective(config, seeds=seeds, epochs=epochs, device=device),
-            attack=build.training_attack(config, backend.ascend),
-            forward=backend.forward,
+            objective=build.objective(
+                config, seeds=seeds, epochs=epochs, device=device, is_joint=not build.has_batch_statistics(model)
+            ),
+            attack=speed.attack_on(
+                computing, build.training_attack(config, backend.ascend), is_compiled=config.keys.compile
+            ),
+            forward=lambda _, x: backend.forward(computing, x),
             class_terms=(lambda _: None) if steering is None else steering.in_epoch(models, epochs),
             augment=build.augmentation(config.dataset, at, device=device),
             batch_size=trainer.batch_size,
+            num_accumulation=trainer.num_accumulation,
             order_generators=[streams.generator(seed, "order", epoch) for seed, epoch in at],
             attack_generators=[streams.generator(seed, "training attack", epoch, device=device) for seed, epoch in at],
             advance=advance,
@@ -316,6 +356,11 @@ def _train_one_epoch(trainings: Sequence[_Training], model: nn.Module, train: Sp
             keys = {**training.bench.keys, "epoch": epochs[r] + 1}
             rows = steering.rows(r, keys, bench.dataset.class_names, epsilon=epsilon)
         training.end_epoch(summary, rows, note="" if is_alone else f"{configs[r].run_id}  ")
+
+
+def _with_columns(rows: list[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return rows of a state that an earlier version wrote, with the columns that came later, empty."""
+    return [{**dict.fromkeys(columns), **row} for row in rows]
 
 
 def _epoch_line(entry: dict[str, Any], num_epochs: int, seconds: float) -> str:

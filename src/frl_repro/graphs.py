@@ -6,6 +6,7 @@ takes several times as long as running them.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -61,8 +62,10 @@ class GraphedAscend:
             return eager()
         inputs = [x, y, target, start, _on_device(epsilon, x), _on_device(step_size, x)]
         # A graph holds addresses: of the weights too, which move when runs are stacked anew.
-        weights = tuple((parameter.data_ptr(), parameter.shape) for parameter in model.parameters())
-        key = (weights, num_steps, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        held = itertools.chain(model.parameters(), model.buffers())
+        weights = tuple((tensor.data_ptr(), tensor.shape) for tensor in held)
+        # The same weights may be computed in bfloat16 in training and in float32 when they are measured.
+        key = (type(model), weights, num_steps, *((tensor.shape, tensor.dtype) for tensor in inputs))
         if key not in self._recorded:
             self._calls[key] += 1
             if self._calls[key] <= _CALLS_BEFORE:

@@ -148,7 +148,7 @@ def scalars(history: Rows, rows: Rows, policy_rows: Rows) -> dict[tuple[str, int
     """
     found: dict[tuple[str, int], float | None] = {}
     for row in history:
-        for name in ("learning_rate", "train_loss", "train_clean_error", "train_attacked_error"):
+        for name in ("learning_rate", "train_loss", "train_clean_error", "train_attacked_error"):  # validation: `rows`
             found[f"train/{name.removeprefix('train_')}", row["epoch"]] = row[name]
     for row in rows:
         for quantity in _QUANTITIES:

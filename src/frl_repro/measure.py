@@ -263,7 +263,8 @@ def _examples(
     )
 
 
-_ORIGIN = ("run_id", "method", "seed", "epoch", *records.SETTING_COLUMNS)  # what a checkpoint says of its run
+_ORIGIN = ("run_id", "method", "seed", "epoch", records.CHECKPOINT_COLUMN, *records.SETTING_COLUMNS)
+"""What a checkpoint says of its run."""
 
 
 def origin_of(path: Path) -> dict[str, Any]:

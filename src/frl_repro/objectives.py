@@ -5,6 +5,10 @@ scalar to differentiate. With weights of 1 and margin factors of 1 `mixed` is pl
 
 Everything broadcasts over leading dimensions: `...` is empty for one run, (R,) for R runs that train side by side, each
 with its own batch of N images, class terms and loss.
+
+Losses of clean and attacked images take both through the network at once, or with ``is_joint=False`` one after the
+other: networks whose layers normalise by the batch (batch norm) then see clean and attacked images apart, as in the
+released code of TRADES and of Xu et al. 2021. Without such layers both give the same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -126,26 +130,38 @@ def mixed(
 
 
 def split(
-    x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+    x: Tensor,
+    y: Tensor,
+    *,
+    forward: Callable[[Tensor], Tensor],
+    attack: Attack,
+    terms: ClassTerms | None,
+    is_joint: bool = True,
 ) -> Loss:
     """Natural loss CE(f(x), y) plus boundary loss CE(f(x_adv), argmax f(x)), each weighted by true class.
 
     Source: the report, section 3.3 (loss of Experiment 2). No gradient flows through argmax f(x).
     """
     each = None if terms is None else terms.of(y)
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, each)
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, each, is_joint=is_joint)
     return _pair(clean, attacked, y, boundary_target=clean.detach().argmax(-1), each=each)
 
 
 def paired(
-    x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
+    x: Tensor,
+    y: Tensor,
+    *,
+    forward: Callable[[Tensor], Tensor],
+    attack: Attack,
+    terms: ClassTerms | None,
+    is_joint: bool = True,
 ) -> Loss:
     """Natural loss CE(f(x), y) plus adversarial loss CE(f(x_adv), y), each weighted by true class.
 
     Source: the report's code of Experiment 3, with its labels put right (docs/deviations.md, 1).
     """
     each = None if terms is None else terms.of(y)
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, each)
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, each, is_joint=is_joint)
     return _pair(clean, attacked, y, boundary_target=y, each=each)
 
 
@@ -157,6 +173,7 @@ def trades(
     attack: Attack,
     terms: ClassTerms | None,
     beta: float,
+    is_joint: bool = True,
 ) -> Loss:
     """sum(CE * w_nat) / sum(w_nat) + beta * sum(KL(f(x) || f(x_adv)) * w_bndy) / sum(w_bndy) over the batch.
 
@@ -164,7 +181,7 @@ def trades(
     through both predictions.
     """
     each = None if terms is None else terms.of(y)
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, each)
+    clean, attacked = _clean_and_attacked(x, y, forward, attack, each, is_joint=is_joint)
     divergences = kl_div(
         torch.log_softmax(attacked, -1), torch.log_softmax(clean, -1), log_target=True, reduction="none"
     ).sum(-1)
@@ -184,9 +201,17 @@ def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _clean_and_attacked(
-    x: Tensor, y: Tensor, forward: Callable[[Tensor], Tensor], attack: Attack, each: ClassTerms | None
+    x: Tensor,
+    y: Tensor,
+    forward: Callable[[Tensor], Tensor],
+    attack: Attack,
+    each: ClassTerms | None,
+    *,
+    is_joint: bool,
 ) -> tuple[Tensor, Tensor]:
     x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
+    if not is_joint:
+        return forward(x), forward(x_adv)
     clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
     return clean, attacked
 

@@ -40,14 +40,19 @@ CLASSWISE_COLUMNS = (
 )
 """Columns of ``classwise.csv`` that readers require; they keep any others."""
 
-SETTING_COLUMNS = ("recipe", "alpha_nat", "alpha_bndy", "alpha_margin")
+SETTING_COLUMNS = ("recipe", "alpha_nat", "alpha_bndy", "alpha_margin", "alpha_rob")
 """How a class policy was steered; empty where there is none. Readers add them, empty, to tables without."""
 
-CLASSWISE_HEADER = (*RUN_COLUMNS, *SETTING_COLUMNS, *CLASSWISE_COLUMNS[len(RUN_COLUMNS) :])
+CHECKPOINT_COLUMN = "checkpoint"
+"""Which kept checkpoint rows of the test split are of: ``last``, ``best`` (by validation) or ``best+last``, where these
+are one; empty elsewhere. Readers add it, empty, to tables without."""
+
+CLASSWISE_HEADER = (*RUN_COLUMNS, *SETTING_COLUMNS, CHECKPOINT_COLUMN, *CLASSWISE_COLUMNS[len(RUN_COLUMNS) :])
 """Columns of ``classwise.csv`` as written, in order."""
 
 HISTORY_COLUMNS = (
     "run_id", "epoch", "num_steps", "learning_rate", "train_loss", "train_clean_error", "train_attacked_error",
+    "validation_natural_error", "validation_robust_error",
 )  # fmt: skip
 """Columns of ``history.csv``: one row an epoch."""
 
@@ -203,11 +208,13 @@ def read_policy(paths: Iterable[str | Path]) -> DataFrame:
     for file in map(Path, paths):
         table = _read_text_table(file)
         for name in POLICY_COLUMNS:
-            if name not in table.columns:
+            if name not in table.columns and name in SETTING_COLUMNS:
+                table[name] = ""
+            elif name not in table.columns:
                 raise UserError(f"{file} lacks column {name!r}{_suggestion(name, table.columns)}")
         for name in ("seed", "epoch", "class_id"):
             table[name] = _numbers(table[name], file).astype("int64")
-        for name in (*POLICY_COLUMNS[-5:], "alpha_nat", "alpha_bndy", "alpha_margin"):
+        for name in (*POLICY_COLUMNS[-5:], *(name for name in SETTING_COLUMNS if name.startswith("alpha_"))):
             table[name] = table[name].map(_float_or_nan).astype(float)
         tables.append(table)
     return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
@@ -274,6 +281,37 @@ def select_last_epoch(df: DataFrame) -> DataFrame:
     """Rows of each run's last measured epoch."""
     last: DataFrame = df[df["epoch"] == df.groupby("run_id")["epoch"].transform("max")]
     return last
+
+
+def select_checkpoint(df: DataFrame, which: str) -> DataFrame:
+    """Rows of ``df`` up to the chosen checkpoint of each run, so that its last epoch there is that checkpoint's.
+
+    Parameters
+    ----------
+    df
+        Rows of ``classwise.csv``.
+    which
+        ``"last"`` leaves out the rows of the test split that are of another checkpoint. ``"best"`` leaves out every
+        epoch after the best one, of the test and of the validation split.
+
+    Raises
+    ------
+    UserError
+        Runs that kept no best checkpoint, where it is asked for.
+    """
+    marks = df[CHECKPOINT_COLUMN]
+    if which == "last":
+        last: DataFrame = df[marks != "best"]
+        return last
+    best = df[marks.isin(["best", "best+last"])].groupby("run_id")["epoch"].max()
+    missing = sorted(set(df["run_id"]) - set(best.index))
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: kept no best checkpoint, as runs with evaluation.keep_best_by=... do; narrow runs= "
+            "or where= to these"
+        )
+    selected: DataFrame = df[df["epoch"] <= df["run_id"].map(best)]
+    return selected
 
 
 def format_epsilon(epsilon: float) -> str:
@@ -391,7 +429,7 @@ def _read_one_classwise(file: Path) -> DataFrame:
     for name in CLASSWISE_COLUMNS:
         if name not in table.columns:
             raise UserError(f"{file} lacks column {name!r}{_suggestion(name, table.columns)}")
-    for name in SETTING_COLUMNS:
+    for name in (*SETTING_COLUMNS, CHECKPOINT_COLUMN):
         if name not in table.columns:
             table[name] = ""
     for name in (*_INTEGER_COLUMNS, *_FLOAT_COLUMNS):
@@ -400,7 +438,7 @@ def _read_one_classwise(file: Path) -> DataFrame:
         _refuse(table[name] % 1 != 0, file, name, "is not a whole number", table)
         table[name] = table[name].astype("int64")
     for name in table.columns.difference(list(CLASSWISE_COLUMNS)):
-        if name == "recipe":
+        if name in ("recipe", CHECKPOINT_COLUMN):
             continue
         if name.startswith("alpha_"):
             table[name] = table[name].map(_float_or_nan).astype(float)

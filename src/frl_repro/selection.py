@@ -325,7 +325,9 @@ def setting_name(row: pd.Series) -> str:
     """
     parts = [str(row["method"])]
     parts += [
-        f"{name} {row[f'alpha_{name}']:g}" for name in ("nat", "bndy", "margin") if pd.notna(row[f"alpha_{name}"])
+        f"{name} {row[f'alpha_{name}']:g}"
+        for name in ("nat", "bndy", "margin", "rob")
+        if pd.notna(row.get(f"alpha_{name}", math.nan))
     ]
     if row["recipe"] not in ("", "report"):
         parts.append(f"({row['recipe']})")

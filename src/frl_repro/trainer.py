@@ -6,6 +6,7 @@ data order, random starts, class terms and optimiser; a run that diverges distur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,18 @@ def learning_rate_at(epoch: int, *, initial: float, milestones: Sequence[int], d
     return initial * decay_factor ** sum(epoch >= milestone for milestone in milestones)
 
 
+def one_cycle_learning_rate(step: int, *, num_steps: int, peak: float, warmup_share: float) -> float:
+    """Return the learning rate of a step (counted from 0) of a training of ``num_steps`` steps.
+
+    It rises in a line from 0 to the peak over the first ``warmup_share`` of the training and falls in a line to 0 at
+    its end; neither end is itself a step. It depends on the step alone: a training that continues needs no state.
+
+    Source: Smith and Topin 2019, with straight flanks as in the fast adversarial training of Wong et al. 2020.
+    """
+    position = (step + 1) / (num_steps + 1)
+    return peak * min(position / warmup_share, (1 - position) / (1 - warmup_share))
+
+
 def train_epoch(
     model: nn.Module,
     train: Split,
@@ -66,6 +79,7 @@ def train_epoch(
     attack: Callable[..., Tensor],
     forward: Callable[[nn.Module, Tensor], Tensor],
     batch_size: int,
+    num_accumulation: int = 1,
     order_generators: Sequence[torch.Generator],
     attack_generators: Sequence[torch.Generator],
     class_terms: Callable[[int], ClassTerms | None] = lambda _: None,
@@ -90,6 +104,9 @@ def train_epoch(
         The backend's forward pass on R equal blocks of images, differentiable with respect to the parameters.
     batch_size : int
         Images per step and run; the last batch may be smaller.
+    num_accumulation : int
+        Parts that a batch is computed in, one after the other; the step follows the mean over all its images. Means of
+        class-weighted losses and batch statistics (batch norm) are those of the parts.
     order_generators, attack_generators : sequence of torch.Generator, length R
         Data order (on the CPU) and random starts (on the model's device) of each run.
     class_terms : callable step -> ClassTerms or None
@@ -124,22 +141,24 @@ def train_epoch(
     for step, index in enumerate(batches):
         terms = class_terms(step)  # may measure the models
         model.train()
-        x, y = batch_to_float(augment(train.images[index])), train.labels[index]
-        loss = objective(x, y, forward=forward_runs, attack=attack_runs, terms=terms)
         model.zero_grad(set_to_none=True)
-        loss.value.sum().backward()  # type: ignore[no-untyped-call]
-        update()
+        num_in_batch = index.shape[1]
+        for part in index.split(math.ceil(num_in_batch / num_accumulation), 1):
+            x, y = batch_to_float(augment(train.images[part])), train.labels[part]
+            loss = objective(x, y, forward=forward_runs, attack=attack_runs, terms=terms)
+            (loss.value.sum() * (y.shape[1] / num_in_batch)).backward()
 
-        wrong_clean += loss.is_wrong_clean.sum(1)
-        wrong_attacked += loss.is_wrong_attacked.sum(1)
-        num_clean += loss.is_wrong_clean.shape[1]
-        num_attacked += loss.is_wrong_attacked.shape[1]
-        losses[:, step] = loss.value.detach() * y.shape[1]
+            wrong_clean += loss.is_wrong_clean.sum(1)
+            wrong_attacked += loss.is_wrong_attacked.sum(1)
+            num_clean += loss.is_wrong_clean.shape[1]
+            num_attacked += loss.is_wrong_attacked.shape[1]
+            losses[:, step] += loss.value.detach() * y.shape[1]
+        update()
         if (step + 1) % NUM_STEPS_BETWEEN_CHECKS == 0 or step + 1 == len(batches):
             reasons = [old or new for old, new in zip(reasons, _not_finite(losses[:, : step + 1], model), strict=True)]
             if all(reasons):
                 break
-        advance(y.shape[1])
+        advance(num_in_batch)
 
     return [
         EpochSummary(

@@ -5,6 +5,7 @@ A new method is one file here with a subclass of `ClassPolicy`, its line in ``PO
 """
 
 from frl_repro.errors import UserError
+from frl_repro.frl.baseline_reweight import BaselineReweight
 from frl_repro.frl.combined import Combined
 from frl_repro.frl.policy import ClassPolicy, ErrorRates, Finetune, Rules
 from frl_repro.frl.remargin import Remargin
@@ -12,6 +13,7 @@ from frl_repro.frl.reweight import Reweight
 
 __all__ = [
     "POLICIES",
+    "BaselineReweight",
     "ClassPolicy",
     "Combined",
     "ErrorRates",
@@ -27,6 +29,7 @@ POLICIES: dict[str, type[ClassPolicy]] = {
     "reweight": Reweight,
     "remargin": Remargin,
     "combined": Combined,
+    "baseline_reweight": BaselineReweight,
 }
 
 

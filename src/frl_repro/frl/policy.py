@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,10 +42,10 @@ class Rules:
     Attributes
     ----------
     alpha : mapping of str to float or Tensor
-        Step length of each multiplier the policy keeps: ``nat``, ``bndy``, ``margin``. A number, or one for each run,
-        shape (R, 1).
+        Step length of each multiplier the policy keeps: ``nat``, ``bndy``, ``margin``, ``rob``. A number, or one for
+        each run, shape (R, 1).
     tau : mapping of str to float or Tensor
-        Tolerated gaps: ``nat``, ``bndy``. As alpha.
+        Tolerated gaps: ``nat``, ``bndy``, ``rob``. As alpha.
     accumulate : bool
         Whether updates add up (dual ascent) or start anew each time.
     weight_rule : {"softmax", "simplex"}
@@ -84,7 +85,7 @@ class ClassPolicy(ABC):
     """Multipliers that it keeps when the rules have an alpha for them."""
 
     def __init__(self, rules: Rules, *, shape: tuple[int, ...]) -> None:
-        name = type(self).__name__.lower()
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
         for missing in [key for key in self.required if key not in rules.alpha]:
             raise UserError(f"{name} needs alpha.{missing}")
         for ignored in [key for key in rules.alpha if key not in (*self.required, *self.optional)]:
