@@ -121,6 +121,14 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"frl": "reweight", "alpha__natt": 1}, r"unknown key alpha\.natt; did you mean alpha\.nat\?"),
         ({"frl": "remargin", "frl__margin_bounds": [2, 3]}, "one at most and one at least 1"),
         ({"frl": "remargin", "tau__bndy": -1}, r"tau\.bndy=-1: must lie in \[0, 1\]"),
+        ({"attack": "trades", "attack__beta": 6}, r"attack\.beta=6 \(TRADES\) attacks every image: attack\.fraction must"),
+        ({"attack": "trades", "attack__beta": 0}, r"attack\.beta=0: must lie in \(0, inf\)"),
+        ({"trainer__num_accumulation": 101}, r"num_accumulation=101: a batch of 100 images .* more parts than it has"),
+        ({"trainer__num_accumulation": 100}, r"attack\.fraction=0\.5 of a batch of 1 is no image at all"),
+        ({"trainer__precision": "float16"}, r"trainer\.precision=float16: unknown choice; .*known: float32, bfloat16"),
+        ({"trainer": "sgd_one_cycle", "trainer__warmup_share": 1}, r"trainer\.warmup_share=1: must lie in \(0, 1\)"),
+        ({"evaluation__keep_best_by": "worst_class_robust"}, r"keep_best_by chooses on validation images"),
+        ({"frl": "reweight", "retrain__trainer__num_accumulation": 101}, r"retrain\.trainer\.num_accumulation=101"),
         ({"device": "tpu"}, "device=tpu: unknown choice; known: auto, cpu, cuda"),
         ({"logger": "tensorbord"}, r"logger=tensorbord: unknown choice; did you mean tensorboard\? known: none, "),
         ({"dataset": "image_folder"}, r"dataset\.root is missing: give dataset\.root=FOLDER"),
@@ -236,6 +244,20 @@ def test_the_base_is_the_run_that_a_user_would_start():
     code = parse(composed(frl="reweight", recipe="report_code"), RunConfig)
     assert code.base().dataset.validation_fraction == 0
     assert parse(composed(frl="reweight", base_dir="x"), RunConfig).base().folder.parent.as_posix() == "x"
+
+
+@pytest.mark.parametrize(
+    ("changes", "hash_"),
+    [
+        ({}, "22a68d4d"),
+        ({"trainer": "sgd", "attack": "trades"}, "e140a481"),
+        ({"frl": "combined", "recipe": "paper"}, "f11afe9d"),
+        ({"frl": "remargin", "recipe": "report_code"}, "123a7997"),
+    ],
+)
+def test_runs_keep_the_names_that_they_had_before_keys_were_added(changes, hash_):
+    """What the release before had: a finished run is found again, and a base model is not trained anew."""
+    assert parse(composed(**changes), RunConfig).hash == hash_
 
 
 def test_a_retrained_run_is_named_after_what_it_does():

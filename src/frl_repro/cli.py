@@ -400,7 +400,7 @@ def _check_override(override: Override, kind: Kind) -> None:
     groups = [path.name for path in _config_dir().iterdir() if path.is_dir()]
     known_groups = [group for group in groups if group in kind.__dataclass_fields__]
     if "frl" in known_groups:  # experiments and sweeps are settings of training runs
-        known_groups += ["experiment", "sweep"]
+        known_groups += ["experiment", "sweep", "row", "schedule"]
     if override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be removed")
     if key in known_groups:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frl_repro.helptext import program_name
-from frl_repro.keyvalue import parse_epsilon, run, usage_text
+from frl_repro.keyvalue import choice, parse_epsilon, run, usage_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +18,13 @@ _KEYS = {
     "runs": "folder (searched recursively), glob, file, or comma-separated list of them   [outputs]",
     "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
     "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
+    "checkpoint": "which of the kept checkpoints: last, or best by validation (evaluation.keep_best_by)   [last]",
+    "errors": "comma-separated choice of natural, boundary, robust to show   [natural,robust]",
     "where": "only rows with these values, for example method=reweight,alpha_bndy=1   [all]",
     "out": "file to write the table to, one row a run and split   [none]",
 }
+_CHECKPOINTS = ("last", "best")
+_ERRORS = ("natural", "boundary", "robust")
 _GRIDS = (("alpha_nat", "alpha_bndy"), ("alpha_nat", "alpha_margin"))
 
 
@@ -30,12 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _collect(given: dict[str, str]) -> str:
-    from frl_repro.records import find_tables, read_classwise, write_frame
+    from frl_repro.records import find_tables, read_classwise, select_checkpoint, write_frame
     from frl_repro.selection import largest_epsilon, select_where, summary, with_bases
     from frl_repro.variants import with_variants
 
+    checkpoint = choice("checkpoint", given.get("checkpoint", "last"), _CHECKPOINTS)
+    errors = [choice("errors", part.strip(), _ERRORS) for part in given.get("errors", "natural,robust").split(",")]
     files = find_tables(given.get("runs", "outputs"))
     df = select_where(with_variants(read_classwise(files), files), given.get("where", ""))
+    df = select_checkpoint(df, checkpoint)
     attack = given.get("attack")
     epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else largest_epsilon(df, attack)
     runs = summary(df, epsilon=epsilon, attack=attack)
@@ -47,13 +54,15 @@ def _collect(given: dict[str, str]) -> str:
     text = []
     groups = list(with_bases(runs).groupby(["dataset", "model"]))
     for (dataset, model), points in groups:
-        text += _summaries(points, epsilon, title=f"{dataset}, {model}, " if len(groups) > 1 else "")
+        title = f"{dataset}, {model}, " if len(groups) > 1 else ""
+        title += "best checkpoint by validation, " if checkpoint == "best" else ""
+        text += _summaries(points, epsilon, title=title, errors=errors)
     if "out" in given:
         text.append(f"wrote {given['out']}\n")
     return "\n".join(text)
 
 
-def _summaries(points: DataFrame, epsilon: float, *, title: str) -> list[str]:
+def _summaries(points: DataFrame, epsilon: float, *, title: str, errors: Sequence[str]) -> list[str]:
     """What is said of one data set and model: a table of each split, and of each method the choice and the grid."""
     from frl_repro.records import format_epsilon
     from frl_repro.selection import by_setting, setting_columns
@@ -63,7 +72,7 @@ def _summaries(points: DataFrame, epsilon: float, *, title: str) -> list[str]:
     for split in sorted(after["split"].unique()):
         part = by_setting(points[points["split"] == split])
         what = f"{title}{split} split, epsilon {format_epsilon(epsilon)}, errors in percent, mean (sd) over seeds"
-        text.append(_table(part, title=what))
+        text.append(_table(part, title=what, errors=errors))
     retrained = after[(after["split"] == "validation") & (after["recipe"] != "")]
     for _, candidates in retrained.groupby("method"):
         if len(candidates.drop_duplicates(setting_columns(candidates))) > 1:
@@ -87,14 +96,14 @@ def _choice(candidates: DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(part: DataFrame, *, title: str) -> str:
+def _table(part: DataFrame, *, title: str, errors: Sequence[str]) -> str:
     from frl_repro.selection import setting_name
     from frl_repro.text_tables import aligned
 
     columns = [["setting", *(setting_name(row) for _, row in part.iterrows())]]
     columns.append(["seeds", *(str(n) for n in part["num_seeds"])])
     for name, label in (("overall", "overall"), ("worst_class", "worst class")):
-        for quantity in ("natural", "robust"):
+        for quantity in errors:
             mean, sd = part[f"{name}_{quantity}_error"], part[f"{name}_{quantity}_error_sd"]
             cells = [
                 f"{100 * m:.1f}" + (f" ({100 * s:.1f})" if not math.isnan(s) else "")
@@ -145,6 +154,7 @@ def _usage() -> str:
     program = program_name()
     examples = (
         f"  {program} runs=outputs/exp2\n"
+        f"  {program} runs=outputs/paper_table errors=natural,boundary,robust checkpoint=best\n"
         f"  {program} runs=outputs where=method=reweight epsilon=8/255 out=outputs/reweight.csv"
     )
     return usage_text(

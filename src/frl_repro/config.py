@@ -700,7 +700,8 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
         _refuse_what_only_measures(composed)
     parts = {group: _parse_group(group, _choices_of(kind, group), composed.get(group)) for group in groups}
     for name in sections:
-        is_absent = name == "retrain" and name not in composed
+        # A file that serves several methods may say how long one retrains; the command line may not (`cli`).
+        is_absent = name == "retrain" and (name not in composed or parts["frl"].name == "none")
         parts[name] = None if is_absent else _parse_node(_SECTIONS[name], composed.get(name, {}), f"{name}.")
     top_values = {name: value for name, value in composed.items() if name not in (*groups, *sections)}
     config = kind(**parts, keys=_parse_node(_top_level_of(kind), top_values, ""))
@@ -862,7 +863,7 @@ def method_keys() -> dict[str, set[str]]:
 def unknown_key(key: str, kind: type[Config]) -> str:
     """Return the message for a key that no choice reads, with the nearest key that exists."""
     keys = all_keys(kind)
-    names = [*keys, *_groups_of(kind), *(["experiment", "retrain"] if kind is RunConfig else [])]
+    names = [*keys, *_groups_of(kind), *(["experiment", "row", "schedule", "retrain"] if kind is RunConfig else [])]
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     if not close:  # the right name in the wrong place: num_epochs for trainer.num_epochs
         tails = {name.rpartition(".")[2]: name for name in keys}

@@ -112,13 +112,16 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
         except Exception as problem:
             outcomes[folder] = problem
 
-    starts, failed = _starting_points(list(to_do.values()), command)
-    outcomes |= failed
-    for group in grouped([config for folder, config in to_do.items() if folder not in failed]):
-        try:
-            _run_group(group, starts, command, wait=wait, outcomes=outcomes)
-        except Exception as problem:
-            _note_failure(group, problem, outcomes)
+    # Retraining last: what it starts from may be one of the other runs.
+    for is_retrained in (False, True):
+        configs_of_kind = [config for config in to_do.values() if (config.retrain is not None) is is_retrained]
+        starts, failed = _starting_points(configs_of_kind, command)
+        outcomes |= failed
+        for group in grouped([config for config in configs_of_kind if config.folder not in failed]):
+            try:
+                _run_group(group, starts, command, wait=wait, outcomes=outcomes)
+            except Exception as problem:
+                _note_failure(group, problem, outcomes)
     return [
         outcomes[config.folder] if config.hash == by_folder[config.folder].hash else _holds_another(config, by_folder)
         for config in configs

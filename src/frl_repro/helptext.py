@@ -106,7 +106,7 @@ def help_text(config_dir: Path, config_name: str, program: str) -> str:
         for path in sorted((config_dir / group).glob("*.yaml"), key=lambda p: (p.stem != default, p.stem)):
             text = path.read_text(encoding="utf-8")
             lines += _aligned(f"  {group}={path.stem}", _headline(text))
-            if group not in ("experiment", "sweep"):
+            if group not in ("experiment", "sweep", "row", "schedule"):
                 lines += _key_lines(text, f"{group}.")
         sections.append("\n".join(lines))
     if "recipe" in defaults:

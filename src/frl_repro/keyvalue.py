@@ -46,7 +46,8 @@ def run(
 
 def usage_text(summary: str, *, program: str, keys: Mapping[str, str], sections: Mapping[str, str]) -> str:
     """Return a usage text: what the program does, its keys, then titled sections."""
-    key_lines = "\n".join(f"  {key:<9}{meaning}" for key, meaning in keys.items())
+    width = max(8, *map(len, keys)) + 1
+    key_lines = "\n".join(f"  {key:<{width}}{meaning}" for key, meaning in keys.items())
     text = f"{summary}\n\nusage: {program} [key=value ...]\n\nkeys   [default]\n{key_lines}\n"
     return text + "".join(f"\n{title}\n{body}\n" for title, body in sections.items())
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 _DEFAULT_FIGURE = "1"
 _DEFAULT_RUNS = "outputs/reference"
 _DEFAULT_FORMATS = "png,svg,pdf"
+_CHECKPOINTS = ("last", "best")
 _SWITCH = {"true": True, "false": False}
-_OF_TABLES = ("epsilon", "where", "attack", "table")  # keys that choose rows of tables
+_OF_TABLES = ("epsilon", "where", "attack", "checkpoint", "table")  # keys that choose rows of tables
 
 _KEYS = {
     "figure": f"which figure; see below   [{_DEFAULT_FIGURE}]",
@@ -32,6 +33,7 @@ _KEYS = {
     "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
     "where": "only rows with these values, for example alpha_nat=5,alpha_bndy=1   [all]",
     "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
+    "checkpoint": "which of the kept checkpoints: last, or best by validation (evaluation.keep_best_by)   [last]",
     "out": "folder to write to, made if need be   [outputs/figures]",
     "formats": f"comma-separated choice of png, svg, pdf   [{_DEFAULT_FORMATS}]",
     "table": "true prints the errors by class of each run as well   [false]",
@@ -54,6 +56,7 @@ class _Options:
     where: str
     epsilon: float | None
     attack: str | None
+    checkpoint: str
     out: Path
     formats: tuple[str, ...]
     table: bool
@@ -89,7 +92,7 @@ def _draw(given: dict[str, str]) -> str:
 
 def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
     """Draw from the rows that the options choose; with it the errors by class of each run as text, where asked for."""
-    from frl_repro.records import find_tables, read_classwise, read_policy
+    from frl_repro.records import find_tables, read_classwise, read_policy, select_checkpoint
     from frl_repro.selection import largest_epsilon, select_where
     from frl_repro.text_tables import class_table
     from frl_repro.variants import with_variants
@@ -98,6 +101,8 @@ def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
     is_classwise = entry.table == "classwise.csv"
     df = with_variants(read_classwise(paths) if is_classwise else read_policy(paths), paths)
     df = select_where(df, options.where)
+    if is_classwise:
+        df = select_checkpoint(df, options.checkpoint)
     epsilon = options.epsilon
     if epsilon is None:
         epsilon = largest_epsilon(df, options.attack) if "epsilon" in df.columns else 0.0
@@ -130,6 +135,7 @@ def _options(given: dict[str, str]) -> _Options:
         where=given.get("where", ""),
         epsilon=parse_epsilon(given["epsilon"]) if "epsilon" in given else None,
         attack=given.get("attack"),
+        checkpoint=choice("checkpoint", given.get("checkpoint", "last"), _CHECKPOINTS),
         out=Path(given.get("out", "outputs/figures")).expanduser(),
         formats=_formats(given.get("formats", _DEFAULT_FORMATS)),
         table=_SWITCH[choice("table", given.get("table", "false").lower(), _SWITCH)],
