@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(given: dict[str, str]) -> str:
     from frl_repro.atomic import write_text
-    from frl_repro.records import find_tables, read_classwise, read_policy, write_table
+    from frl_repro.records import find_tables, read_classwise, read_policy, select_checkpoint, write_table
     from frl_repro.report import markdown
     from frl_repro.report.autoattack import autoattack_grids
     from frl_repro.report.claims import CLAIM_COLUMNS, claim_rows, judge
@@ -87,7 +87,7 @@ def _report(given: dict[str, str]) -> str:
     findings = judge(study)
 
     files, policies = find_tables(runs), _found(runs, "policy.csv")
-    df = with_variants(read_classwise(files), files)
+    df = select_checkpoint(with_variants(read_classwise(files), files), "last")
     policy = with_variants(read_policy(policies), policies) if policies else df.iloc[:0]
     pictures, written = _pictures(df, policy, study, out if draws_files else None)
     shown, files_of_shown = _examples(runs, writes=draws_files)

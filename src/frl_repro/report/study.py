@@ -18,7 +18,14 @@ import pandas as pd
 from frl_repro import statistics
 from frl_repro.errors import UserError
 from frl_repro.outcomes import Outcomes, read_outcomes
-from frl_repro.records import find_tables, read_classwise, select_epsilon, select_last_epoch, select_split
+from frl_repro.records import (
+    find_tables,
+    read_classwise,
+    select_checkpoint,
+    select_epsilon,
+    select_last_epoch,
+    select_split,
+)
 from frl_repro.selection import (
     best_setting,
     largest_epsilon,
@@ -237,7 +244,7 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
         No tables, none at this radius or by this attack, or several data sets or models.
     """
     files = find_tables(runs)
-    df = with_variants(read_classwise(files), files)
+    df = select_checkpoint(with_variants(read_classwise(files), files), "last")
     for name in ("dataset", "model"):
         if df[name].nunique() > 1:
             raise UserError(f"a study is of one {name}, the tables have {', '.join(sorted(df[name].unique()))}")
