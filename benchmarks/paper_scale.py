@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from frl_repro import objectives, speed, streams
-from frl_repro.attacks import evaluation_mode, input_gradient, pgd
+from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.backends import choose_backend
 from frl_repro.data import Split
 from frl_repro.keyvalue import choice, run, usage_text, whole_number
@@ -51,8 +51,13 @@ _KEYS = {
 def flop_per_image(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
     """Return the floating-point operations of one attack step and of one training pass, an image."""
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    with evaluation_mode(model), FlopCounterMode(display=False) as attack:
-        input_gradient(model, x, y)
+    # The counter follows backward() alone, not autograd.grad: without weight gradients both compute the same.
+    with (
+        evaluation_mode(model),
+        speed.without_weight_gradients(model),
+        FlopCounterMode(display=False) as attack,
+    ):
+        nn.functional.cross_entropy(model(x.clone().requires_grad_()), y).backward()
     with FlopCounterMode(display=False) as training:
         nn.functional.cross_entropy(model(x), y).backward()
     model.zero_grad(set_to_none=True)

@@ -47,7 +47,7 @@ fi
 if ! goes_on; then
     if [ ! -f "$work/checked" ]; then
         echo "== check: one epoch of the smoke form on generated images, on the processor and on $device"
-        for check in cpu "$device"; do
+        for check in $(printf 'cpu\n%s\n' "$device" | sort -u); do
             "$python" train.py experiment=paper_table schedule=smoke row=pgd dataset=synthetic dataset.num_train=300 \
                 dataset.num_test=100 trainer.num_epochs=1 device="$check" output_dir="$work/check-$check" force=true || exit 1
         done

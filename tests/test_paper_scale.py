@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from frl_repro import build, experiment, fitting, models, objectives, records, speed, streams
+from frl_repro import build, experiment, fitting, models, objectives, records, speed, streams, variants
+from frl_repro import config as configuration
 from frl_repro.attacks import pgd
 from frl_repro.backends import TORCH
 from frl_repro.best import validation_errors
@@ -431,6 +432,45 @@ def test_a_compiled_network_trains_alike(changes, tmp_path):
     compiled = experiment.run(tiny(tmp_path / "b", compile=True, **settings))
     for name, tensor in records_weights(plain).items():
         torch.testing.assert_close(records_weights(compiled)[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+# --- beside runs from before ----------------------------------------------------------------------------------------
+
+
+def test_tables_take_a_run_from_before_a_key_for_what_it_did(tmp_path):
+    """An old seed and a new one of the same settings are one setting; another precision is another."""
+    folders = [
+        experiment.run(tiny(tmp_path, trainer__num_epochs=1, **changes))
+        for changes in ({"seed": 0}, {"seed": 1}, {"seed": 2, "trainer__precision": "bfloat16"})
+    ]
+    old = json.loads((folders[0] / "run.json").read_text())
+    for section in ("trainer", "dataset"):
+        for key in variants.BEFORE_THE_KEY:
+            old["config"][section].pop(key, None)
+    (folders[0] / "run.json").write_text(json.dumps(old))
+    files = [folder / "classwise.csv" for folder in folders]
+    table = variants.with_variants(records.read_classwise(files), files)
+    assert dict(zip(table["seed"], table["variant"], strict=True)) == {
+        0: "precision=float32", 1: "precision=float32", 2: "precision=bfloat16",
+    }  # fmt: skip
+
+
+def test_tables_know_every_key_that_came_later():
+    added = {}
+    for schemas in [*configuration.GROUPS.values(), {"": configuration.RetrainConfig}]:
+        for schema in schemas.values():
+            for item in dataclasses.fields(schema):
+                value = item.metadata.get("added_as", configuration._IN_EVERY_HASH)
+                if value is not configuration._IN_EVERY_HASH and value is not None:
+                    added[item.name] = str(value)
+    assert added == variants.BEFORE_THE_KEY
+
+
+def test_rows_of_a_state_from_before_a_column_are_written_with_an_empty_cell(tmp_path):
+    records.write_table(tmp_path / "t.csv", [{"run_id": "a"}], ["run_id", "alpha_rob", "checkpoint"])
+    assert (tmp_path / "t.csv").read_text() == "run_id,alpha_rob,checkpoint\na,,\n"
+    with pytest.raises(ValueError, match=r"differ in \['epoch'\]"):
+        records.write_table(tmp_path / "t.csv", [{"run_id": "a"}], ["run_id", "epoch"])
 
 
 # --- retraining from a row of the same table ------------------------------------------------------------------------

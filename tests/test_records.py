@@ -107,7 +107,7 @@ def test_table_refuses_rows_that_do_not_fit_the_header_and_leaves_the_old_file(t
 
 def test_reader_returns_what_was_written(table):
     df = records.read_classwise(table)
-    assert tuple(df.columns) == (*CLASSWISE_COLUMNS, *records.SETTING_COLUMNS)
+    assert tuple(df.columns) == (*CLASSWISE_COLUMNS, *records.SETTING_COLUMNS, records.CHECKPOINT_COLUMN)
     assert (
         df[list(CLASSWISE_COLUMNS)].to_dict("records") == make_rows()
     )  # exact floats, a class called "None", integers as integers

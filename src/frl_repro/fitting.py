@@ -29,7 +29,6 @@ from frl_repro.measure import measure
 from frl_repro.models import stack
 from frl_repro.networks import new_network
 from frl_repro.progress import LOGGER, bar
-from frl_repro.records import CLASSWISE_HEADER, HISTORY_COLUMNS, POLICY_COLUMNS
 from frl_repro.trainer import Diverged, EpochSummary, train_epoch
 
 STATE_FILE = "state.pt"
@@ -242,9 +241,7 @@ class _Training:
         if state["machine"] != self.machine:
             LOGGER.info("begun on %s, continued on %s: numbers may differ by rounding", state["machine"], self.machine)
         self.best = state.get("best")
-        self.history = _with_columns(state["history"], HISTORY_COLUMNS)
-        self.rows = _with_columns(state["rows"], CLASSWISE_HEADER)
-        self.policy_rows = _with_columns(state["policy_rows"], POLICY_COLUMNS)
+        self.history, self.rows, self.policy_rows = state["history"], state["rows"], state["policy_rows"]
         self.num_done, self.earlier_seconds = state["epoch"], state["seconds"]
         LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
 
@@ -356,11 +353,6 @@ def _train_one_epoch(
             keys = {**training.bench.keys, "epoch": epochs[r] + 1}
             rows = steering.rows(r, keys, bench.dataset.class_names, epsilon=epsilon)
         training.end_epoch(summary, rows, note="" if is_alone else f"{configs[r].run_id}  ")
-
-
-def _with_columns(rows: list[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return rows of a state that an earlier version wrote, with the columns that came later, empty."""
-    return [{**dict.fromkeys(columns), **row} for row in rows]
 
 
 def _epoch_line(entry: dict[str, Any], num_epochs: int, seconds: float) -> str:

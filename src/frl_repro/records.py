@@ -62,6 +62,9 @@ POLICY_COLUMNS = (
 )  # fmt: skip
 """Columns of ``policy.csv``: one row an epoch and class; errors are those of the epoch's last update."""
 
+_ADDED_COLUMNS = frozenset({"alpha_rob", CHECKPOINT_COLUMN, "validation_natural_error", "validation_robust_error"})
+"""Columns that came later: rows without them, of an unfinished run for example, are written with empty cells."""
+
 _INTEGER_COLUMNS = ("seed", "epoch", "class_id", "count", "num_natural_errors", "num_boundary_errors")
 _FLOAT_COLUMNS = ("epsilon", "natural_error", "boundary_error", "robust_error")
 _ERROR_COLUMNS = ("natural_error", "boundary_error", "robust_error")
@@ -137,7 +140,8 @@ def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Se
     path
         File to write or replace.
     rows
-        One mapping per line with exactly the keys ``columns``; ``None`` becomes an empty cell.
+        One mapping per line with exactly the keys ``columns``, save that those which came later may be missing;
+        ``None`` becomes an empty cell.
     columns
         The header, in order.
 
@@ -151,9 +155,10 @@ def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Se
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
-            if row.keys() != set(columns):
-                raise ValueError(f"{path.name}: row and header differ in {sorted(row.keys() ^ set(columns))}")
-            writer.writerow([_cell(row[name]) for name in columns])
+            differing = (row.keys() - set(columns)) | (set(columns) - row.keys() - _ADDED_COLUMNS)
+            if differing:
+                raise ValueError(f"{path.name}: row and header differ in {sorted(differing)}")
+            writer.writerow([_cell(row.get(name)) for name in columns])
 
 
 def write_frame(path: str | Path, df: DataFrame) -> None:

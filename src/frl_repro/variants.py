@@ -24,6 +24,9 @@ _ALIKE = ("dataset", "model", "method", *SETTING_COLUMNS)
 _SECTIONS = ("dataset", "model", "attack", "trainer", "frl", "tau", "retrain", "departures", "init_from")
 """Parts of a run's configuration that say how it was trained and are not columns of the tables."""
 
+BEFORE_THE_KEY = {"num_accumulation": "1", "precision": "float32", "augmentation": "none"}
+"""What runs did whose ``run.json`` lacks a key because the key came later; null where this does not say."""
+
 _OF_THE_MACHINE = ("root", "download", "cache_dir")
 """Keys of these parts that change no number."""
 
@@ -45,13 +48,20 @@ def with_variants(table: DataFrame, files: Iterable[str | Path]) -> DataFrame:
     """
     settings = {run_id: values for file in files for run_id, values in _settings_beside(Path(file))}
     names: dict[str, str] = {}
-    for _, runs in table.drop_duplicates("run_id").groupby(list(_ALIKE), dropna=False):
+    for _, runs in table.drop_duplicates("run_id").groupby(
+        [name for name in _ALIKE if name in table.columns], dropna=False
+    ):
         run_ids = [run_id for run_id in runs["run_id"] if run_id in settings]
         keys = sorted({key for run_id in run_ids for key in settings[run_id]})
-        differing = [key for key in keys if len({settings[run_id].get(key) for run_id in run_ids}) > 1]
+        differing = [key for key in keys if len({_value(settings[run_id], key) for run_id in run_ids}) > 1]
         for run_id in run_ids:
-            names[run_id] = " ".join(f"{_short(key, keys)}={settings[run_id].get(key, 'null')}" for key in differing)
+            names[run_id] = " ".join(f"{_short(key, keys)}={_value(settings[run_id], key)}" for key in differing)
     return table.assign(**{VARIANT_COLUMN: [names.get(run_id, "") for run_id in table["run_id"]]})
+
+
+def _value(settings: Mapping[str, str], key: str) -> str:
+    """A setting as text; of a run that was before there was the setting, what it did."""
+    return settings.get(key, BEFORE_THE_KEY.get(key.rsplit(".", 1)[-1], "null"))
 
 
 def _settings_beside(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
