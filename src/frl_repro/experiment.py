@@ -49,7 +49,7 @@ CLASSWISE_FILE = "classwise.csv"
 HISTORY_FILE = "history.csv"
 POLICY_FILE = "policy.csv"
 SPLIT_FILE = "split.safetensors"
-RESULT_FILES = (WEIGHTS_FILE, BEST_FILE, CLASSWISE_FILE, HISTORY_FILE, POLICY_FILE, RUN_FILE, SPLIT_FILE)
+RESULT_FILES = (WEIGHTS_FILE, CLASSWISE_FILE, HISTORY_FILE, POLICY_FILE, RUN_FILE, SPLIT_FILE)
 
 Status = Literal["new", "unfinished", "finished"]
 Outcome = Path | Exception
@@ -402,7 +402,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
     records.write_json(folder / RUN_FILE, {**opened.provenance, **effort})
-    results = [folder / name for name in RESULT_FILES if (folder / name).exists()]
+    results = [folder / name for name in (*RESULT_FILES, BEST_FILE) if (folder / name).exists()]
     checksums = {path.name: _sha256(path) for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
     (folder / STATE_FILE).unlink(missing_ok=True)
