@@ -155,7 +155,7 @@ def test_policies_of_several_runs_equal_each_alone(name, weight_rule):
     count = torch.full((NUM_RUNS, 4), 20)
     wrong = torch.randint(10, (2, 2, NUM_RUNS, 4), generator=generator)  # updates, natural and boundary
     alphas = {key: [1.0, 2.0, 5.0] for key in POLICIES[name].required}
-    taus = {"nat": [0.0, 0.05, 0.1], "bndy": [0.1, 0.05, 0.0]}
+    taus = {"nat": [0.0, 0.05, 0.1], "bndy": [0.1, 0.05, 0.0], "rob": [0.05, 0.0, 0.1]}
 
     def policy(choose, shape):
         return new_policy(

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN
-from frl_repro.records import MEASUREMENT_COLUMNS, RUN_COLUMNS, SETTING_COLUMNS, classwise_rows
+from frl_repro.records import (
+    CHECKPOINT_COLUMN,
+    MEASUREMENT_COLUMNS,
+    RUN_COLUMNS,
+    SETTING_COLUMNS,
+    classwise_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +23,8 @@ if TYPE_CHECKING:
 COMPONENTS_FILE = "autoattack.csv"
 
 COMPONENT_COLUMNS = (
-    *RUN_COLUMNS, *SETTING_COLUMNS, *MEASUREMENT_COLUMNS[len(RUN_COLUMNS) :], "batch_size", "attack_seed",
+    *RUN_COLUMNS, *SETTING_COLUMNS, CHECKPOINT_COLUMN, *MEASUREMENT_COLUMNS[len(RUN_COLUMNS) :],
+    "batch_size", "attack_seed",
     "component", "class_id", "class_name", "count", "num_attacked", "num_broken",
 )  # fmt: skip
 """Columns of ``autoattack.csv``: one row for each radius, part of the attack and class."""

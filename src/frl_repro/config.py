@@ -720,7 +720,11 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
         _check_retraining(config)
     elif config.keys.checkpoint in ("", "???"):
         raise UserError("checkpoint is missing: give checkpoint=FILE")
-    elif config.evaluation.keep_best_by is not None:
+    elif (
+        isinstance(config, EvaluateConfig)
+        and isinstance(config.evaluation, PGDEvaluationConfig)
+        and config.evaluation.keep_best_by is not None
+    ):
         raise UserError("evaluation.keep_best_by has no effect here: a checkpoint is measured as it is")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.keys.device):
         raise UserError(f"device={config.keys.device}: unknown choice; known: auto, cpu, cuda, cuda:N")
