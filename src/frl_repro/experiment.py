@@ -331,14 +331,13 @@ def _open(
     if start is not None:
         checkpoints.load_weights(start, model)
     model = model.to(device)
-    backend = choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))
     bench = Bench(
         config=config,
         dataset=dataset,
         validation=_validation_subset(dataset, config),
         model=model,
         device=device,
-        backend=backend,
+        backend=choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config)),
         folder=folder,
         logger=LOGGERS[config.keys.logger](folder, to_dict(config)),
         started=started,
@@ -392,7 +391,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     bench, config, folder = opened.bench, opened.bench.config, opened.bench.folder
     num_epochs = config.training[1].num_epochs
     rows = fitted.rows + _measure_test(bench, fitted)
-    origin = {**bench.keys, "epoch": num_epochs}
+    origin = {**bench.keys, "epoch": num_epochs, "checkpoint": rows[-1]["checkpoint"]}
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     records.write_table(folder / CLASSWISE_FILE, rows, records.CLASSWISE_HEADER)
     records.write_table(folder / HISTORY_FILE, fitted.history, records.HISTORY_COLUMNS)
