@@ -121,7 +121,7 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"frl": "reweight", "alpha__natt": 1}, r"unknown key alpha\.natt; did you mean alpha\.nat\?"),
         ({"frl": "remargin", "frl__margin_bounds": [2, 3]}, "one at most and one at least 1"),
         ({"frl": "remargin", "tau__bndy": -1}, r"tau\.bndy=-1: must lie in \[0, 1\]"),
-        ({"attack": "trades", "attack__beta": 6}, r"the loss of TRADES attacks every image: attack\.fraction must be 1"),
+        ({"attack": "trades", "attack__beta": 6}, r"the loss of TRADES attacks every image: attack\.fraction must"),
         ({"attack": "trades", "attack__beta": 0}, r"attack\.beta=0: must lie in \(0, inf\)"),
         ({"trainer__num_accumulation": 101}, r"num_accumulation=101: a batch of 100 images .* more parts than it has"),
         ({"trainer__num_accumulation": 100}, r"attack\.fraction=0\.5 of a batch of 1 is no image at all"),
