@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import glob
+import io
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 
 from frl_repro.atomic import replacing, write_text
 from frl_repro.errors import UserError
+from frl_repro.run_folder import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -457,7 +459,9 @@ def _read_one_classwise(file: Path) -> DataFrame:
 def _read_text_table(file: Path) -> DataFrame:
     """All cells as text, so that no class called "None" or "007" changes its name."""
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
+        content = file.read_bytes()
+        check_file(file, content)
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
     except pd.errors.EmptyDataError as error:
         raise UserError(f"{file} is empty") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
