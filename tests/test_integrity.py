@@ -82,6 +82,15 @@ def test_damaged_notes_are_named(content, damaged):
         (damaged / name).write_bytes(before)
 
 
+@pytest.mark.parametrize("key", ["run_id", "config_hash", "sha256"])
+def test_a_done_file_of_another_run_is_named(key, damaged):
+    recorded = json.loads((damaged / "done.json").read_text())
+    for changed in ({**recorded, key: "another"}, {name: recorded[name] for name in recorded if name != key}):
+        (damaged / "done.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=r"done\.json is damaged"):
+            experiment.run(tiny(damaged))
+
+
 def test_a_damaged_base_is_named_and_never_trained_from(tmp_path):
     config = retraining(tmp_path)
     base = experiment.run(config.base())

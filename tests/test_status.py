@@ -21,13 +21,14 @@ def make_run(folder, *, epoch=None, is_done=False, num_epochs=15):
     """Lay out a run's folder as training does."""
     folder.mkdir(parents=True)
     config = {"trainer": {"num_epochs": 99}, "retrain": {"trainer": {"num_epochs": num_epochs}}}
-    (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "config_hash": "0", "config": config}))
+    about = {"run_id": folder.name, "config_hash": "0"}
+    (folder / "run.json").write_text(json.dumps({**about, "config": config}))
     if epoch is not None:
         (folder / "state.pt").write_bytes(json.dumps({"epoch": epoch, "sha256": ""}).encode() + b"\nPK binary \xff\n")
     if is_done:
         (folder / "classwise.csv").write_text("a table")
         digest = "3e3cfdde88db4c4f0a6d7d3ba5b0fd8e7e4e3d9e9d8c6b6e8c0d8e4d9b4c9d5b"
-        (folder / "done.json").write_text(json.dumps({"sha256": {"classwise.csv": digest}}))
+        (folder / "done.json").write_text(json.dumps({**about, "sha256": {"classwise.csv": digest}}))
 
 
 def lines_of(capsys, *arguments):

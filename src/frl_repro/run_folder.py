@@ -116,6 +116,12 @@ def check_finished(folder: Path) -> None:
     UserError
         Naming the file.
     """
+    done, run = read_object(folder / DONE_FILE), read_object(folder / RUN_FILE)
+    if not done.get("sha256") or any(done.get(name) != run.get(name) for name in ("run_id", "config_hash")):
+        raise UserError(
+            f"{folder / DONE_FILE} is damaged, or of another run than {RUN_FILE}; "
+            f"delete the folder {folder} and repeat the run"
+        )
     for name in recorded_sha256(folder):
         if not (folder / name).is_file():
             raise UserError(
