@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _torch_load(source: Path | io.BytesIO, *, name: Path, what: str) -> Any:
     """Read PyTorch's format. Plain containers and tensors only: a pickle that calls a function is refused unread."""
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how unusual a file is that is refused in a moment
+            return torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception:  # arbitrary bytes make the unpickler fail in many ways: IndexError, struct.error, ...

@@ -113,7 +113,7 @@ def _main(config_name: str, act: Act) -> int:
     try:
         with _ends_at_second_interrupt():
             return _run_jobs(config_name, act)
-    except OSError as problem:  # outside every job: the folder of a sweep, or the one for temporary files
+    except Exception as problem:  # outside every job: no room for temporary files, say
         return _fail(reason(problem))
     except KeyboardInterrupt:
         sys.stderr.write(_INTERRUPTED_LINE)
@@ -227,39 +227,59 @@ def _guarded(
 ) -> Callable[[DictConfig], None]:
     """Return the task that Hydra runs for each job: a mistake in one job is reported and the others go on.
 
-    Its attribute ``together`` takes all jobs of a sweep at once (`hydra/launcher=fused`), each with its overrides. The
-    task may run in another process, so it holds only what can be sent there, and leaves what became of a job as a file.
+    The task may run in another process, so it holds only what can be sent there, and leaves what became of a job as a
+    file. Its attributes serve launchers of our own: ``together`` takes all jobs of a sweep at once
+    (`hydra/launcher=fused`), each with its overrides; ``work`` does jobs anywhere, also on another machine, and returns
+    what became of them, and ``note`` takes that down here (`hydra/launcher=ray` and ``slurm``).
     """
+    work = functools.partial(_do_jobs, act)
+    note = functools.partial(_note_outcomes, scratch, num_jobs)
 
     def together(jobs: Sequence[tuple[str, DictConfig]]) -> None:
-        from omegaconf import OmegaConf
-
-        from frl_repro.progress import LOGGER, set_up_logging
-
-        set_up_logging()
-        _register_resolvers()
-        composed = [_plain(OmegaConf.to_container(cfg, resolve=True)) for _, cfg in jobs]
-        try:
-            problems = act(composed)
-        except Exception as problem:
-            problems = [problem] * len(jobs)
-        reasons = ["" if problem is None else reason(problem) for problem in problems]
-        for why in dict.fromkeys(filter(None, reasons)):
-            _fail(why)
-        for (job, _), settings, why in zip(jobs, composed, reasons, strict=True):
-            outcome = {"job": job, "output_dir": str(settings["output_dir"]), "reason": why, "run": _run_of(settings)}
-            path = Path(scratch) / f"{sweeps.OUTCOME_PREFIX}{uuid.uuid4().hex}"
-            write_text(path, json.dumps(outcome))
-        if num_jobs > 1:
-            LOGGER.info("%s", sweeps.progress_line(Path(scratch), num_jobs=num_jobs))
+        note(work(jobs))
 
     def task(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         together([(" ".join(HydraConfig.get().overrides.task), cfg)])
 
-    task.together = together  # type: ignore[attr-defined]
+    task.together, task.work, task.note = together, work, note  # type: ignore[attr-defined]
     return task
+
+
+def _do_jobs(
+    act: Callable[[Sequence[dict[str, Any]]], list[Exception | None]], jobs: Sequence[tuple[str, DictConfig]]
+) -> list[dict[str, Any]]:
+    """Do jobs, say why one fails, and return what became of each."""
+    from omegaconf import OmegaConf
+
+    from frl_repro.progress import set_up_logging
+
+    set_up_logging()
+    _register_resolvers()
+    composed = [_plain(OmegaConf.to_container(cfg, resolve=True)) for _, cfg in jobs]
+    try:
+        problems = act(composed)
+    except Exception as problem:
+        problems = [problem] * len(jobs)
+    reasons = ["" if problem is None else reason(problem) for problem in problems]
+    for why in dict.fromkeys(filter(None, reasons)):
+        _fail(why)
+    return [
+        {"job": job, "output_dir": str(settings["output_dir"]), "reason": why, "run": _run_of(settings)}
+        for (job, _), settings, why in zip(jobs, composed, reasons, strict=True)
+    ]
+
+
+def _note_outcomes(scratch: str, num_jobs: int, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Leave what became of jobs as files, and show how far the sweep is."""
+    from frl_repro.progress import LOGGER, set_up_logging
+
+    set_up_logging()
+    for outcome in outcomes:
+        write_text(Path(scratch) / f"{sweeps.OUTCOME_PREFIX}{uuid.uuid4().hex}", json.dumps(outcome))
+    if num_jobs > 1:
+        LOGGER.info("%s", sweeps.progress_line(Path(scratch), num_jobs=num_jobs))
 
 
 def _run_of(settings: Mapping[str, Any]) -> str | None:
@@ -332,6 +352,7 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig, parse
 
@@ -363,6 +384,28 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
             return configs
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from None
+    except UserError:
+        raise
+    except ValueError as error:  # of a file of conf/ that someone has edited: UnicodeDecodeError names none
+        raise UserError(_broken_settings() or f"cannot compose the settings: {_first_line(error)}") from None
+    except YAMLError:
+        raise UserError(_broken_settings() or "a file of conf/ is no valid YAML") from None
+
+
+def _broken_settings() -> str | None:
+    """Return what is wrong with the first settings file that cannot be read; None where all can."""
+    import yaml
+
+    for path in sorted(_config_dir().rglob("*.yaml")):
+        try:
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            return f"{path} is not UTF-8 text"
+        except yaml.YAMLError as problem:
+            mark = getattr(problem, "problem_mark", None)
+            where = "" if mark is None else f", line {mark.line + 1}"
+            return f"{path}{where} is no valid YAML: {getattr(problem, 'problem', None) or _first_line(problem)}"
+    return None
 
 
 def configure(*overrides: str) -> RunConfig:

@@ -39,6 +39,7 @@ def planned(runs: Sequence[tuple[str, Path]], *, command: str) -> Iterator[None]
         The command line.
     """
     plans = []
+    made = [Path(output_dir) for output_dir in {of for of, _ in runs} if not Path(output_dir).exists()]
     for output_dir in sorted({output_dir for output_dir, _ in runs}):
         names = sorted({relative(folder, output_dir) for of, folder in runs if of == output_dir})
         digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
@@ -53,6 +54,9 @@ def planned(runs: Sequence[tuple[str, Path]], *, command: str) -> Iterator[None]
         if any(folder.exists() for _, folder in runs):
             raise
         _remove(plans)  # nothing was begun that could be taken up again
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
         raise
     _remove(plans)
 
