@@ -293,7 +293,7 @@ def _run_of(settings: Mapping[str, Any]) -> str | None:
     return sweeps.relative(config.folder, config.keys.output_dir)
 
 
-def _is_run(config: RunConfig | EvaluateConfig) -> TypeGuard[RunConfig]:
+def _is_run(config: RunConfig | EvaluateConfig | SanityConfig) -> TypeGuard[RunConfig]:
     from frl_repro.config import RunConfig
 
     return isinstance(config, RunConfig)
@@ -332,7 +332,7 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("px", lambda grey_levels: float(grey_levels) / 255, replace=True)
 
 
-def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunConfig | EvaluateConfig]:
+def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunConfig | EvaluateConfig | SanityConfig]:
     """Compose and check every job of a command line; return them.
 
     Parameters
