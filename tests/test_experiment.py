@@ -17,6 +17,7 @@ import torch
 from frl_repro import experiment, records
 from frl_repro.config import RunConfig, parse
 from frl_repro.errors import UserError
+from frl_repro.run_folder import held
 from test_config import composed
 
 TABLES = ("classwise.csv", "history.csv", "model.safetensors", "split.safetensors")
@@ -129,7 +130,7 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path):
     config = tiny(tmp_path / "run")
     config.folder.mkdir()
     with (
-        experiment._only_process(config.folder, wait=False),
+        held(config.folder, wait=False),
         pytest.raises(UserError, match="another process is working on this run"),
     ):
         experiment.run(config)

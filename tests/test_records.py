@@ -335,3 +335,30 @@ def test_damaged_json_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"run\.json is damaged, not valid JSON"):
             records.read_json(path)
+
+
+@pytest.mark.parametrize("num_files", [1, 4])
+def test_tables_as_runs_write_them_are_read_at_once_and_the_same(tmp_path, num_files):
+    files = []
+    for number in range(num_files):
+        settings = dict.fromkeys(records.SETTING_COLUMNS) | {"alpha_nat": number / 3}
+        rows = make_rows(run_id=f"run {number}", **settings) + make_rows(run_id=f"run {number}", epoch=3, **settings)
+        files.append(write(tmp_path / f"{number}.csv", rows, records.CLASSWISE_HEADER))
+    at_once, one_by_one = records._read_as_written(files), records._read_one_by_one(files)
+    pd.testing.assert_frame_equal(at_once[0], one_by_one[0])
+    assert at_once[1] == one_by_one[1] == [6] * num_files
+    assert records.read_classwise(files).equals(one_by_one[0])
+
+
+def test_one_table_in_another_shape_is_read_and_named_all_the_same(tmp_path):
+    settings = dict.fromkeys(records.SETTING_COLUMNS)
+    sound = write(tmp_path / "sound.csv", make_rows(**settings), records.CLASSWISE_HEADER)
+    short = write(tmp_path / "short.csv", make_rows(run_id="b"))
+    assert records._read_as_written([sound, short]) is None
+    assert len(records.read_classwise([sound, short])) == 6
+    other = write(tmp_path / "other.csv", make_rows(run_id="c", **settings), records.CLASSWISE_HEADER)
+    spoil(other, "count", "7.5")
+    with pytest.raises(UserError, match=r"other\.csv, row 1, column 'count': 7.5 is not a whole number"):
+        records.read_classwise([sound, other])
+    other.write_text(other.read_text().replace("7.5", "1000").replace("Bag", 'B"ag'))
+    assert len(records.read_classwise([sound, other])) == 6

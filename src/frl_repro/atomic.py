@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY_PATTERN = ".*.tmp"
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        When the folder cannot be created or written to.
+        When the folder cannot be created or written to, or the disk is full; it names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -38,8 +38,14 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _flush_to_disk(temporary)
         temporary.replace(path)
+    except OSError as problem:
+        _remove(temporary)
+        # People know the file by its own name; a write that finds the disk full has no name at all.
+        if problem.filename is None or os.fspath(problem.filename) == str(temporary):
+            problem.filename = str(path)
+        raise
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
     if os.name == "posix":  # elsewhere folders cannot be opened, and the rename is durable enough
         _flush_to_disk(path.parent)
@@ -54,6 +60,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     r"""Write ``text`` to ``path`` atomically as UTF-8, newlines as they are (``\n`` on every system)."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def _remove(temporary: Path) -> None:
+    """Remove the file if that is possible; where it is not, what went wrong before is what counts."""
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def _flush_to_disk(path: Path) -> None:

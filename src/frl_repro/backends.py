@@ -19,6 +19,7 @@ from frl_repro import attacks
 from frl_repro.attacks import Ascend
 from frl_repro.errors import UserError
 from frl_repro.graphs import GraphedAscend
+from frl_repro.memory import Parts, ascend_in_parts, logits_in_parts
 from frl_repro.models import LeNet5
 from frl_repro.native import lenet5 as native
 from frl_repro.progress import LOGGER
@@ -66,14 +67,16 @@ def _torch_forward(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
+_PARTS = Parts()
 TORCH = Backend(
     name="torch",
-    logits=_torch_logits,
+    logits=logits_in_parts(_torch_logits, _PARTS),
     forward=_torch_forward,
     forward_of_images=_torch_forward,
-    ascend=attacks.ascend,
+    ascend=ascend_in_parts(attacks.ascend, _PARTS),
 )
-CUDA = dataclasses.replace(TORCH, ascend=GraphedAscend())  # one for all runs: they share what it has recorded
+# One for all runs: they share what it has recorded.
+CUDA = dataclasses.replace(TORCH, ascend=ascend_in_parts(GraphedAscend(), _PARTS))
 
 
 def _native_logits(model: nn.Module, x: Tensor) -> Tensor:

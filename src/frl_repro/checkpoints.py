@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from frl_repro.atomic import replacing
+from frl_repro.atomic import replacing, write_bytes
 from frl_repro.errors import UserError
+from frl_repro.run_folder import PREVIOUS_STATE_FILE, check_file
+
+logger = logging.getLogger(__name__)
 
 _ORIGIN = "frl_repro"
 # Names under which training scripts commonly keep a state_dict inside a larger dictionary.
@@ -30,18 +37,32 @@ def save_weights(path: Path, model: nn.Module, *, origin: Mapping[str, Any]) -> 
     give the same bytes.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(state, temporary, metadata={_ORIGIN: json.dumps(dict(origin), sort_keys=True)})
+    # As bytes: the library's own writer reports a full disk as a damaged file.
+    write_bytes(path, safetensors.torch.save(state, metadata={_ORIGIN: json.dumps(dict(origin), sort_keys=True)}))
 
 
 def read_origin(path: Path) -> dict[str, Any] | None:
-    """Return what `save_weights` recorded of the run; None for a file of other code."""
+    """Return what `save_weights` recorded of the run; None for a file of other code.
+
+    Raises
+    ------
+    UserError
+        The record is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as opened:
             entry = (opened.metadata() or {}).get(_ORIGIN)
     except SafetensorError:
         return None
-    return None if entry is None else dict(json.loads(entry))
+    if entry is None:
+        return None
+    try:
+        origin = json.loads(entry)
+    except (ValueError, RecursionError):
+        origin = None
+    if not isinstance(origin, dict):
+        raise UserError(f"{path}: what its header says of the run it comes from is damaged")
+    return origin
 
 
 def load_weights(path: Path, model: nn.Module) -> str:
@@ -65,7 +86,8 @@ def load_weights(path: Path, model: nn.Module) -> str:
     Raises
     ------
     UserError
-        The file is missing, is not a checkpoint, holds other shapes, or values that are not finite.
+        The file is missing, is not a checkpoint, holds other shapes, or values that are not finite; or it belongs to
+        a finished run and is no longer as it was written.
     """
     state = _read_state(path)
     own = model.state_dict()
@@ -97,10 +119,13 @@ def _strip(name: str) -> str:
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
+    check_file(path)
     try:
-        return dict(load_file(path))
+        return dict(safetensors.torch.load_file(path))
     except SafetensorError:
-        loaded = _torch_load(path, what="a checkpoint: neither safetensors nor a PyTorch state_dict of plain tensors")
+        loaded = _torch_load(
+            path, name=path, what="a checkpoint: neither safetensors nor a PyTorch state_dict of plain tensors"
+        )
     for wrapper in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
@@ -109,24 +134,79 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def _torch_load(path: Path, *, what: str) -> Any:
+def _torch_load(source: Path | io.BytesIO, *, name: Path, what: str) -> Any:
+    """Read PyTorch's format. Plain containers and tensors only: a pickle that calls a function is refused unread."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how unusual a file is that is refused in a moment
+            return torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception:  # arbitrary bytes make the unpickler fail in many ways: IndexError, struct.error, ...
-        raise UserError(f"{path} is not {what}") from None
+        raise UserError(f"{name} is not {what}") from None
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of an unfinished training, atomically. Plain containers and tensors only."""
+    """Write the state of an unfinished training, atomically, with a checksum; the one before stays beside it.
+
+    Plain containers and tensors only. A kill between the two renames leaves the one before alone, which serves.
+    """
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    epoch = state.get("epoch")
+    header = {"epoch": epoch, "sha256": _digest(epoch, content.getbuffer())}
     with replacing(path) as temporary:
-        torch.save(dict(state), temporary)
+        with temporary.open("wb") as file:
+            file.write(json.dumps(header).encode() + b"\n")
+            file.write(content.getbuffer())
+        if path.exists():
+            path.replace(path.with_name(PREVIOUS_STATE_FILE))
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote; UserError when the file is damaged."""
-    state = _torch_load(path, what="a readable training state: delete it to train this run from the start")
-    if not isinstance(state, dict):
-        raise UserError(f"{path} is not a training state: delete it to train this run from the start")
+    """Read what `save_state` wrote: the newest state, or with a logged line the one before when that is damaged.
+
+    The damaged one is removed, so that it never takes the place of the good one.
+
+    Raises
+    ------
+    UserError
+        Neither can be read.
+    """
+    previous = path.with_name(PREVIOUS_STATE_FILE)
+    if not path.exists():  # killed between the two renames
+        return _read_one_state(previous)
+    try:
+        return _read_one_state(path)
+    except UserError:
+        if not previous.exists():
+            raise
+    state = _read_one_state(previous)
+    logger.warning("%s is damaged (wrong sha256): continuing from the state of the epoch before it", path)
+    path.unlink()
     return state
+
+
+def _read_one_state(path: Path) -> dict[str, Any]:
+    what = "a readable training state: delete it to train this run from the start"
+    content = path.read_bytes()
+    if not content.startswith(b"PK"):  # those of version 0.1 are PyTorch's format alone
+        line, _, content = content.partition(b"\n")
+        try:
+            header = json.loads(line)
+            epoch, expected = header["epoch"], header["sha256"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UserError(f"{path} is not {what}") from None
+        if _digest(epoch, content) != expected:
+            raise UserError(f"{path} is not {what} (its sha256 is wrong)")
+    state = _torch_load(io.BytesIO(content), name=path, what=what)
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not {what}")
+    return state
+
+
+def _digest(epoch: object, content: bytes | memoryview) -> str:
+    """Return the sha256 of a state, with the epoch that its header names."""
+    digest = hashlib.sha256(f"{epoch}\n".encode())
+    digest.update(content)
+    return digest.hexdigest()

@@ -14,16 +14,19 @@ import itertools
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
-import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeGuard
 
-from frl_repro.errors import UserError
+from frl_repro import sweeps
+from frl_repro.atomic import write_text
+from frl_repro.errors import UserError, one_line, reason
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -43,10 +46,9 @@ if TYPE_CHECKING:
 # Everything Hydra prints for itself stays within reach, unchecked.
 _HYDRA_OWN_FLAGS = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun")
 _HYDRA_MODES = ("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
-_TRACEBACK = "FRL_REPRO_TRACEBACK"  # environment variable that shows the traceback of an unexpected error
-_OUTCOME = "outcome-"  # begins the names of the files in which jobs say what became of them
-_FAILED_FILE = "failed.json"
+_HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _INTERRUPTED = 130  # the shell's convention for a command ended by Ctrl-C
+_INTERRUPTED_LINE = "interrupted; the same command continues where this one stopped\n"
 
 
 def main() -> int:
@@ -109,9 +111,12 @@ def _sanity(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> 
 
 def _main(config_name: str, act: Act) -> int:
     try:
-        return _run_jobs(config_name, act)
+        with _ends_at_second_interrupt():
+            return _run_jobs(config_name, act)
+    except Exception as problem:  # outside every job: no room for temporary files, say
+        return _fail(reason(problem))
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command continues where this one stopped\n")
+        sys.stderr.write(_INTERRUPTED_LINE)
         if threading.active_count() > 1:
             # Those of a sweep side by side: an interpreter that ends while they work aborts. States on disk are whole.
             sys.stdout.flush()
@@ -120,29 +125,59 @@ def _main(config_name: str, act: Act) -> int:
         return _INTERRUPTED
 
 
+@contextmanager
+def _ends_at_second_interrupt() -> Iterator[None]:
+    """Let the first Ctrl-C end the command in order, and a second one at once: files on disk are whole at any time."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    is_ours = is_ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_ours:  # someone else has a say, say a launcher's worker or a notebook
+        yield
+        return
+
+    def second(*_: object) -> None:
+        os.write(2, _INTERRUPTED_LINE.encode())
+        os._exit(_INTERRUPTED)
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, second)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        # After a first interrupt the second one keeps its meaning until the process has ended.
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _run_jobs(config_name: str, act: Act) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         return _print_help(config_name)
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
+    is_sweep = _is_sweep(arguments)
     # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what became
     # of each job from wherever it ran, and is thrown away.
     with tempfile.TemporaryDirectory() as scratch:
-        task = _guarded(functools.partial(act, command=command, is_sweep=_is_sweep(arguments)), scratch)
+        act_on = functools.partial(act, command=command, is_sweep=is_sweep)
         try:
             _refuse_two_modes(arguments)
             _register_resolvers()
             if any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
-                _run_hydra(config_name, task)
+                _run_hydra(config_name, _guarded(act_on, scratch, num_jobs=1))
             else:
                 flags, overrides = _split_arguments(arguments)
-                check_command_line(arguments, config_name)
+                configs = check_command_line(arguments, config_name)
                 sys.argv[1:] = [*flags, *overrides, f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
-                _run_hydra(config_name, task)
+                runs = [(config.keys.output_dir, config.folder) for config in configs if _is_run(config)]
+                with sweeps.planned(runs if is_sweep else [], command=command):
+                    _run_hydra(config_name, _guarded(act_on, scratch, num_jobs=len(configs)))
         except UserError as mistake:
             return _fail(str(mistake))
-        outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(scratch).glob(f"{_OUTCOME}*"))]
-    if _is_sweep(arguments):
+        paths = sorted(Path(scratch).glob(f"{sweeps.OUTCOME_PREFIX}*"))
+        outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if is_sweep:
         _report_failures(outcomes)
     return 1 if any(outcome["reason"] for outcome in outcomes) else 0
 
@@ -160,16 +195,13 @@ def _is_sweep(arguments: Sequence[str]) -> bool:
 def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
     """List a sweep's failed jobs, on screen and in ``failed.json`` of its output folder."""
     failed = [outcome for outcome in outcomes if outcome["reason"]]
-    for folder in {outcome["output_dir"] for outcome in outcomes}:
-        path = Path(folder) / _FAILED_FILE
-        path.unlink(missing_ok=True)
-        entries = [{"job": o["job"], "reason": o["reason"]} for o in failed if o["output_dir"] == folder]
-        if entries:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     if failed:
         lines = [f"  {outcome['job']}: {outcome['reason']}" for outcome in failed]
         sys.stderr.write("\n".join([f"{len(failed)} of {len(outcomes)} jobs failed:", *lines]) + "\n")
+    try:
+        sweeps.note_failures(outcomes)
+    except OSError as problem:
+        _fail(reason(problem))
 
 
 def _print_help(config_name: str) -> int:
@@ -186,56 +218,85 @@ def _config_dir() -> Path:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {one_line(message)}\n")
     return 1
 
 
 def _guarded(
-    act: Callable[[Sequence[dict[str, Any]]], list[Exception | None]], scratch: str
+    act: Callable[[Sequence[dict[str, Any]]], list[Exception | None]], scratch: str, *, num_jobs: int
 ) -> Callable[[DictConfig], None]:
     """Return the task that Hydra runs for each job: a mistake in one job is reported and the others go on.
 
-    Its attribute ``together`` takes all jobs of a sweep at once (`hydra/launcher=fused`), each with its overrides. The
-    task may run in another process, so it holds only what can be sent there, and leaves what became of a job as a file.
+    The task may run in another process, so it holds only what can be sent there, and leaves what became of a job as a
+    file. Its attributes serve launchers of our own: ``together`` takes all jobs of a sweep at once
+    (`hydra/launcher=fused`), each with its overrides; ``work`` does jobs anywhere, also on another machine, and returns
+    what became of them, and ``note`` takes that down here (`hydra/launcher=ray` and ``slurm``).
     """
+    work = functools.partial(_do_jobs, act)
+    note = functools.partial(_note_outcomes, scratch, num_jobs)
 
     def together(jobs: Sequence[tuple[str, DictConfig]]) -> None:
-        from omegaconf import OmegaConf
-
-        from frl_repro.progress import set_up_logging
-
-        set_up_logging()
-        _register_resolvers()
-        composed = [_plain(OmegaConf.to_container(cfg, resolve=True)) for _, cfg in jobs]
-        try:
-            problems = act(composed)
-        except Exception as problem:
-            problems = [problem] * len(jobs)
-        reasons = ["" if problem is None else _reason(problem) for problem in problems]
-        for reason in dict.fromkeys(filter(None, reasons)):
-            _fail(reason)
-        for (job, _), settings, reason in zip(jobs, composed, reasons, strict=True):
-            outcome = {"job": job, "output_dir": str(settings["output_dir"]), "reason": reason}
-            (Path(scratch) / f"{_OUTCOME}{uuid.uuid4().hex}").write_text(json.dumps(outcome), encoding="utf-8")
+        note(work(jobs))
 
     def task(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         together([(" ".join(HydraConfig.get().overrides.task), cfg)])
 
-    task.together = together  # type: ignore[attr-defined]
+    task.together, task.work, task.note = together, work, note  # type: ignore[attr-defined]
     return task
 
 
-def _reason(problem: Exception) -> str:
-    """Return why a job failed, in one line."""
-    if isinstance(problem, UserError):
-        return str(problem)
-    if isinstance(problem, OSError):
-        return f"{problem.filename or 'input/output'}: {problem.strerror or problem}"
-    if os.environ.get(_TRACEBACK):
-        traceback.print_exception(problem)
-    return f"unexpected {type(problem).__name__}: {_first_line(problem)} (please report it; {_TRACEBACK}=1 shows more)"
+def _do_jobs(
+    act: Callable[[Sequence[dict[str, Any]]], list[Exception | None]], jobs: Sequence[tuple[str, DictConfig]]
+) -> list[dict[str, Any]]:
+    """Do jobs, say why one fails, and return what became of each."""
+    from omegaconf import OmegaConf
+
+    from frl_repro.progress import set_up_logging
+
+    set_up_logging()
+    _register_resolvers()
+    composed = [_plain(OmegaConf.to_container(cfg, resolve=True)) for _, cfg in jobs]
+    try:
+        problems = act(composed)
+    except Exception as problem:
+        problems = [problem] * len(jobs)
+    reasons = ["" if problem is None else reason(problem) for problem in problems]
+    for why in dict.fromkeys(filter(None, reasons)):
+        _fail(why)
+    return [
+        {"job": job, "output_dir": str(settings["output_dir"]), "reason": why, "run": _run_of(settings)}
+        for (job, _), settings, why in zip(jobs, composed, reasons, strict=True)
+    ]
+
+
+def _note_outcomes(scratch: str, num_jobs: int, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Leave what became of jobs as files, and show how far the sweep is."""
+    from frl_repro.progress import LOGGER, set_up_logging
+
+    set_up_logging()
+    for outcome in outcomes:
+        write_text(Path(scratch) / f"{sweeps.OUTCOME_PREFIX}{uuid.uuid4().hex}", json.dumps(outcome))
+    if num_jobs > 1:
+        LOGGER.info("%s", sweeps.progress_line(Path(scratch), num_jobs=num_jobs))
+
+
+def _run_of(settings: Mapping[str, Any]) -> str | None:
+    """Return the folder of a training run, relative to its output folder; None for a measurement."""
+    from frl_repro.config import RunConfig, parse
+
+    try:
+        config = parse(settings, RunConfig)
+    except UserError:  # of a measurement
+        return None
+    return sweeps.relative(config.folder, config.keys.output_dir)
+
+
+def _is_run(config: RunConfig | EvaluateConfig | SanityConfig) -> TypeGuard[RunConfig]:
+    from frl_repro.config import RunConfig
+
+    return isinstance(config, RunConfig)
 
 
 def _plain(container: Any) -> dict[str, Any]:
@@ -245,8 +306,24 @@ def _plain(container: Any) -> dict[str, Any]:
 
 def _run_hydra(config_name: str, task: Callable[[DictConfig], None]) -> None:
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    hydra.main(version_base="1.3", config_path=str(_config_dir()), config_name=config_name)(task)()
+    before = os.environ.get(_HYDRA_RAISES)
+    os.environ[_HYDRA_RAISES] = "1"  # else it prints a traceback of its own and exits
+    try:
+        hydra.main(version_base="1.3", config_path=str(_config_dir()), config_name=config_name)(task)()
+    except (HydraException, OmegaConfBaseException) as problem:
+        raise UserError(_first_line(problem)) from None
+    except UserError:
+        raise
+    except Exception as problem:  # of the launcher: jobs report their own
+        raise UserError(f"the launcher gave up: {reason(problem)}; the same command takes up what is left") from None
+    finally:
+        if before is None:
+            del os.environ[_HYDRA_RAISES]
+        else:
+            os.environ[_HYDRA_RAISES] = before
 
 
 def _register_resolvers() -> None:
@@ -255,8 +332,8 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("px", lambda grey_levels: float(grey_levels) / 255, replace=True)
 
 
-def check_command_line(arguments: Sequence[str], config_name: str) -> None:
-    """Compose and check every job of a command line.
+def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunConfig | EvaluateConfig | SanityConfig]:
+    """Compose and check every job of a command line; return them.
 
     Parameters
     ----------
@@ -275,6 +352,7 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig, parse
 
@@ -298,11 +376,36 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> None:
             hydra_settings = compose(config_name, fixed, return_hydra_config=True).hydra
             swept = parser.parse_overrides([f"{k}={v}" for k, v in (hydra_settings.sweeper.params or {}).items()])
             choices_of = functools.cache(functools.partial(_choices, config_name))
+            configs = []
             for job in _jobs(overrides, swept, is_sweep=is_sweep):
                 _refuse_ignored(job, choices_of, kind)
-                parse(_plain(OmegaConf.to_container(compose(config_name, list(job)), resolve=True)), kind)
+                composed = _plain(OmegaConf.to_container(compose(config_name, list(job)), resolve=True))
+                configs.append(parse(composed, kind))
+            return configs
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from None
+    except UserError:
+        raise
+    except ValueError as error:  # of a file of conf/ that someone has edited: UnicodeDecodeError names none
+        raise UserError(_broken_settings() or f"cannot compose the settings: {_first_line(error)}") from None
+    except YAMLError:
+        raise UserError(_broken_settings() or "a file of conf/ is no valid YAML") from None
+
+
+def _broken_settings() -> str | None:
+    """Return what is wrong with the first settings file that cannot be read; None where all can."""
+    import yaml
+
+    for path in sorted(_config_dir().rglob("*.yaml")):
+        try:
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            return f"{path} is not UTF-8 text"
+        except yaml.YAMLError as problem:
+            mark = getattr(problem, "problem_mark", None)
+            where = "" if mark is None else f", line {mark.line + 1}"
+            return f"{path}{where} is no valid YAML: {getattr(problem, 'problem', None) or _first_line(problem)}"
+    return None
 
 
 def configure(*overrides: str) -> RunConfig:

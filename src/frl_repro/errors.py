@@ -1,4 +1,9 @@
-"""The one exception that stands for a mistake of the user."""
+"""The one exception that stands for a mistake of the user, and what is said of any other."""
+
+import os
+import traceback
+
+_TRACEBACK = "FRL_REPRO_TRACEBACK"  # environment variable that shows the traceback of an unexpected error
 
 
 class UserError(ValueError):
@@ -7,3 +12,25 @@ class UserError(ValueError):
     The message is one line that names what was given, what is allowed and what to do. The command line prints it
     without a traceback and exits with code 1; library callers catch it as a ``ValueError``.
     """
+
+
+def reason(problem: Exception) -> str:
+    """Return why something failed, in one line for people."""
+    if isinstance(problem, UserError):
+        text = str(problem)
+    elif isinstance(problem, OSError):
+        text = f"{os.fsdecode(problem.filename) if problem.filename else 'input/output'}: {problem.strerror or problem}"
+    elif isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # torch's, without torch
+        text = "not enough memory for one step: give a smaller trainer.batch_size, or another device"
+    else:
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exception(problem)
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+        text = f"unexpected {type(problem).__name__}: {lines[0] if lines else 'no message'}"
+        text += f" (please report it; {_TRACEBACK}=1 shows more)"
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    r"""Return a text with its line breaks shown as ``\n``: values that users type may hold some."""
+    return "\\n".join(text.splitlines())

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from frl_repro.atomic import replacing
+from frl_repro.atomic import write_bytes
 from frl_repro.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,10 +48,9 @@ class Examples:
 
 def write_examples(path: Path, examples: Examples) -> None:
     """Write examples, atomically; equal examples give equal bytes."""
-    with replacing(path) as temporary:
-        # One entry: the format keeps several in no particular order.
-        metadata = {_ABOUT: json.dumps(dict(examples.about), sort_keys=True)}
-        save_file({name: getattr(examples, name) for name in _TENSORS}, temporary, metadata=metadata)
+    # One entry: the format keeps several in no particular order.
+    metadata = {_ABOUT: json.dumps(dict(examples.about), sort_keys=True)}
+    write_bytes(path, save({name: getattr(examples, name) for name in _TENSORS}, metadata=metadata))
 
 
 def read_examples(path: Path) -> Examples:
@@ -68,6 +67,8 @@ def read_examples(path: Path) -> Examples:
                 raise UserError(f"{path} holds no examples: {', '.join(_TENSORS)} are expected")
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
             about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
-    except (SafetensorError, OSError) as problem:
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as problem:
         raise UserError(f"cannot read {path}: {problem}") from problem
     return Examples(**tensors, about=about)

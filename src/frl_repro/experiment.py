@@ -10,46 +10,45 @@ from __future__ import annotations
 
 import copy
 import glob
-import hashlib
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 
 from frl_repro import checkpoints, records, text_tables
-from frl_repro.atomic import TEMPORARY_PATTERN, replacing
+from frl_repro.atomic import TEMPORARY_PATTERN, write_bytes
 from frl_repro.backends import choose_backend
 from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
 from frl_repro.build import num_steering_images
 from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
-from frl_repro.fitting import STATE_FILE, Bench, Fitted, fit, new_model
+from frl_repro.fitting import Bench, Fitted, fit, new_model
 from frl_repro.lockstep import grouped, runs_at_once, share_out
 from frl_repro.loggers import LOGGERS, forget
 from frl_repro.measure import resolve_device, set_up_machine
 from frl_repro.progress import LOGGER
 from frl_repro.provenance import describe
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-DONE_FILE = "done.json"
-RUN_FILE = "run.json"
-WEIGHTS_FILE = "model.safetensors"
-CLASSWISE_FILE = "classwise.csv"
-HISTORY_FILE = "history.csv"
-POLICY_FILE = "policy.csv"
-SPLIT_FILE = "split.safetensors"
-RESULT_FILES = (WEIGHTS_FILE, CLASSWISE_FILE, HISTORY_FILE, POLICY_FILE, RUN_FILE, SPLIT_FILE)
+from frl_repro.run_folder import (
+    CLASSWISE_FILE,
+    DONE_FILE,
+    HISTORY_FILE,
+    POLICY_FILE,
+    RESULT_FILES,
+    RUN_FILE,
+    SPLIT_FILE,
+    WEIGHTS_FILE,
+    check_finished,
+    forget_state,
+    held,
+    read_object,
+    sha256,
+)
 
 Status = Literal["new", "unfinished", "finished"]
 Outcome = Path | Exception
@@ -107,6 +106,7 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
                 LOGGERS[config.keys.logger].check()
                 to_do[folder] = config
                 continue
+            check_finished(folder)
             LOGGER.info("finished already: %s (force=true repeats it)\n%s", folder, _result_table(folder))
             outcomes[folder] = folder
         except Exception as problem:
@@ -164,10 +164,13 @@ def _starting_points(
             try:
                 same = _trained_alike(base)
                 if same is not None:
+                    check_finished(same)
                     LOGGER.info("the model that retraining starts from: %s", same)
                     starts[config.folder] = same / WEIGHTS_FILE
                     del bases[config.folder]
-                elif folder_status(base.folder, base) != "finished":
+                elif folder_status(base.folder, base) == "finished":
+                    check_finished(base.folder)
+                else:
                     # What the data cannot give is said before the starting model is trained, not after.
                     if loaded is None or loaded[0].dataset != config.dataset:
                         loaded = config, load_dataset(config.dataset)
@@ -205,34 +208,6 @@ def _trained_alike(base: RunConfig) -> Path | None:
         if base.is_trained_like(recorded) and (done.with_name(WEIGHTS_FILE)).exists():
             return done.parent
     return None
-
-
-@contextmanager
-def _only_process(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
-
-    Raises
-    ------
-    UserError
-        Another process works in the folder, and ``wait`` is false.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise UserError(f"{folder}: another process is working on this run") from None
-            LOGGER.info("waiting for another process that trains %s", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # some network file systems cannot lock a folder
-            LOGGER.info("%s cannot be locked: do not start the same run twice at once", folder)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -292,11 +267,11 @@ def _run_side_by_side(
 ) -> None:
     """Do runs that fit into memory together; ``is_alone``: no other run is under way in this process."""
     started = time.perf_counter()
-    with ExitStack() as held:
+    with ExitStack() as stack:
         opened: list[_Opened] = []
         for config in configs:
             try:
-                run_ = _open(config, dataset, device, starts[config.folder], command, held, wait=wait, started=started)
+                run_ = _open(config, dataset, device, starts[config.folder], command, stack, wait=wait, started=started)
             except (UserError, OSError) as problem:
                 outcomes[config.folder] = problem
                 continue
@@ -320,7 +295,7 @@ def _open(
     device: torch.device,
     start: Path | None,
     command: str,
-    held: ExitStack,
+    opened: ExitStack,
     *,
     wait: bool,
     started: float,
@@ -343,8 +318,8 @@ def _open(
         started=started,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(_only_process(folder, wait=wait))
-    held.callback(bench.logger.close)
+    opened.enter_context(held(folder, wait=wait, log=LOGGER.info))
+    opened.callback(bench.logger.close)
     # Asked only now: another process may have finished the run since `run_all` looked.
     status = folder_status(folder, config)
     if status == "finished" and not config.keys.force:
@@ -366,7 +341,7 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
     config, dataset, folder = bench.config, bench.dataset, bench.folder
     if status == "finished":
         # In this order, so that a repeated run neither looks finished nor continues from the one before.
-        (folder / STATE_FILE).unlink(missing_ok=True)
+        forget_state(folder)
         (folder / DONE_FILE).unlink()
         forget(folder)
     for leftover in folder.glob(TEMPORARY_PATTERN):
@@ -375,13 +350,13 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
         "run_id": config.run_id,
         "config_hash": config.hash,
         "config": to_dict(config),
-        "start": None if start is None else {"file": str(start), "sha256": _sha256(start)},
+        "start": None if start is None else {"file": str(start), "sha256": sha256(start)},
         **describe(device=bench.device, backend=bench.backend.name, command=command),
     }
     records.write_json(folder / RUN_FILE, provenance)
     if dataset.validation is not None:
-        with replacing(folder / SPLIT_FILE) as temporary:
-            save_file({"train": dataset.train_indices, "validation": dataset.validation_indices}, temporary)
+        indices = {"train": dataset.train_indices, "validation": dataset.validation_indices}
+        write_bytes(folder / SPLIT_FILE, safetensors.torch.save(indices))
     LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
     return provenance
 
@@ -402,9 +377,9 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
     records.write_json(folder / RUN_FILE, {**opened.provenance, **effort})
     results = [folder / name for name in (*RESULT_FILES, BEST_FILE) if (folder / name).exists()]
-    checksums = {path.name: _sha256(path) for path in results}
+    checksums = {path.name: sha256(path) for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
-    (folder / STATE_FILE).unlink(missing_ok=True)
+    forget_state(folder)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder))
 
 
@@ -418,10 +393,6 @@ def _measure_test(bench: Bench, fitted: Fitted) -> list[dict[str, Any]]:
     checkpoints.load_weights(bench.folder / BEST_FILE, best)
     rows = bench.measure(best, test, "test", fitted.best_epoch, checkpoint=BEST)
     return rows + bench.measure(fitted.model, test, "test", num_epochs, checkpoint=LAST)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def folder_status(folder: Path, config: RunConfig) -> Status:
@@ -441,7 +412,7 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
         if all(path in leftovers for path in folder.iterdir()):
             return "new"
         raise UserError(f"{folder} holds files that are no run of frl_repro: choose another run_dir")
-    recorded = records.read_json(folder / RUN_FILE)
+    recorded = read_object(folder / RUN_FILE)
     if recorded.get("config_hash") != config.hash:
         raise UserError(
             f"{folder} holds another run ({recorded.get('run_id')}, this is {config.run_id}): choose another run_dir"

@@ -29,9 +29,8 @@ from frl_repro.measure import measure
 from frl_repro.models import stack
 from frl_repro.networks import new_network
 from frl_repro.progress import LOGGER, bar
+from frl_repro.run_folder import STATE_FILE, has_state
 from frl_repro.trainer import Diverged, EpochSummary, train_epoch
-
-STATE_FILE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class _Training:
         self.num_done, self.earlier_seconds = 0, 0.0
         self.failure: Exception | None = None
         self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
-        if (bench.folder / STATE_FILE).exists():
+        if has_state(bench.folder):
             self._resume()
         elif bench.config.retrain is not None:
             self._measure_before(before)
@@ -232,7 +231,16 @@ class _Training:
         checkpoints.save_weights(self.bench.folder / BEST_FILE, self.measured, origin=origin)
 
     def _resume(self) -> None:
-        state = checkpoints.load_state(self.bench.folder / STATE_FILE)
+        path = self.bench.folder / STATE_FILE
+        try:
+            self._continue_from(checkpoints.load_state(path))
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as problem:
+            if isinstance(problem, UserError):
+                raise
+            raise UserError(f"{path} is the state of another training: delete it to train from the start") from None
+        LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
+
+    def _continue_from(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -243,7 +251,6 @@ class _Training:
         self.best = state.get("best")
         self.history, self.rows, self.policy_rows = state["history"], state["rows"], state["policy_rows"]
         self.num_done, self.earlier_seconds = state["epoch"], state["seconds"]
-        LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
 
     def result(self) -> Fitted | Exception:
         """Return what came of it."""
@@ -352,7 +359,10 @@ def _train_one_epoch(
             training.policy_state = {name: state[r].clone() for name, state in steering.policy.state.items()}
             keys = {**training.bench.keys, "epoch": epochs[r] + 1}
             rows = steering.rows(r, keys, bench.dataset.class_names, epsilon=epsilon)
-        training.end_epoch(summary, rows, note="" if is_alone else f"{configs[r].run_id}  ")
+        try:
+            training.end_epoch(summary, rows, note="" if is_alone else f"{configs[r].run_id}  ")
+        except OSError as problem:  # its state cannot be written: this run's trouble alone
+            training.failure = problem
 
 
 def _epoch_line(entry: dict[str, Any], num_epochs: int, seconds: float) -> str:

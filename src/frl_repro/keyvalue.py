@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +19,7 @@ def run(
     *,
     keys: Mapping[str, str],
     usage: Callable[[], str],
-    act: Callable[[dict[str, str]], str],
+    act: Callable[[dict[str, str]], str | tuple[str, int]],
 ) -> int:
     """Do what a command line asks for and return the exit code; a mistake is one line on stderr and code 1.
 
@@ -30,18 +32,28 @@ def run(
     usage
         Makes the text of ``--help``.
     act
-        Takes the given values by key, returns the text for stdout.
+        Takes the given values by key, returns the text for stdout, or with it an exit code other than 0.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(usage())
         return 0
     try:
-        sys.stdout.write(act(parse_arguments(arguments, keys)))
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        answer = act(parse_arguments(arguments, keys))
+        text, code = (answer, 0) if isinstance(answer, str) else answer
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough: `... | head`
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except Exception as problem:
+        sys.stderr.write(f"error: {reason(problem)}\n")
         return 1
-    return 0
+    return code
 
 
 def usage_text(summary: str, *, program: str, keys: Mapping[str, str], sections: Mapping[str, str]) -> str:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from frl_repro.atomic import replacing
+from frl_repro.atomic import write_bytes
 from frl_repro.errors import UserError
 from frl_repro.records import format_epsilon, parse_fraction
 
@@ -90,9 +90,8 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
     about = dict(outcomes.about)
     if outcomes.components:
         about[_COMPONENTS] = [*UNBROKEN_NAMES, *outcomes.components]
-    with replacing(path) as temporary:
-        # One entry: the format keeps several in no particular order.
-        save_file(tensors, temporary, metadata={_ABOUT: json.dumps(about, sort_keys=True)})
+    # One entry: the format keeps several in no particular order.
+    write_bytes(path, save(tensors, metadata={_ABOUT: json.dumps(about, sort_keys=True)}))
 
 
 def read_outcomes(path: Path) -> Outcomes:
@@ -107,7 +106,7 @@ def read_outcomes(path: Path) -> Outcomes:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
-    except (SafetensorError, OSError) as problem:
+    except (SafetensorError, OSError, ValueError, RecursionError) as problem:
         raise UserError(f"cannot read {path}: {problem}") from problem
     shapes = {tensor.shape for tensor in tensors.values()}
     if not {_LABELS, _NATURAL} <= tensors.keys() or len(shapes) != 1 or len(shapes.pop()) != 1:

@@ -41,6 +41,11 @@ class ModelStack(nn.Module):
             stacked.register_post_accumulate_grad_hook(functools.partial(_hand_out, views))  # type: ignore[no-untyped-call]
             self.register_parameter(name.replace(".", "_"), stacked)
 
+    @property
+    def num_runs(self) -> int:
+        """R."""
+        return len(self._models)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, shape (R N, K), of images ``x``, shape (R N, C, H, W), run by run."""
         parameters: dict[str, Tensor] = dict(zip(self._names, self.parameters(), strict=True))

@@ -1,0 +1,12 @@
+"""Show how far the runs are: ``python scripts/status.py runs=outputs``."""
+
+import sys
+from pathlib import Path
+
+# A source checkout works without installing the package, from any directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from frl_repro.status_cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""What a sweep leaves beside its runs: which are still to come, which failed and why, and how long it will take.
+
+``sweep-<hash>.json`` in the output folder lists the sweep's runs; it is there from the start of the sweep until every
+job has come to its end, and stays when the sweep is killed: the same command takes it up again. ``failed.json`` lists
+the jobs that failed. Paths in both are relative to their own folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from frl_repro.atomic import write_text
+from frl_repro.errors import UserError
+
+FAILED_FILE = "failed.json"
+PLAN_PATTERN = "sweep-*.json"
+OUTCOME_PREFIX = "outcome-"
+"""Begins the names of the files in which jobs say what became of them, in the sweep's scratch folder."""
+
+_WINDOW = 20  # jobs that the time left is judged by: the last ones, for finished runs are skipped at once
+
+
+@contextmanager
+def planned(runs: Sequence[tuple[str, Path]], *, command: str) -> Iterator[None]:
+    """Keep the list of a sweep's runs in its output folders until the block ends without an exception.
+
+    Parameters
+    ----------
+    runs : sequence of (str, Path)
+        Output folder and run folder of each job.
+    command : str
+        The command line.
+    """
+    plans = []
+    made = [Path(output_dir) for output_dir in {of for of, _ in runs} if not Path(output_dir).exists()]
+    for output_dir in sorted({output_dir for output_dir, _ in runs}):
+        names = sorted({relative(folder, output_dir) for of, folder in runs if of == output_dir})
+        digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
+        path = Path(output_dir) / PLAN_PATTERN.replace("*", digest)
+        # A list is a convenience: where it cannot be written, the jobs say what they themselves cannot do.
+        with suppress(OSError):
+            write_text(path, json.dumps({"command": command, "runs": names}, indent=2) + "\n")
+            plans.append(path)
+    try:
+        yield
+    except (Exception, SystemExit):
+        if any(folder.exists() for _, folder in runs):
+            raise
+        _remove(plans)  # nothing was begun that could be taken up again
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    _remove(plans)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def relative(folder: Path, output_dir: str | Path) -> str:
+    """Return a run's folder as these files name it."""
+    try:
+        return Path(os.path.relpath(folder, output_dir)).as_posix()
+    except ValueError:  # another drive
+        return str(folder)
+
+
+def note_failures(outcomes: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``failed.json`` of each output folder anew, and remove it where nothing failed.
+
+    Parameters
+    ----------
+    outcomes : iterable of mapping
+        ``job``, ``output_dir``, ``reason`` (empty: it succeeded) and ``run`` of each job.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to.
+    """
+    outcomes = list(outcomes)
+    for folder in sorted({outcome["output_dir"] for outcome in outcomes}):
+        path = Path(folder) / FAILED_FILE
+        entries = [
+            {name: outcome[name] for name in ("job", "reason", "run")}
+            for outcome in outcomes
+            if outcome["reason"] and outcome["output_dir"] == folder
+        ]
+        if entries:
+            write_text(path, json.dumps(entries, indent=2) + "\n")
+        elif path.exists():
+            path.unlink()
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a ``failed.json``.
+
+    Raises
+    ------
+    UserError
+        It is damaged.
+    """
+    return [entry for entry in _read(path, list) if isinstance(entry, dict)]
+
+
+def read_plan(path: Path) -> list[str]:
+    """Return the runs of a list of `planned`, relative to its folder.
+
+    Raises
+    ------
+    UserError
+        It is damaged.
+    """
+    runs = _read(path, dict).get("runs")
+    return [str(run) for run in runs] if isinstance(runs, list) else []
+
+
+def _read(path: Path, kind: type[Any]) -> Any:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, kind):
+        raise UserError(f"{path} is damaged: delete it, runs do not need it")
+    return content
+
+
+def progress_line(scratch: Path, *, num_jobs: int) -> str:
+    """Return how far a sweep is, from the files that its jobs have left, whichever process they ran in."""
+    with os.scandir(scratch) as entries:
+        ends = sorted(entry.stat().st_mtime for entry in entries if entry.name.startswith(OUTCOME_PREFIX))
+    num_left = num_jobs - len(ends)
+    line = f"sweep: {len(ends)} of {num_jobs} jobs have ended"
+    recent = ends[-_WINDOW:]
+    if num_left <= 0 or len(recent) < 2:
+        return line
+    seconds = (time.time() - recent[0]) / (len(recent) - 1) * num_left
+    return f"{line}, about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people say it: ``"40 s"``, ``"12 min"``, ``"3.5 h"``, ``"2.1 days"``."""
+    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (48 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,269 @@
+"""`hydra/launcher=ray` and `hydra/launcher=slurm`: a job of a sweep in a process of its own, here or on many machines.
+
+A process that dies (killed, out of memory, its machine gone) costs its job's last epoch: the job is started again,
+finds its training state and goes on. All machines need this package and the same output folder; who needs a starting
+model that another one trains waits for it.
+
+Hydra accepts launchers from the namespace package ``hydra_plugins`` alone and imports it at every start: nothing slow
+here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+_HERE = "hydra_plugins.frl_pool_launchers"
+
+RAY: dict[str, Any] = {
+    "_target_": f"{_HERE}.RayLauncher",
+    "address": None,  # of a running cluster, "auto" for the one of this machine; null: one for this sweep alone
+    "num_workers": None,  # jobs at a time; null: as many as there are processors
+    "cpus_per_job": 1,  # what the cluster sets aside for a job
+    "gpus_per_job": 0,  # 1: each job has a GPU of its own, a fraction: jobs share one
+    "retries": 3,  # how often a job is started again whose process died
+}
+SLURM: dict[str, Any] = {
+    "_target_": f"{_HERE}.SlurmLauncher",
+    "executor": "slurm",  # local: processes of this machine instead, to try it out
+    "folder": "outputs/slurm",  # scripts, logs and results of jobs; every machine must see it
+    "num_workers": None,  # jobs at a time; null: as many as there are (local: as many as processors)
+    "cpus_per_job": 1,
+    "gpus_per_job": 0,
+    "memory_gb": 8,
+    "minutes": 240,  # time limit of a job
+    "partition": None,
+    "setup": [],  # shell lines before the job, such as: source .venv/bin/activate
+    "more": {},  # further sbatch settings by their submitit names, such as {slurm_account: mine}
+    "retries": 3,
+}
+for _name, _node in (("ray", RAY), ("slurm", SLURM)):
+    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="frl_repro")
+
+_SECONDS_BETWEEN = 0.2  # two looks at whether a job has ended
+
+Work = tuple[Any, list[tuple[str, DictConfig]], str]
+"""What does a job, the job, and the folder to do it in."""
+
+
+def do(work: Work) -> list[dict[str, Any]]:
+    """Do a job in this process, which may be on another machine; return what became of it."""
+    function, jobs, folder = work
+    os.chdir(folder)
+    outcomes: list[dict[str, Any]] = function(jobs)
+    return outcomes
+
+
+class PoolLauncher(Launcher):
+    """Keeps jobs running until each has ended; what became of them, it hands to the task's ``note``."""
+
+    def __init__(self, *, num_workers: int | None, retries: int) -> None:
+        self._num_workers, self._retries = num_workers, retries
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives."""
+        self._context, self._config = hydra_context, config
+        self._task: Any = task_function  # of `frl_repro.cli`, with its attributes
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
+        """Run the jobs."""
+        if not hasattr(self._task, "work"):
+            raise HydraException("this launcher serves frl_repro's train.py and evaluate.py alone")
+        setup_globals()
+        # Processes that start anew find the package where this one has it.
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
+        work: list[Work] = []
+        for overrides in job_overrides:
+            config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+            with flag_override(config, ["struct", "readonly"], [False, False]):
+                config.pop("hydra")
+            work.append((self._task.work, [(" ".join(filter_overrides(overrides)), config)], str(Path.cwd())))
+        self.start(len(work))
+        try:
+            self._run(work)
+        finally:
+            self.stop()
+        return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
+
+    def _run(self, work: Sequence[Work]) -> None:
+        waiting = deque(range(len(work)))
+        num_starts = [0] * len(work)
+        running: dict[int, Any] = {}
+        most = self._num_workers or len(work)
+        while waiting or running:
+            chosen = [waiting.popleft() for _ in range(min(len(waiting), most - len(running)))]
+            for index, handle in zip(chosen, self.submit([work[index] for index in chosen]), strict=True):
+                running[index], num_starts[index] = handle, num_starts[index] + 1
+            ended = [index for index, handle in running.items() if self.has_ended(handle)]
+            for index in ended:
+                try:
+                    outcomes = self.outcome(running.pop(index))
+                except Exception as problem:  # the process died: whatever a library makes of that
+                    why = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0]}"[:300]
+                    if num_starts[index] <= self._retries:
+                        _say(f"the process of {work[index][1][0][0]} died ({why}): it is started again")
+                        waiting.append(index)
+                        continue
+                    outcomes = [_lost(work[index], why)]
+                self._task.note(outcomes)
+            if not ended:
+                time.sleep(_SECONDS_BETWEEN)
+
+    @abstractmethod
+    def start(self, num_jobs: int) -> None:
+        """Get ready."""
+
+    @abstractmethod
+    def submit(self, work: Sequence[Work]) -> list[Any]:
+        """Start jobs; return what the other methods know them by."""
+
+    @abstractmethod
+    def has_ended(self, handle: Any) -> bool:
+        """Return whether a job has ended, well or not."""
+
+    @abstractmethod
+    def outcome(self, handle: Any) -> list[dict[str, Any]]:
+        """Return what became of a job that has ended; raises where its process died."""
+
+    def stop(self) -> None:
+        """Tidy up."""
+
+
+class RayLauncher(PoolLauncher):
+    """Jobs as tasks of a Ray cluster."""
+
+    def __init__(
+        self, *, address: str | None, num_workers: int | None, cpus_per_job: float, gpus_per_job: float, retries: int
+    ) -> None:
+        super().__init__(num_workers=num_workers, retries=retries)
+        self._address, self._cpus, self._gpus = address, cpus_per_job, gpus_per_job
+
+    def start(self, num_jobs: int) -> None:  # noqa: ARG002
+        """Join the cluster, or start one on this machine."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray  # noqa: PLC0415
+        except ImportError as problem:
+            raise HydraException(
+                f"hydra/launcher=ray needs the package ray ({problem}): pip install 'ray>=2.40', or with this project: "
+                "pip install -e '.[ray]'"
+            ) from None
+        self._ray: Any = ray
+        if self._address is None:
+            num = None if self._num_workers is None else max(1, round(self._num_workers * self._cpus))
+            ray.init(num_cpus=num, include_dashboard=False)
+        else:
+            # What is imported from a checkout here must be there too; the output folder is shared anyhow.
+            ray.init(self._address, runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}})
+        # Its own retries would hide that a process died.
+        self._do = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0)(do)
+
+    def submit(self, work: Sequence[Work]) -> list[Any]:
+        """Queue tasks: the cluster runs what it has room for."""
+        return [self._do.remote(one) for one in work]
+
+    def has_ended(self, handle: Any) -> bool:
+        """Ask without waiting."""
+        return bool(self._ray.wait([handle], timeout=0)[0])
+
+    def outcome(self, handle: Any) -> list[dict[str, Any]]:
+        """Fetch it."""
+        outcomes: list[dict[str, Any]] = self._ray.get(handle)
+        return outcomes
+
+    def stop(self) -> None:
+        """Leave the cluster; one of our own ends."""
+        if hasattr(self, "_ray"):
+            self._ray.shutdown()
+
+
+class SlurmLauncher(PoolLauncher):
+    """Jobs through submitit: of a SLURM cluster, as one array, or processes of this machine."""
+
+    def __init__(
+        self,
+        *,
+        executor: str,
+        folder: str,
+        num_workers: int | None,
+        cpus_per_job: int,
+        gpus_per_job: int,
+        memory_gb: float,
+        minutes: int,
+        partition: str | None,
+        setup: Sequence[str],
+        more: DictConfig,
+        retries: int,
+    ) -> None:
+        self._cluster = executor
+        self._is_local = executor == "local"
+        if self._is_local and num_workers is None:
+            num_workers = os.cpu_count()
+        # An array is handed in whole; SLURM itself keeps to the number at a time.
+        super().__init__(num_workers=num_workers if self._is_local else None, retries=retries)
+        self._folder = folder
+        resources: dict[str, Any] = {"timeout_min": minutes, "gpus_per_node": gpus_per_job}
+        if not self._is_local:
+            resources |= {"cpus_per_task": cpus_per_job, "mem_gb": memory_gb, "slurm_setup": list(setup)}
+            resources |= {"slurm_partition": partition, "slurm_array_parallelism": num_workers}
+            container = OmegaConf.to_container(OmegaConf.create(more), resolve=True)
+            assert isinstance(container, dict)
+            resources |= {str(name): value for name, value in container.items()}
+        self._resources = {name: value for name, value in resources.items() if value not in (None, [])}
+
+    def start(self, num_jobs: int) -> None:  # noqa: ARG002
+        """Look for the package and for SLURM."""
+        if self._cluster not in ("slurm", "local"):  # said here: Hydra wraps what is said while this is made
+            raise HydraException(f"hydra.launcher.executor={self._cluster}: unknown choice; known: slurm, local")
+        try:
+            import submitit  # noqa: PLC0415
+        except ImportError as problem:
+            raise HydraException(
+                f"hydra/launcher=slurm needs the package submitit ({problem}): pip install 'submitit>=1.5', or with "
+                "this project: pip install -e '.[slurm]'"
+            ) from None
+        try:
+            self._executor = submitit.AutoExecutor(self._folder, cluster=self._cluster)
+            self._executor.update_parameters(name="frl_repro", **self._resources)
+        except (RuntimeError, NameError, ValueError) as problem:
+            raise HydraException(f"hydra/launcher=slurm: {str(problem).splitlines()[0]}") from None
+
+    def submit(self, work: Sequence[Work]) -> list[Any]:
+        """Hand in an array of jobs, or start processes."""
+        if not work:
+            return []
+        with self._executor.batch():
+            return [self._executor.submit(do, one) for one in work]
+
+    def has_ended(self, handle: Any) -> bool:
+        """Ask SLURM, which is asked once a minute for all jobs, or the system."""
+        return bool(handle.done())
+
+    def outcome(self, handle: Any) -> list[dict[str, Any]]:
+        """Fetch it."""
+        outcomes: list[dict[str, Any]] = handle.result()
+        return outcomes
+
+
+def _lost(work: Work, why: str) -> dict[str, Any]:
+    """Return what is noted of a job whose process died each time."""
+    ((job, config),) = work[1]
+    return {"job": job, "output_dir": str(config.output_dir), "reason": f"its process died: {why}", "run": None}
+
+
+def _say(message: str) -> None:
+    sys.stdout.write(message + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,216 @@
+"""Launchers on many machines: jobs whose process dies are started again, scripts say what was asked for."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+import hydra_plugins.frl_pool_launchers as pool
+from test_cli import TINY, call
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = [
+    "-m", "frl=reweight", "sweep=alpha_grid", "retrain.trainer.num_epochs=2", "retrain.trainer.batch_size=30",
+    "retrain.attack.num_steps=2", "frl.num_validation=12", "frl.num_steps=2", "dataset.validation_fraction=0.25",
+    *[argument.replace("num_train=90", "num_train=120") for argument in TINY],
+]  # fmt: skip
+
+
+class DyingPool(pool.PoolLauncher):
+    """Jobs end at once, in this process; some of them die first, so many times."""
+
+    def __init__(self, deaths, **settings):
+        super().__init__(**settings)
+        self.deaths, self.most, self.running, self.log = deaths, 0, set(), []
+
+    def start(self, num_jobs):
+        self.log.append(("start", num_jobs))
+
+    def submit(self, work):
+        handles = [one[1][0][0] for one in work]
+        self.running |= set(handles)
+        self.most = max(self.most, len(self.running))
+        return handles
+
+    def has_ended(self, _):
+        return True
+
+    def outcome(self, handle):
+        self.running.remove(handle)
+        self.log.append(("end", handle))
+        if self.deaths.get(handle, 0) > 0:
+            self.deaths[handle] -= 1
+            raise RuntimeError("worker died\nwith a long story")
+        return [{"job": handle, "reason": ""}]
+
+    def stop(self):
+        self.log.append(("stop", None))
+
+
+def launched(deaths, *, num_workers=None, retries=2, num_jobs=5):
+    noted = []
+    launcher = DyingPool(deaths, num_workers=num_workers, retries=retries)
+    loader = SimpleNamespace(load_sweep_config=lambda *_: OmegaConf.create({"hydra": {}, "output_dir": "o"}))
+    task = SimpleNamespace(work=None, note=noted.extend)
+    launcher.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=task, config=OmegaConf.create())
+    returned = launcher.launch([[f"seed={number}"] for number in range(num_jobs)], 0)
+    assert len(returned) == num_jobs
+    return launcher, noted
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Launchers tell processes where the package is."""
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+
+
+def test_a_job_whose_process_dies_is_started_again_and_given_up_after_a_while(capsys):
+    launcher, noted = launched({"seed=1": 2, "seed=3": 3})
+    assert sorted(outcome["job"] for outcome in noted) == [f"seed={number}" for number in range(5)]
+    (failed,) = [outcome for outcome in noted if outcome["reason"]]
+    assert failed == {
+        "job": "seed=3", "output_dir": "o", "reason": "its process died: RuntimeError: worker died", "run": None,
+    }  # fmt: skip
+    assert launcher.log[0] == ("start", 5)
+    assert launcher.log[-1] == ("stop", None)
+    assert launcher.log.count(("end", "seed=1")) == launcher.log.count(("end", "seed=3")) == 3
+    out = capsys.readouterr().out
+    assert out.count("the process of seed=1 died (RuntimeError: worker died): it is started again") == 2
+
+
+def test_no_more_jobs_run_at_a_time_than_asked_for():
+    assert launched({"seed=0": 1}, num_workers=2)[0].most == 2
+    assert launched({})[0].most == 5
+
+
+@pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_package_is_named_with_its_install_line(name, package, monkeypatch, capsys, in_tmp):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert call(monkeypatch, "-m", "seed=0,1", f"hydra/launcher={name}", *TINY) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: hydra/launcher={name} needs the package {package}")
+    assert f"pip install -e '.[{name}]'" in errors
+    assert errors.count("\n") == 1
+    assert list(in_tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("hydra.launcher.executor=pbs", "hydra.launcher.executor=pbs: unknown choice; known: slurm, local"),
+        ("hydra.launcher.num_worker=2", "num_worker"),
+    ],
+)
+def test_a_mistaken_setting_is_one_line(setting, message, monkeypatch, capsys, in_tmp):
+    assert call(monkeypatch, "-m", "seed=0,1", "hydra/launcher=slurm", setting, *TINY) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_the_launchers_are_offered_with_every_setting_that_they_take():
+    names = [name.removesuffix(".yaml") for name in ConfigStore.instance().list("hydra/launcher")]
+    assert {"fused", "ray", "slurm"} <= set(names)
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Pretend to be a machine of a SLURM cluster: ``sbatch`` keeps the script and answers as the real one does."""
+    pytest.importorskip("submitit")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, body in (("srun", ""), ("sbatch", f'cp "$1" {tmp_path}/script; echo Submitted batch job 17')):
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_the_script_for_sbatch_asks_for_what_was_set(slurm):
+    settings = {key: value for key, value in pool.SLURM.items() if key != "_target_"} | {
+        "folder": str(slurm / "jobs"), "num_workers": 8, "cpus_per_job": 4, "gpus_per_job": 1, "memory_gb": 16,
+        "minutes": 90, "partition": "short", "setup": ["source .venv/bin/activate"], "more": {"slurm_account": "mine"},
+    }  # fmt: skip
+    launcher = pool.SlurmLauncher(**settings)
+    launcher.start(16)
+    launcher.submit([(print, [(f"seed={number}", OmegaConf.create())], str(slurm)) for number in range(16)])
+    script = (slurm / "script").read_text()
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, flags=re.MULTILINE))
+    assert asked["array"] == "0-15%8"
+    assert asked["gpus-per-node"] == "1"
+    assert asked["cpus-per-task"] == "4"
+    assert asked["mem"] == "16GB"
+    assert asked["time"] == "90"
+    assert asked["partition"] == "short"
+    assert asked["account"] == "mine"
+    assert asked["job-name"] == "frl_repro"
+    assert script.index("source .venv/bin/activate") < script.index("srun")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Whole grids, with a process killed on the way
+
+
+def workers_of(pid):
+    """Return the processes of this machine that work for a launcher and hold a job, youngest last."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            environment = (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"FRL_TEST={pid}".encode() in environment and ("submitit.core._submit" in command or "ray::do" in command):
+            found.append(int(path.name))
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=slurm", "hydra.launcher.executor=local", "hydra.launcher.num_workers=2"],
+        ["hydra/launcher=ray", "hydra.launcher.num_workers=2"],
+    ],
+    ids=["submitit", "ray"],
+)
+def test_a_grid_of_which_a_process_is_killed_ends_complete_with_one_base(launcher, in_tmp):
+    package = "ray" if "ray" in launcher[0] else "submitit"
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package}")
+    log, mark = in_tmp / "log", os.getpid()
+    with log.open("w") as opened:
+        sweep = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *GRID, *launcher],
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "FRL_TEST": str(mark), "OMP_NUM_THREADS": "1"},
+        )
+        outputs, killed = in_tmp / "outputs", None
+        while sweep.poll() is None:
+            if killed is None and len(list(outputs.glob("*/done.json"))) >= 3 and workers_of(mark):
+                killed = workers_of(mark)[-1]
+                os.kill(killed, signal.SIGKILL)
+            time.sleep(0.2)
+    said = log.read_text()
+    assert killed is not None
+    assert sweep.returncode == 0, said
+    assert "it is started again" in said
+    assert len(list(outputs.glob("*/done.json"))) == 16
+    assert len(list((outputs / "bases").glob("*/done.json"))) == 1
+    assert said.count("epoch 1/1") <= 2  # of the base: twice at most, if it was its own process that was killed
+    assert not (outputs / "failed.json").exists()
+    assert not list(outputs.glob("sweep-*.json"))
+    done = [json.loads(path.read_text()) for path in outputs.glob("*/done.json")]
+    assert len({one["config_hash"] for one in done}) == 16

@@ -1,0 +1,213 @@
+"""``frl-status``: what it says of folders in every state, its exit codes, its speed; lists of sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from frl_repro import cli, sweeps
+from frl_repro.run_folder import held
+from frl_repro.status_cli import main
+from test_cli import TINY, call
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_run(folder, *, epoch=None, is_done=False, num_epochs=15):
+    """Lay out a run's folder as training does."""
+    folder.mkdir(parents=True)
+    config = {"trainer": {"num_epochs": 99}, "retrain": {"trainer": {"num_epochs": num_epochs}}}
+    about = {"run_id": folder.name, "config_hash": "0"}
+    (folder / "run.json").write_text(json.dumps({**about, "config": config}))
+    if epoch is not None:
+        (folder / "state.pt").write_bytes(json.dumps({"epoch": epoch, "sha256": ""}).encode() + b"\nPK binary \xff\n")
+    if is_done:
+        (folder / "classwise.csv").write_text("a table")
+        digest = "3e3cfdde88db4c4f0a6d7d3ba5b0fd8e7e4e3d9e9d8c6b6e8c0d8e4d9b4c9d5b"
+        (folder / "done.json").write_text(json.dumps({**about, "sha256": {"classwise.csv": digest}}))
+
+
+def lines_of(capsys, *arguments):
+    code = main(arguments)
+    out, errors = capsys.readouterr()
+    assert errors == ""
+    return code, out.splitlines()
+
+
+def state_of(lines, name):
+    (line,) = [line for line in lines if line.endswith(name)]
+    return line.split()[:2]
+
+
+def test_every_state_is_told_and_the_exit_code_says_the_worst(in_tmp, capsys):
+    outputs = in_tmp / "outputs"
+    make_run(outputs / "finished", is_done=True)
+    make_run(outputs / "bases" / "base", is_done=True)
+    make_run(outputs / "reference" / "published", epoch=1)
+    assert lines_of(capsys) == (0, ["2 runs under outputs: 2 done"])
+
+    make_run(outputs / "halfway", epoch=7)
+    make_run(outputs / "begun")
+    make_run(outputs / "busy", epoch=3)
+    (outputs / "busy" / "state.pt").rename(outputs / "busy" / "state.previous.pt")  # between two renames
+    with sweeps.planned([("outputs", Path("outputs/later")), ("outputs", Path("outputs/halfway"))], command="x"):
+        with held(outputs / "busy", wait=False):
+            code, lines = lines_of(capsys)
+        assert code == 2
+        assert lines[0] == "6 runs under outputs: 2 done, 1 running, 2 stopped, 1 waiting"
+        assert state_of(lines, "outputs/busy") == ["running", "3/15"]
+        assert state_of(lines, "outputs/halfway") == ["stopped", "7/15"]
+        assert state_of(lines, "outputs/begun") == ["stopped", "0/15"]
+        assert state_of(lines, "outputs/later")[0] == "waiting"
+        assert not any("finished" in line for line in lines)
+    assert "waiting" not in lines_of(capsys)[1][0]
+
+    outcomes = [
+        {"job": "seed=1", "output_dir": "outputs", "reason": "training\ndiverged", "run": "halfway"},
+        {"job": "seed=2", "output_dir": "outputs", "reason": "trained again since", "run": "finished"},
+    ]
+    sweeps.note_failures(outcomes)
+    code, lines = lines_of(capsys, "show=all")
+    assert code == 3
+    assert lines[0] == "5 runs under outputs: 2 done, 1 failed, 2 stopped"
+    assert state_of(lines, "outputs/halfway") == ["failed", "7/15"]
+    assert r"  training\ndiverged" in lines[lines.index(next(x for x in lines if x.startswith("failed"))) + 1]
+    assert state_of(lines, "outputs/finished") == ["done", "15/15"]
+    assert lines_of(capsys, "show=none") == (3, lines[:1])
+
+
+def test_damage_is_told(in_tmp, capsys):
+    make_run(in_tmp / "outputs" / "finished", is_done=True)
+    make_run(in_tmp / "outputs" / "garbled")
+    (in_tmp / "outputs" / "garbled" / "run.json").write_text("[1, ")
+    (in_tmp / "outputs" / "failed.json").write_text("{")
+    code, lines = lines_of(capsys)
+    assert code == 3
+    assert lines[0] == "3 runs under outputs: 1 done, 2 damaged"
+    code, lines = lines_of(capsys, "verify=true")
+    assert lines[0] == "3 runs under outputs: 3 damaged"
+    assert any("outputs/finished/classwise.csv is damaged: its sha256 is not the one" in line for line in lines)
+    (in_tmp / "outputs" / "finished" / "classwise.csv").unlink()
+    assert any("classwise.csv is missing" in line for line in lines_of(capsys, "verify=true")[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs=nowhere"], "runs=nowhere: no such folder"),
+        (["show=som"], "show=som is unknown"),
+        (["verify=yes"], "verify=yes is unknown; known: true, false"),
+        (["run=x"], "unknown key 'run', did you mean 'runs'?"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, in_tmp, capsys):
+    (in_tmp / "outputs").mkdir()
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {message}")
+    assert errors.count("\n") == 1
+
+
+def test_a_look_at_the_lock_never_refuses_a_run(tmp_path):
+    """Who looks holds the lock for microseconds; who wants it asks again."""
+    looking = (
+        "import sys, pathlib; from frl_repro.run_folder import is_held\n"
+        "print(flush=True)\nwhile True: is_held(pathlib.Path(sys.argv[1]))"
+    )
+    looker = subprocess.Popen([sys.executable, "-c", looking, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        looker.stdout.readline()
+        for _ in range(200):
+            with held(tmp_path, wait=False):
+                pass
+    finally:
+        looker.kill()
+        looker.wait()
+        looker.stdout.close()
+
+
+def test_a_thousand_runs_are_listed_in_less_than_five_seconds_without_torch_and_pandas(in_tmp):
+    for number in range(1000):
+        make_run(in_tmp / "outputs" / f"run{number}", epoch=3, is_done=number % 2 == 0)
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1]]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as done: assert done.code == 2\n"
+        "slow = {'torch', 'hydra', 'omegaconf', 'pandas', 'numpy'} & set(sys.modules); assert not slow, slow"
+    )
+    started = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "scripts" / "status.py")], capture_output=True, text=True, check=True
+    )
+    ended = os.times()
+    assert done.stdout.startswith("1000 runs under outputs: 500 done, 500 stopped")
+    # Processor time: the machine that tests may be busy.
+    assert ended.children_user - started.children_user + ended.children_system - started.children_system < 5
+
+
+def test_a_sweep_keeps_its_list_while_it_runs_and_where_it_is_killed(monkeypatch, in_tmp, capsys):
+    from frl_repro import experiment
+
+    seen = []
+    train = experiment.run_all
+
+    def looks_first(configs, **settings):
+        (plan,) = (in_tmp / "outputs").glob("sweep-*.json")
+        seen.append(sweeps.read_plan(plan))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return train(configs, **settings)
+
+    monkeypatch.setattr(experiment, "run_all", looks_first)
+    monkeypatch.setattr(cli.threading, "active_count", lambda: 1)  # with others, it ends this process at once
+    assert call(monkeypatch, "-m", "seed=0,1", *TINY) == 130
+    assert len(seen[0]) == 2
+    assert "1 done, 1 waiting" in lines_of(capsys_cleared(capsys), "show=none")[1][0]
+    monkeypatch.setattr(experiment, "run_all", train)
+    assert call(monkeypatch, "-m", "seed=0,1", *TINY) == 0
+    out = capsys.readouterr().out
+    assert "sweep: 1 of 2 jobs have ended" in out
+    assert "sweep: 2 of 2 jobs have ended" in out
+    assert not list((in_tmp / "outputs").glob("sweep-*.json"))
+
+
+def capsys_cleared(capsys):
+    capsys.readouterr()
+    return capsys
+
+
+def test_a_sweep_that_a_launcher_gives_up_is_one_line_and_its_list_stays_only_if_something_was_begun(
+    monkeypatch, in_tmp, capsys
+):
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    def breaks(*_, **__):
+        raise RuntimeError("a worker was killed\nand more lines")
+
+    monkeypatch.setattr(BasicLauncher, "launch", breaks)
+    assert call(monkeypatch, "-m", "seed=0,1", *TINY) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: the launcher gave up: unexpected RuntimeError: a worker was killed")
+    assert errors.count("\n") == 1
+    assert not list(in_tmp.glob("outputs/*.json"))
+    (configs,) = {tuple(map(str, cli.check_command_line(["-m", "seed=0,1", *TINY], "config")[0].folder.parts))}
+    Path(*configs).mkdir(parents=True)
+    assert call(monkeypatch, "-m", "seed=0,1", *TINY) == 1
+    assert len(list(in_tmp.glob("outputs/sweep-*.json"))) == 1
+
+
+def test_time_left_is_judged_by_the_last_jobs(tmp_path):
+    now = time.time()
+    for number in range(100):  # 60 that were finished already, then one every ten seconds
+        path = tmp_path / f"outcome-{number}"
+        path.touch()
+        ended = now - 10 * max(0, 40 - (number - 59)) - 1
+        os.utime(path, (ended, ended))
+    line = sweeps.progress_line(tmp_path, num_jobs=160)
+    assert line.startswith("sweep: 100 of 160 jobs have ended, about 10 min left")
+    assert sweeps.progress_line(tmp_path, num_jobs=100) == "sweep: 100 of 100 jobs have ended"
+    assert [sweeps.duration(s) for s in (40, 720, 12600, 180000)] == ["40 s", "12 min", "3.5 h", "2.1 days"]
