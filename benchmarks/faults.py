@@ -148,9 +148,9 @@ class Moments:
         """Begin to count; for a process that ends soon, since it cannot be undone."""
         step, to_float = fitting._Training.step, evaluate.batch_to_float
 
-        def counted_step(training: Any) -> None:
+        def counted_step(training: Any, *place: int) -> None:
             self.note("step")
-            step(training)
+            step(training, *place)
 
         def counted_batch(images: torch.Tensor) -> torch.Tensor:
             self.note("measure")
@@ -216,7 +216,7 @@ class Bench:
             self._measure(config)
 
     def _measure(self, config: RunConfig) -> None:
-        here = self.placed(config, self.folder / "undisturbed")
+        here = self.undisturbed(config)
         counts = self.folder / "counts.json"
 
         def counting() -> int:
@@ -240,6 +240,10 @@ class Bench:
     def placed(self, config: RunConfig, folder: Path) -> RunConfig:
         """Return the run with its files, and those of its base, in a folder."""
         return dataclasses.replace(config, keys=dataclasses.replace(config.keys, output_dir=str(folder)))
+
+    def undisturbed(self, config: RunConfig) -> RunConfig:
+        """Return the run that nothing disturbed: in a folder of its own, since a base is not trained where one lies."""
+        return self.placed(config, self.folder / "undisturbed" / config.method)
 
     def fresh(self) -> Path:
         """Return an empty folder."""
@@ -381,8 +385,8 @@ def kill_side_by_side(bench: Bench, kind: str, chance: random.Random) -> None:
 
 def kill_collect(bench: Bench, kind: str, chance: random.Random) -> None:
     """kill -9 while collect reads tables or writes its own"""
-    folder, undisturbed = bench.fresh(), bench.folder / "undisturbed"
-    runs = [str(bench.placed(config, undisturbed).folder) for config in (bench.plain, bench.retrained)]
+    folder = bench.fresh()
+    runs = [str(bench.undisturbed(config).folder) for config in (bench.plain, bench.retrained)]
 
     def collect(to: str) -> int:
         return collect_cli.main([f"runs={','.join(runs)}", f"out={folder / to}"])
@@ -470,7 +474,7 @@ def damaged_state(bench: Bench, kind: str, chance: random.Random) -> None:
 def damaged_result(bench: Bench, kind: str, chance: random.Random) -> None:
     """a file of a finished run truncated or with a flipped bit, then the run asked for again"""
     config = bench.placed(bench.plain, bench.fresh())
-    shutil.copytree(bench.placed(bench.plain, bench.folder / "undisturbed").folder, config.folder)
+    shutil.copytree(bench.undisturbed(bench.plain).folder, config.folder)
     name = chance.choice([*bench.reference[config.run_id]])
     _damage(config.folder / name, chance)
     code, said = Child(lambda: train(config)).end()
@@ -484,7 +488,7 @@ def damaged_base(bench: Bench, kind: str, chance: random.Random) -> None:
     """the weights of a base truncated or with a flipped bit, then a retraining asked for"""
     config = bench.placed(bench.retrained, bench.fresh())
     base = config.base()
-    shutil.copytree(bench.placed(bench.retrained, bench.folder / "undisturbed").base().folder, base.folder)
+    shutil.copytree(bench.undisturbed(bench.retrained).base().folder, base.folder)
     _damage(base.folder / "model.safetensors", chance)
     code, said = Child(lambda: train(config)).end()
     bench.refused(kind, code, said, names="model.safetensors")
@@ -496,7 +500,7 @@ def damaged_table(bench: Bench, kind: str, chance: random.Random) -> None:
     """a table truncated or with a flipped bit, then read by collect"""
     folder = bench.fresh()
     here = bench.placed(bench.plain, folder)
-    shutil.copytree(bench.placed(bench.plain, bench.folder / "undisturbed").folder, here.folder)
+    shutil.copytree(bench.undisturbed(bench.plain).folder, here.folder)
     _damage(here.folder / "classwise.csv", chance)
     code, said = Child(lambda: collect_cli.main([f"runs={folder}"])).end()
     bench.refused(kind, code, said, names="classwise.csv")
