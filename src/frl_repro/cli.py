@@ -111,12 +111,13 @@ def _sanity(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> 
 
 def _main(config_name: str, act: Act) -> int:
     try:
-        with _ends_at_second_interrupt():
+        with _ends_at_second_interrupt(), _group():
             return _run_jobs(config_name, act)
     except Exception as problem:  # outside every job: no room for temporary files, say
-        return _fail(reason(problem))
+        return _fail(reason(problem), is_alone=not isinstance(problem, UserError))
     except KeyboardInterrupt:
-        sys.stderr.write(_INTERRUPTED_LINE)
+        if _speaks():
+            sys.stderr.write(_INTERRUPTED_LINE)
         if threading.active_count() > 1:
             # Those of a sweep side by side: an interpreter that ends while they work aborts. States on disk are whole.
             sys.stdout.flush()
@@ -151,6 +152,40 @@ def _ends_at_second_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _num_processes() -> int:
+    """Return how many processes ``torchrun`` started for this command."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _speaks() -> bool:
+    """Return whether this process reports to people; of several, the first alone does."""
+    return _num_processes() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _group() -> Iterator[None]:
+    """Join the other processes of this command."""
+    if _num_processes() == 1:
+        yield
+        return
+    from frl_repro import distributed
+
+    with distributed.group():
+        yield
+
+
+def _refuse_several_processes(config_name: str, overrides: Sequence[str]) -> None:
+    """Refuse what several processes cannot share."""
+    if _num_processes() == 1:
+        return
+    if config_name != "config":
+        raise UserError("several processes share training alone: measure a checkpoint without torchrun")
+    for override in overrides:
+        key, _, launcher = override.partition("=")
+        if key == "hydra/launcher" and launcher != "basic":
+            raise UserError(f"{override} and several processes cannot go together: leave one out")
+
+
 def _run_jobs(config_name: str, act: Act) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
@@ -169,15 +204,19 @@ def _run_jobs(config_name: str, act: Act) -> int:
             else:
                 flags, overrides = _split_arguments(arguments)
                 configs = check_command_line(arguments, config_name)
-                sys.argv[1:] = [*flags, *overrides, f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
+                _refuse_several_processes(config_name, overrides)
+                own = [f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
+                if not _speaks() and not any(override.startswith("hydra/hydra_logging=") for override in overrides):
+                    own.append("hydra/hydra_logging=disabled")
+                sys.argv[1:] = [*flags, *overrides, *own]
                 runs = [(config.keys.output_dir, config.folder) for config in configs if _is_run(config)]
-                with sweeps.planned(runs if is_sweep else [], command=command):
+                with sweeps.planned(runs if is_sweep and _speaks() else [], command=command):
                     _run_hydra(config_name, _guarded(act_on, scratch, num_jobs=len(configs)))
         except UserError as mistake:
             return _fail(str(mistake))
         paths = sorted(Path(scratch).glob(f"{sweeps.OUTCOME_PREFIX}*"))
         outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    if is_sweep:
+    if is_sweep and _speaks():
         _report_failures(outcomes)
     return 1 if any(outcome["reason"] for outcome in outcomes) else 0
 
@@ -217,8 +256,10 @@ def _config_dir() -> Path:
     return paths.CONFIG_DIR
 
 
-def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {one_line(message)}\n")
+def _fail(message: str, *, is_alone: bool = False) -> int:
+    """Say what failed, of several processes once; ``is_alone``: it may have failed in this one alone."""
+    if is_alone or _speaks():
+        sys.stderr.write(f"error: {one_line(message)}\n")
     return 1
 
 
@@ -264,6 +305,10 @@ def _do_jobs(
         problems = [problem] * len(jobs)
     reasons = ["" if problem is None else reason(problem) for problem in problems]
     for why in dict.fromkeys(filter(None, reasons)):
+        if _num_processes() > 1:
+            from frl_repro.distributed import end_unless_all_failed
+
+            end_unless_all_failed(why)
         _fail(why)
     return [
         {"job": job, "output_dir": str(settings["output_dir"]), "reason": why, "run": _run_of(settings)}

@@ -9,6 +9,7 @@ run that was killed continues from its last finished epoch to the same bytes.
 from __future__ import annotations
 
 import copy
+import functools
 import glob
 import time
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,9 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
-from frl_repro import checkpoints, records, text_tables
+from frl_repro import checkpoints, distributed, records, text_tables
 from frl_repro.atomic import TEMPORARY_PATTERN, write_bytes
 from frl_repro.backends import choose_backend
 from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
@@ -30,7 +32,7 @@ from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import Bench, Fitted, fit, new_model
 from frl_repro.lockstep import grouped, runs_at_once, share_out
-from frl_repro.loggers import LOGGERS, forget
+from frl_repro.loggers import LOGGERS, Logger, forget
 from frl_repro.measure import resolve_device, set_up_machine
 from frl_repro.progress import LOGGER
 from frl_repro.provenance import describe
@@ -102,12 +104,12 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
     to_do: dict[Path, RunConfig] = {}
     for folder, config in by_folder.items():
         try:
-            if folder_status(folder, config) != "finished" or config.keys.force:
+            if _status_of(config) != "finished" or config.keys.force:
                 LOGGERS[config.keys.logger].check()
                 to_do[folder] = config
                 continue
-            check_finished(folder)
-            LOGGER.info("finished already: %s (force=true repeats it)\n%s", folder, _result_table(folder))
+            table = distributed.from_writer(functools.partial(_checked_table, folder))
+            LOGGER.info("finished already: %s (force=true repeats it)\n%s", folder, table)
             outcomes[folder] = folder
         except Exception as problem:
             outcomes[folder] = problem
@@ -162,18 +164,18 @@ def _starting_points(
         else:
             base = bases[config.folder] = config.base()
             try:
-                same = _trained_alike(base)
+                same = distributed.from_writer(functools.partial(_trained_alike, base))
                 if same is not None:
-                    check_finished(same)
+                    distributed.from_writer(functools.partial(check_finished, same))
                     LOGGER.info("the model that retraining starts from: %s", same)
                     starts[config.folder] = same / WEIGHTS_FILE
                     del bases[config.folder]
-                elif folder_status(base.folder, base) == "finished":
-                    check_finished(base.folder)
+                elif _status_of(base) == "finished":
+                    distributed.from_writer(functools.partial(check_finished, base.folder))
                 else:
                     # What the data cannot give is said before the starting model is trained, not after.
                     if loaded is None or loaded[0].dataset != config.dataset:
-                        loaded = config, load_dataset(config.dataset)
+                        loaded = config, _load_dataset(config)
                     _check_validation(config, loaded[1])
                     missing[base.folder] = base
             except (UserError, OSError) as problem:
@@ -234,9 +236,9 @@ def _run_group(
 ) -> None:
     """Do runs that can train side by side, as many at once as memory holds, and note what becomes of each."""
     machine = configs[0].keys
-    device = resolve_device(machine.device)
+    device = distributed.own_device(resolve_device(machine.device))
     set_up_machine(device, machine.num_threads)
-    dataset = load_dataset(configs[0].dataset)
+    dataset = _load_dataset(configs[0])
     at_once = 1
     if len(configs) > 1:
         image_shape = dataset.train.images.shape[1:]
@@ -304,27 +306,51 @@ def _open(
     folder = config.folder
     model = new_model(config, dataset)
     if start is not None:
-        checkpoints.load_weights(start, model)
-    model = model.to(device)
+        _load_weights(start, model)
+    model = distributed.synchronised(model.to(device), device)
     bench = Bench(
         config=config,
         dataset=dataset,
         validation=_validation_subset(dataset, config),
         model=model,
         device=device,
-        backend=choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config)),
+        backend=distributed.shared(choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))),
         folder=folder,
-        logger=LOGGERS[config.keys.logger](folder, to_dict(config)),
+        logger=(LOGGERS[config.keys.logger] if distributed.is_writer() else Logger)(folder, to_dict(config)),
         started=started,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    opened.enter_context(held(folder, wait=wait, log=LOGGER.info))
     opened.callback(bench.logger.close)
-    # Asked only now: another process may have finished the run since `run_all` looked.
-    status = folder_status(folder, config)
-    if status == "finished" and not config.keys.force:
-        return None
-    return _Opened(bench, _open_folder(bench, status, start, command))
+
+    def take_hold() -> dict[str, Any] | None:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened.enter_context(held(folder, wait=wait, log=LOGGER.info))
+        # Asked only now: another process may have finished the run since `run_all` looked.
+        status = folder_status(folder, config)
+        if status == "finished" and not config.keys.force:
+            return None
+        return _open_folder(bench, status, start, command)
+
+    provenance = distributed.from_writer(take_hold)
+    return None if provenance is None else _Opened(bench, provenance)
+
+
+def _status_of(config: RunConfig) -> Status:
+    return distributed.from_writer(functools.partial(folder_status, config.folder, config))
+
+
+def _load_dataset(config: RunConfig) -> Dataset:
+    with distributed.first_on_machine_first():
+        return load_dataset(config.dataset)
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    """Load weights into the model, in every process those that the writer reads."""
+
+    def read() -> dict[str, Tensor]:
+        checkpoints.load_weights(path, model)
+        return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+
+    model.load_state_dict(distributed.from_writer(read))
 
 
 def _only_torch(config: RunConfig) -> str | None:
@@ -352,6 +378,7 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
         "config": to_dict(config),
         "start": None if start is None else {"file": str(start), "sha256": sha256(start)},
         **describe(device=bench.device, backend=bench.backend.name, command=command),
+        "num_processes": distributed.num_processes(),
     }
     records.write_json(folder / RUN_FILE, provenance)
     if dataset.validation is not None:
@@ -366,6 +393,8 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     bench, config, folder = opened.bench, opened.bench.config, opened.bench.folder
     num_epochs = config.training[1].num_epochs
     rows = fitted.rows + _measure_test(bench, fitted)
+    if not distributed.is_writer():
+        return
     origin = {**bench.keys, "epoch": num_epochs, "checkpoint": rows[-1]["checkpoint"]}
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     records.write_table(folder / CLASSWISE_FILE, rows, records.CLASSWISE_HEADER)
@@ -390,7 +419,7 @@ def _measure_test(bench: Bench, fitted: Fitted) -> list[dict[str, Any]]:
         kept = LAST if fitted.best_epoch is None else BOTH
         return bench.measure(fitted.model, test, "test", num_epochs, checkpoint=kept)
     best = copy.deepcopy(fitted.model)
-    checkpoints.load_weights(bench.folder / BEST_FILE, best)
+    _load_weights(bench.folder / BEST_FILE, best)
     rows = bench.measure(best, test, "test", fitted.best_epoch, checkpoint=BEST)
     return rows + bench.measure(fitted.model, test, "test", num_epochs, checkpoint=LAST)
 
@@ -418,6 +447,12 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
             f"{folder} holds another run ({recorded.get('run_id')}, this is {config.run_id}): choose another run_dir"
         )
     return "finished" if (folder / DONE_FILE).exists() else "unfinished"
+
+
+def _checked_table(folder: Path) -> str:
+    """Return the class table of a finished run whose files are as they were written."""
+    check_finished(folder)
+    return _result_table(folder)
 
 
 def _result_table(folder: Path) -> str:

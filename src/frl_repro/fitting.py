@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import build, checkpoints, speed, streams
+from frl_repro import build, checkpoints, distributed, speed, streams
 from frl_repro.backends import Backend
 from frl_repro.best import BEST_FILE, validation_errors
 from frl_repro.config import RunConfig
@@ -135,7 +135,9 @@ class _Training:
         self.num_done, self.earlier_seconds = 0, 0.0
         self.failure: Exception | None = None
         self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
-        if has_state(bench.folder):
+        if distributed.num_processes() > 1:
+            self.machine += f", {distributed.num_processes()} processes"
+        if distributed.from_writer(lambda: has_state(bench.folder)):
             self._resume()
         elif bench.config.retrain is not None:
             self._measure_before(before)
@@ -184,10 +186,16 @@ class _Training:
             entry["validation_natural_error"] = errors["overall_natural"]
             entry["validation_robust_error"] = errors["overall_robust"]
             self._keep_if_best(errors)
+        if distributed.is_writer():
+            self._save_state()
+        bench.logger.update(self.history, self.rows, self.policy_rows)
+
+    def _save_state(self) -> None:
+        bench = self.bench
         checkpoints.save_state(
             bench.folder / STATE_FILE,
             {
-                "epoch": epoch,
+                "epoch": self.num_done,
                 "machine": self.machine,
                 # Cloned: a slice of a stack would be saved with the whole stack.
                 "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
@@ -201,7 +209,6 @@ class _Training:
                 "seconds": self.earlier_seconds + time.perf_counter() - bench.started,
             },
         )
-        bench.logger.update(self.history, self.rows, self.policy_rows)
 
     def _measure_before(self, before: dict[str, list[dict[str, Any]]]) -> None:
         """Measure what retraining starts from as everything after it is, so that before and after are one table.
@@ -228,12 +235,13 @@ class _Training:
             return
         self.best = {"epoch": self.num_done, "error": errors[criterion]}
         origin = {**self.bench.keys, "epoch": self.num_done, "checkpoint": "best"}
-        checkpoints.save_weights(self.bench.folder / BEST_FILE, self.measured, origin=origin)
+        if distributed.is_writer():
+            checkpoints.save_weights(self.bench.folder / BEST_FILE, self.measured, origin=origin)
 
     def _resume(self) -> None:
         path = self.bench.folder / STATE_FILE
         try:
-            self._continue_from(checkpoints.load_state(path))
+            self._continue_from(distributed.from_writer(lambda: checkpoints.load_state(path)))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as problem:
             if isinstance(problem, UserError):
                 raise

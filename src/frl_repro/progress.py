@@ -30,7 +30,22 @@ def set_up_logging() -> None:
 
 
 @contextmanager
+def silence() -> Iterator[None]:
+    """Show neither messages nor bars inside: of the processes that share a run, one speaks."""
+    LOGGER.addFilter(_no_record)  # unlike a disabled logger it outlives Hydra, which sets up logging anew
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(_no_record)
+
+
+def _no_record(_record: logging.LogRecord) -> bool:
+    return False
+
+
+@contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[float], object]]:
     """Yield a function that advances a bar of ``total`` images; it draws nothing where there is no terminal."""
-    with tqdm(desc=description, total=total, unit="image", unit_scale=True, leave=False, disable=None) as drawn:
+    is_disabled = True if _no_record in LOGGER.filters else None
+    with tqdm(desc=description, total=total, unit="image", unit_scale=True, leave=False, disable=is_disabled) as drawn:
         yield drawn.update
