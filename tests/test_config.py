@@ -148,6 +148,7 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"model": "wrn28_10", "model__width": 0}, r"model\.width=0: must lie in \[1, inf\)"),
         ({"model": "wrn28_10", "model__std": [0]}, r"model\.std=\[0\]: must lie in \(0, 1\]"),
         ({"model": "wrn28_10", "model__mean": 0.5}, r"model\.mean=0\.5: expected a list of numbers"),
+        ({"alpha": 5}, "alpha=5: expected keys with values"),
         ({"backend": "jax"}, "backend=jax: unknown choice; known: auto, torch, native"),
     ],
 )

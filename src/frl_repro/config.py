@@ -751,6 +751,8 @@ def _parse_group(group: str, choices: Mapping[str, type], node: Any) -> Any:
 def _parse_node(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
     hints = get_type_hints(schema)
     known = {f.name: f for f in dataclasses.fields(schema)}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.')}={_shown(values)}: expected keys with values, not a value")
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
