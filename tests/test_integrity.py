@@ -306,6 +306,7 @@ def test_a_read_only_output_folder_is_one_line(monkeypatch, capsys, in_tmp):
 def test_a_second_interrupt_ends_the_command_at_once():
     code = (
         "import os, signal, sys, time; from frl_repro import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "def busy(*_):\n"
         "    try: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
         "    finally: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
@@ -316,7 +317,15 @@ def test_a_second_interrupt_ends_the_command_at_once():
     assert done.stderr == "interrupted; the same command continues where this one stopped\n"
 
 
-def test_after_a_command_interrupts_are_pythons_again(monkeypatch):
+@pytest.fixture
+def pythons_interrupts():
+    """Ctrl-C as in a terminal: a shell's background jobs, which tests may be among, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_after_a_command_interrupts_are_pythons_again(monkeypatch, pythons_interrupts):
     monkeypatch.setattr(cli, "_run_jobs", lambda *_: signal.getsignal(signal.SIGINT) is not signal.default_int_handler)
     assert cli.main() is True
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
