@@ -46,7 +46,7 @@ report: $(STAMP)  ## figures, tables of the documentation and outputs/reference/
 
 smoke: $(STAMP)  ## one short run on real data, the notebook, and every published model against its table
 	$(RUN) train.py dataset.num_train=2000 dataset.num_test=500 trainer.num_epochs=1 force=true output_dir=outputs/smoke
-	$(RUN) -m pytest -m data
+	$(RUN) -m pytest -m 'data and not slow'
 
 clean:  ## remove the environment and caches; outputs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist
