@@ -204,8 +204,8 @@ def _trained_alike(base: RunConfig) -> Path | None:
     named_alike = base.run_id.removesuffix(base.hash)
     for done in sorted(beside.glob(f"{glob.escape(named_alike)}*/{DONE_FILE}")):
         try:
-            recorded = records.read_json(done.with_name(RUN_FILE))["config"]
-        except (UserError, KeyError, TypeError):
+            recorded = read_object(done.with_name(RUN_FILE))["config"]
+        except (UserError, OSError, KeyError):
             continue  # of no use, and nobody asked for this run
         if base.is_trained_like(recorded) and (done.with_name(WEIGHTS_FILE)).exists():
             return done.parent

@@ -62,7 +62,7 @@ def fetching(module: str, kind: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, http.client.HTTPException, ImportError) as error:
-        raise FetchError(_one_line(error)) from error
+        raise FetchError(in_one_line(error)) from error
     finally:
         socket.setdefaulttimeout(timeout_before)
 
@@ -130,7 +130,7 @@ def _run(command: Sequence[str], folder: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise FetchError(f"{name} took more than {COMMAND_TIMEOUT:.0f} s") from error
     except OSError as error:
-        raise FetchError(f"{name} failed: {_one_line(error)}") from error
+        raise FetchError(f"{name} failed: {in_one_line(error)}") from error
 
 
 def _require_answer_from_host(module: str, kind: str) -> None:
@@ -142,7 +142,7 @@ def _require_answer_from_host(module: str, kind: str) -> None:
     try:
         urllib.request.urlopen(request, timeout=PROBE_TIMEOUT).close()
     except (OSError, http.client.HTTPException) as error:
-        raise FetchError(f"host out of reach: {_one_line(error)}") from error
+        raise FetchError(f"host out of reach: {in_one_line(error)}") from error
 
 
 def _first_address(module: str, kind: str) -> str | None:
@@ -168,5 +168,6 @@ def _first_address(module: str, kind: str) -> str | None:
         return None
 
 
-def _one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
+    """Return an error's message without line breaks; its type's name where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from frl_repro.data.cache import cache_folder, load_tensors, store_tensors
 from frl_repro.data.dataset import Split
-from frl_repro.data.fetch import FetchError, fetching
+from frl_repro.data.fetch import FetchError, fetching, in_one_line
 from frl_repro.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def _read(source: Source, root: Path | None, *, download: bool) -> dict[str, Ten
         except RuntimeError as problem:
             if not download:
                 raise UserError(
-                    f"dataset.root={root} lacks {source.files}, or holds damaged ones ({_one_line(problem)}): "
+                    f"dataset.root={root} lacks {source.files}, or holds damaged ones ({in_one_line(problem)}): "
                     f"{_ways_out(source)}"
                 ) from problem
     if not download:
@@ -129,7 +129,7 @@ def _read(source: Source, root: Path | None, *, download: bool) -> dict[str, Ten
                 return source.read(Path(temporary) if root is None else root, True)
         except FetchError as problem:
             raise UserError(
-                f"{source.title} not found. Tried: torchvision's download ({_one_line(problem)}). {_ways_out(source)}"
+                f"{source.title} not found. Tried: torchvision's download ({in_one_line(problem)}). {_ways_out(source)}"
             ) from problem
 
 
@@ -168,10 +168,6 @@ def _tensors(parts: dict[str, tuple[Any, Any]]) -> dict[str, Tensor]:
     tensors = {f"{name}_images": torch.from_numpy(np.ascontiguousarray(images)) for name, (images, _) in parts.items()}
     labels = {f"{name}_labels": torch.tensor(labels, dtype=torch.int64) for name, (_, labels) in parts.items()}
     return tensors | labels
-
-
-def _one_line(problem: BaseException) -> str:
-    return " ".join(str(problem).split()) or type(problem).__name__
 
 
 CIFAR10 = Source(
