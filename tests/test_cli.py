@@ -1,14 +1,19 @@
 """The command line, end to end in this process: what is refused, what runs, what is left behind."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
+import torch
 
+import frl_repro
 from frl_repro import cli, records
 from frl_repro.data import fashion_mnist
 from frl_repro.errors import UserError
@@ -64,8 +69,20 @@ REFUSED = {
     "-m attack=glob(*)": "list the choices instead of glob()",
     "--seed=3": "settings are written key=value",
     "-x": "settings are written key=value",
-    "-m seed=0,1 --cfg job": "-m and --cfg cannot go together",
-    "--info config -m": "--info and -m cannot go together",
+    "-m seed=0,1 --cfg job": "--multirun and --cfg cannot go together",
+    "--info config -m": "--multirun and --info cannot go together",
+    "--multi seed=0,1": "settings are written key=value",
+    "--resolve": "--resolve goes with --cfg job alone",
+    "--package alpha": "--package goes with --cfg job alone",
+    "-sc": "--shell-completion takes one of install=bash, ",
+    "-sc seed=3": "--shell-completion takes one of install=bash, ",
+    "--info alpha.nat=5": "settings are written key=value",
+    "alpha.natt=5 --info": "unknown key alpha.natt",
+    "-cn evaluate": "--config-name is not supported: each program has its settings",
+    "-cd mine": "--config-dir is not supported: put a file of your own into its folder of conf/",
+    "--experimental-rerun config.pickle": "--experimental-rerun is not supported: it reads a pickle",
+    "~hydra.verbose": "keys cannot be removed",
+    "dataset=synthetic hydra.verbose=[1]": "Hydra cannot work with hydra.verbose=[1] (TypeError: ",
     "--cfg": "settings are written key=value",
     "trainer.batch_size=1": "nothing would be attacked",
     "-m seed=0,1 dataset.root=/nowhere dataset.download=false": "/nowhere",
@@ -280,3 +297,45 @@ def test_a_parallel_grid_that_is_killed_and_started_again_trains_one_base_and_re
     assert len(list((outputs / "bases").iterdir())) == 1
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert not (outputs / "failed.json").exists()
+
+
+BROKEN_SETTINGS = {
+    b"\xb7": "is not UTF-8 text",
+    b"\t- x": "is no valid YAML",
+    b"? :": "is no valid YAML",
+    b"a: 1\na: 2": "line 2 is no valid YAML: found duplicate key a",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_SETTINGS)
+@pytest.mark.parametrize("arguments", [["attack=pgd"], ["--help"]])
+def test_a_file_of_settings_that_cannot_be_read_is_named(content, arguments, monkeypatch, capsys, in_tmp):
+    shutil.copytree(ROOT / "conf", in_tmp / "conf")
+    path = in_tmp / "conf" / "attack" / "pgd.yaml"
+    path.write_bytes(content)
+    monkeypatch.setattr(cli, "_config_dir", lambda: in_tmp / "conf")
+    if arguments == ["--help"] and content != b"\xb7":  # help shows comments and keys of what is no YAML as well
+        assert call(monkeypatch, *arguments) == 0
+        return
+    assert call(monkeypatch, *arguments) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {path}")
+    assert BROKEN_SETTINGS[content] in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--hydra-help", "seed=x"], ["-sc", "query=bash"], ["--info", "searchpath"]])
+def test_hydra_answers_what_it_is_asked(arguments):
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    environment = {**os.environ, "COMP_LINE": "train.py frl=rew", "COMP_POINT": "16"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    expected = {"--hydra-help": "Hydra", "-sc": "frl=reweight", "--info": "file://"}[arguments[0]]
+    assert expected in done.stdout
+
+
+def test_versions_are_shown(monkeypatch, capsys):
+    assert call(monkeypatch, "--version", "seed=x") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"frl_repro {frl_repro.__version__} (PyTorch {torch.__version__.split('+')[0]}")
+    assert f"Hydra {hydra.__version__}" in out

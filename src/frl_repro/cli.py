@@ -22,10 +22,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from frl_repro import sweeps
 from frl_repro.atomic import write_text
+from frl_repro.command_line import CommandLine, read_command_line
 from frl_repro.errors import UserError, one_line, reason
 
 if TYPE_CHECKING:
@@ -43,10 +44,8 @@ if TYPE_CHECKING:
             """Take the jobs' composed settings, the command line for the record, and whether it is a sweep."""
 
 
-# Everything Hydra prints for itself stays within reach, unchecked.
-_HYDRA_OWN_FLAGS = ("--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun")
-_HYDRA_MODES = ("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
+_SHOWN_VERSIONS = {"PyTorch": "torch", "Hydra": "hydra-core"}
 _INTERRUPTED = 130  # the shell's convention for a command ended by Ctrl-C
 _INTERRUPTED_LINE = "interrupted; the same command continues where this one stopped\n"
 
@@ -190,45 +189,51 @@ def _run_jobs(config_name: str, act: Act) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         return _print_help(config_name)
+    if "--version" in arguments:
+        return _print_version()
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
-    is_sweep = _is_sweep(arguments)
-    # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what became
-    # of each job from wherever it ran, and is thrown away.
-    with tempfile.TemporaryDirectory() as scratch:
-        act_on = functools.partial(act, command=command, is_sweep=is_sweep)
-        try:
-            _refuse_two_modes(arguments)
-            _register_resolvers()
-            if any(argument.split("=", 1)[0] in _HYDRA_OWN_FLAGS for argument in arguments):
-                _run_hydra(config_name, _guarded(act_on, scratch, num_jobs=1))
-            else:
-                flags, overrides = _split_arguments(arguments)
-                configs = check_command_line(arguments, config_name)
-                _refuse_several_processes(config_name, overrides)
-                own = [f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
-                if not _speaks() and not any(override.startswith("hydra/hydra_logging=") for override in overrides):
-                    own.append("hydra/hydra_logging=disabled")
-                sys.argv[1:] = [*flags, *overrides, *own]
-                runs = [(config.keys.output_dir, config.folder) for config in configs if _is_run(config)]
-                with sweeps.planned(runs if is_sweep and _speaks() else [], command=command):
-                    _run_hydra(config_name, _guarded(act_on, scratch, num_jobs=len(configs)))
-        except UserError as mistake:
-            return _fail(str(mistake))
-        paths = sorted(Path(scratch).glob(f"{sweeps.OUTCOME_PREFIX}*"))
-        outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    if is_sweep and _speaks():
+    try:
+        line = read_command_line(arguments)
+        if line.is_answered:
+            sys.argv[1:] = [*line.overrides, *line.flags]
+            _run_hydra(config_name, _no_task, line.overrides)
+            return 0
+        _register_resolvers()
+        configs = check_command_line(arguments, config_name)
+        _refuse_several_processes(config_name, line.overrides)
+        outcomes = _run_checked(config_name, act, line, configs, command)
+    except UserError as mistake:
+        return _fail(str(mistake))
+    if line.is_sweep and _speaks():
         _report_failures(outcomes)
     return 1 if any(outcome["reason"] for outcome in outcomes) else 0
 
 
-def _refuse_two_modes(arguments: Sequence[str]) -> None:
-    modes = [flag for argument in arguments if (flag := argument.split("=", 1)[0]) in _HYDRA_MODES]
-    if len(modes) > 1:
-        raise UserError(f"{modes[0]} and {modes[1]} cannot go together: leave one out")
+def _no_task(_: DictConfig) -> None:
+    """Stand for a task where Hydra answers by itself."""
 
 
-def _is_sweep(arguments: Sequence[str]) -> bool:
-    return "-m" in arguments or "--multirun" in arguments
+def _run_checked(
+    config_name: str,
+    act: Act,
+    line: CommandLine,
+    configs: Sequence[RunConfig | EvaluateConfig | SanityConfig],
+    command: str,
+) -> list[dict[str, Any]]:
+    """Have Hydra run the jobs of a command line that was checked; return what became of each."""
+    act_on = functools.partial(act, command=command, is_sweep=line.is_sweep)
+    runs = [(config.keys.output_dir, config.folder) for config in configs if _is_run(config)]
+    # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what became
+    # of each job from wherever it ran, and is thrown away.
+    with tempfile.TemporaryDirectory() as scratch:
+        own = [f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
+        if not _speaks() and not any(override.startswith("hydra/hydra_logging=") for override in line.overrides):
+            own.append("hydra/hydra_logging=disabled")
+        sys.argv[1:] = [*line.overrides, *own, *line.flags]
+        with sweeps.planned(runs if line.is_sweep and _speaks() else [], command=command):
+            _run_hydra(config_name, _guarded(act_on, scratch, num_jobs=len(configs)), line.overrides)
+        paths = sorted(Path(scratch).glob(f"{sweeps.OUTCOME_PREFIX}*"))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
@@ -246,7 +251,24 @@ def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
 def _print_help(config_name: str) -> int:
     from frl_repro.helptext import help_text, program_name
 
-    sys.stdout.write(help_text(_config_dir(), config_name, program_name()))
+    try:
+        text = help_text(_config_dir(), config_name, program_name())
+    except Exception:  # of a file of conf/ that someone has edited
+        broken = _broken_settings()
+        if broken is None:
+            raise
+        return _fail(broken)
+    sys.stdout.write(text)
+    return 0
+
+
+def _print_version() -> int:
+    from importlib.metadata import version
+
+    import frl_repro
+
+    packages = ", ".join(f"{name} {version(package)}" for name, package in _SHOWN_VERSIONS.items())
+    sys.stdout.write(f"frl_repro {frl_repro.__version__} ({packages})\n")
     return 0
 
 
@@ -349,7 +371,8 @@ def _plain(container: Any) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _run_hydra(config_name: str, task: Callable[[DictConfig], None]) -> None:
+def _run_hydra(config_name: str, task: Callable[[DictConfig], None], overrides: Sequence[str]) -> None:
+    """Have Hydra do what ``sys.argv`` says; ``overrides``: what was typed of it, for messages."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -363,6 +386,10 @@ def _run_hydra(config_name: str, task: Callable[[DictConfig], None]) -> None:
     except UserError:
         raise
     except Exception as problem:  # of the launcher: jobs report their own
+        hydra_own = [text for text in overrides if text.lstrip("+").startswith(("hydra.", "hydra/"))]
+        if hydra_own and not isinstance(problem, OSError):
+            what = f"{type(problem).__name__}: {_first_line(problem)}"
+            raise UserError(f"Hydra cannot work with {' '.join(hydra_own)} ({what})") from None
         raise UserError(f"the launcher gave up: {reason(problem)}; the same command takes up what is left") from None
     finally:
         if before is None:
@@ -397,17 +424,15 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig, parse
 
     kinds: dict[str, Kind] = {"config": RunConfig, "evaluate": EvaluateConfig, "sanity": SanityConfig}
     kind = kinds[config_name]
-    is_sweep = _is_sweep(arguments)
-    texts = _split_arguments(arguments)[1]
+    line = read_command_line(arguments)
     parser = OverridesParser.create()
     try:
-        overrides = [_parse_override(parser, text) for text in texts]
+        overrides = [_parse_override(parser, text) for text in line.overrides]
         for override in overrides:
             _check_override(override, kind)
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
@@ -422,7 +447,7 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
             swept = parser.parse_overrides([f"{k}={v}" for k, v in (hydra_settings.sweeper.params or {}).items()])
             choices_of = functools.cache(functools.partial(_choices, config_name))
             configs = []
-            for job in _jobs(overrides, swept, is_sweep=is_sweep):
+            for job in _jobs(overrides, swept, is_sweep=line.is_sweep):
                 _refuse_ignored(job, choices_of, kind)
                 composed = _plain(OmegaConf.to_container(compose(config_name, list(job)), resolve=True))
                 configs.append(parse(composed, kind))
@@ -431,25 +456,29 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
         raise UserError(_first_line(error)) from None
     except UserError:
         raise
-    except ValueError as error:  # of a file of conf/ that someone has edited: UnicodeDecodeError names none
-        raise UserError(_broken_settings() or f"cannot compose the settings: {_first_line(error)}") from None
-    except YAMLError:
-        raise UserError(_broken_settings() or "a file of conf/ is no valid YAML") from None
+    except Exception as problem:  # whatever the parser makes of a file of conf/ that someone has edited
+        broken = _broken_settings()
+        if broken is None and not isinstance(problem, ValueError):
+            raise
+        raise UserError(broken or f"cannot compose the settings: {_first_line(problem)}") from None
 
 
 def _broken_settings() -> str | None:
     """Return what is wrong with the first settings file that cannot be read; None where all can."""
     import yaml
+    from omegaconf import OmegaConf
 
     for path in sorted(_config_dir().rglob("*.yaml")):
         try:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
+            OmegaConf.load(path)  # it refuses more than YAML does: keys given twice, say
         except UnicodeDecodeError:
             return f"{path} is not UTF-8 text"
         except yaml.YAMLError as problem:
             mark = getattr(problem, "problem_mark", None)
             where = "" if mark is None else f", line {mark.line + 1}"
             return f"{path}{where} is no valid YAML: {getattr(problem, 'problem', None) or _first_line(problem)}"
+        except Exception as problem:  # the parser itself breaks at some
+            return f"{path} is no valid YAML ({type(problem).__name__})"
     return None
 
 
@@ -498,33 +527,6 @@ def _composed(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
         return _plain(OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True))
 
 
-def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return flags and overrides of a command line in which they may be mixed.
-
-    Raises
-    ------
-    UserError
-        An unknown flag, or one without its value.
-    """
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; settings are written key=value, e.g. seed=3 (--help lists them)")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    overrides = list(parser.parse_intermixed_args(list(arguments)).overrides)
-    remaining = list(overrides)
-    flags = []
-    for argument in arguments:
-        if argument in remaining:
-            remaining.remove(argument)
-        else:
-            flags.append(argument)
-    return flags, overrides
-
-
 def _parse_override(parser: Any, text: str) -> Override:
     from hydra.errors import HydraException
 
@@ -543,14 +545,14 @@ def _check_override(override: Override, kind: Kind) -> None:
     from frl_repro.config import all_keys, unknown_key
 
     key = override.key_or_group
+    if override.is_delete():
+        raise UserError(f"{override.input_line}: keys cannot be removed")
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
     groups = [path.name for path in _config_dir().iterdir() if path.is_dir()]
     known_groups = [group for group in groups if group in kind.__dataclass_fields__]
     if "frl" in known_groups:  # experiments and sweeps are settings of training runs
         known_groups += ["experiment", "sweep", "row", "schedule"]
-    if override.is_delete():
-        raise UserError(f"{override.input_line}: keys cannot be removed")
     if key in known_groups:
         choices = sorted(path.stem for path in (_config_dir() / key).glob("*.yaml"))
         for choice in _values(override):

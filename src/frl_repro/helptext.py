@@ -38,6 +38,7 @@ Flags
   --cfg job         print the composed settings instead of running (with --resolve: interpolations worked out)
   -sc install=bash  print tab completion for your shell: eval "$({program} -sc install=bash)"; also zsh (as bash), fish
   --hydra-help      Hydra's own flags
+  --version         versions of this program, PyTorch and Hydra
   -h, --help        this text
 """
 
@@ -134,8 +135,8 @@ def _method_lines(retrain: Path) -> list[str]:
 
 
 def _headline(text: str) -> str:
-    comments = [line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line]
-    return comments[0]
+    """Return the first comment of a YAML file; empty where someone's own file has none."""
+    return next((line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line), "")
 
 
 def _key_lines(text: str, prefix: str) -> list[str]:

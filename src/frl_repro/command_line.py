@@ -1,0 +1,99 @@
+"""What is typed after the program's name: Hydra's flags, of which some are refused, and settings.
+
+Hydra is imported inside functions: ``--help`` and completion must not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from frl_repro.errors import UserError
+
+_SHELLS = ("bash", "zsh", "fish")
+_MODES = ("run", "multirun", "cfg", "info", "shell_completion")
+_REFUSED = {
+    "config_name": "each program has its settings: train.py, scripts/evaluate.py, scripts/sanity.py",
+    "config_path": "settings are those of the folder conf/",
+    "config_dir": "put a file of your own into its folder of conf/",
+    "experimental_rerun": "it reads a pickle, which may run code; every run's run.json holds the command that made it",
+}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command line in which flags and settings were mixed.
+
+    Attributes
+    ----------
+    flags : list of str
+        For Hydra.
+    overrides : list of str
+        Settings as they were typed: ``key=value``.
+    is_sweep : bool
+    is_answered : bool
+        Hydra prints an answer of its own (its help, or tab completion): no settings are read.
+    """
+
+    flags: list[str]
+    overrides: list[str]
+    is_sweep: bool = False
+    is_answered: bool = False
+
+
+def read_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Return flags and settings of a command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The command line without the program.
+
+    Raises
+    ------
+    UserError
+        A flag that is unknown, without its value, refused, or at odds with another.
+    """
+    from hydra._internal.utils import get_args_parser  # noqa: PLC0415
+
+    parser = get_args_parser()
+    # A flag that is cut short is no flag: Hydra would read --multi as a sweep, and --exp as what is refused below.
+    parser.allow_abbrev = False
+    parser.error = _refuse  # type: ignore[method-assign]
+    given = parser.parse_intermixed_args(list(arguments))
+    for name, why in _REFUSED.items():
+        if getattr(given, name) is not None:
+            raise UserError(f"{_flag(name)} is not supported: {why}")
+    if given.hydra_help:
+        return CommandLine(["--hydra-help"], [], is_answered=True)
+    modes = [name for name in _MODES if getattr(given, name)]
+    if len(modes) > 1:
+        raise UserError(f"{_flag(modes[0])} and {_flag(modes[1])} cannot go together: leave one out")
+    if given.cfg is None and (given.resolve or given.package is not None):
+        raise UserError(f"{'--resolve' if given.resolve else '--package'} goes with --cfg job alone")
+    if given.shell_completion:
+        return _completion(given.overrides)
+    return CommandLine(_flags(given), list(given.overrides), is_sweep=given.multirun)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; settings are written key=value, e.g. seed=3 (--help lists them)")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _completion(overrides: Sequence[str]) -> CommandLine:
+    """Return the request that a shell's completion makes, or that of its installation."""
+    known = [f"{what}={shell}" for what in ("install", "uninstall", "query") for shell in _SHELLS]
+    if len(overrides) != 1 or overrides[0] not in known:
+        raise UserError(f"--shell-completion takes one of {', '.join(known)} and nothing else")
+    return CommandLine(["--shell-completion"], list(overrides), is_answered=True)
+
+
+def _flags(given: argparse.Namespace) -> list[str]:
+    flags = [_flag(name) for name in ("run", "multirun", "resolve") if getattr(given, name)]
+    return [*flags, *(f"{_flag(n)}={v}" for n in ("cfg", "package", "info") if (v := getattr(given, n)) is not None)]
