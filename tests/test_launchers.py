@@ -1,5 +1,6 @@
 """Launchers on many machines: jobs whose process dies are started again, scripts say what was asked for."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -8,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-import hydra_plugins.frl_pool_launchers as pool
+from hydra_plugins.frl import local, pool
 from test_cli import TINY, call
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +125,55 @@ def test_a_mistaken_setting_is_one_line(setting, message, monkeypatch, capsys, i
 
 def test_the_launchers_are_offered_with_every_setting_that_they_take():
     names = [name.removesuffix(".yaml") for name in ConfigStore.instance().list("hydra/launcher")]
-    assert {"fused", "ray", "slurm"} <= set(names)
+    assert {"serial", "fused", "ray", "slurm"} <= set(names)
+
+
+@pytest.mark.parametrize("program", ["config", "evaluate", "sanity"])
+def test_programs_sweep_with_the_launcher_that_keeps_nothing_and_the_sweeper_that_composes_once(program):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        own = compose(program, return_hydra_config=True).hydra
+    assert own.launcher._target_ == f"{local.__name__}.SerialLauncher"
+    assert own.sweeper._target_.endswith("CheckedSweeper")
+
+
+def test_settings_of_jobs_that_have_ended_are_not_kept(monkeypatch):
+    """A thousand jobs take no more memory than ten."""
+    jobs, kept = [], []
+
+    def job(*, config, task_function, **_):
+        kept.append(sum(past() is not None for past in jobs))
+        jobs.append(weakref.ref(config))
+        done = JobReturn(cfg=config, hydra_cfg=config, status=JobStatus.COMPLETED)
+        done.return_value = task_function(config)
+        return done
+
+    monkeypatch.setattr(local, "run_job", job)
+    loader = SimpleNamespace(load_sweep_config=lambda *_: OmegaConf.create({"hydra": {"job": {}}}))
+    config = OmegaConf.create({"hydra": {"hydra_logging": None, "verbose": False}})
+    launcher = local.SerialLauncher()
+    seen = []
+    launcher.setup(
+        hydra_context=SimpleNamespace(config_loader=loader),
+        task_function=lambda cfg: (seen.append(cfg.hydra.job.num), gc.collect()),
+        config=config,
+    )
+    returned = launcher.launch([[f"seed={number}"] for number in range(6)], 3)
+    assert seen == [3, 4, 5, 6, 7, 8]
+    assert max(kept) <= 1
+    assert [one.overrides for one in returned] == [[f"seed={number}"] for number in range(6)]
+    assert all(one.cfg is None and one.hydra_cfg is None and one.return_value is None for one in returned)
+
+
+def test_the_sweep_bench_gives_every_figure(tmp_path):
+    out = tmp_path / "sweep.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), "jobs=3", f"out={out}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())
+    assert figures["jobs"] == 3
+    assert figures["memory_mib_largest"] >= figures["memory_mib_smallest"] > 100
+    assert min(figures[name] for name in ("seconds_a_job", "seconds_of_a_run_alone", "collect_seconds")) > 0
+    assert f"| memory_growth | {figures['memory_growth']} |" in done.stdout
 
 
 @pytest.fixture

@@ -189,14 +189,14 @@ def test_a_sweep_that_a_launcher_gives_up_is_one_line_and_its_list_stays_only_if
         raise RuntimeError("a worker was killed\nand more lines")
 
     monkeypatch.setattr(BasicLauncher, "launch", breaks)
-    assert call(monkeypatch, "-m", "seed=0,1", *TINY) == 1
+    assert call(monkeypatch, "-m", "seed=0,1", "hydra/launcher=basic", *TINY) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("error: the launcher gave up: unexpected RuntimeError: a worker was killed")
     assert errors.count("\n") == 1
     assert not list(in_tmp.glob("outputs/*.json"))
     (configs,) = {tuple(map(str, cli.check_command_line(["-m", "seed=0,1", *TINY], "config")[0].folder.parts))}
     Path(*configs).mkdir(parents=True)
-    assert call(monkeypatch, "-m", "seed=0,1", *TINY) == 1
+    assert call(monkeypatch, "-m", "seed=0,1", "hydra/launcher=basic", *TINY) == 1
     assert len(list(in_tmp.glob("outputs/sweep-*.json"))) == 1
 
 

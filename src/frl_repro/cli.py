@@ -181,7 +181,7 @@ def _refuse_several_processes(config_name: str, overrides: Sequence[str]) -> Non
         raise UserError("several processes share training alone: measure a checkpoint without torchrun")
     for override in overrides:
         key, _, launcher = override.partition("=")
-        if key == "hydra/launcher" and launcher != "basic":
+        if key == "hydra/launcher" and launcher not in ("basic", "serial"):
             raise UserError(f"{override} and several processes cannot go together: leave one out")
 
 
@@ -386,8 +386,8 @@ def _run_hydra(config_name: str, task: Callable[[DictConfig], None], overrides: 
     except UserError:
         raise
     except Exception as problem:  # of the launcher: jobs report their own
-        hydra_own = [text for text in overrides if text.lstrip("+").startswith(("hydra.", "hydra/"))]
-        if hydra_own and not isinstance(problem, OSError):
+        hydra_own = [text for text in overrides if text.lstrip("+").startswith("hydra.")]
+        if hydra_own and isinstance(problem, TypeError | ValueError | LookupError | AttributeError):
             what = f"{type(problem).__name__}: {_first_line(problem)}"
             raise UserError(f"Hydra cannot work with {' '.join(hydra_own)} ({what})") from None
         raise UserError(f"the launcher gave up: {reason(problem)}; the same command takes up what is left") from None

@@ -18,7 +18,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from frl_repro.errors import UserError
@@ -749,7 +749,7 @@ def _parse_group(group: str, choices: Mapping[str, type], node: Any) -> Any:
 
 
 def _parse_node(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(schema)
+    hints = _hints(schema)
     known = {f.name: f for f in dataclasses.fields(schema)}
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix.rstrip('.')}={_shown(values)}: expected keys with values, not a value")
@@ -770,14 +770,25 @@ def _parse_node(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
             continue
         value = _as_numbers(values[name]) if "float" in str(hints[name]) else values[name]
         # One key at a time, so that the message can name the key and show the value as it was typed.
-        single = dataclasses.make_dataclass("Single", [(name, hints[name], dataclasses.field(default=MISSING))])
         try:
-            merged = OmegaConf.merge(OmegaConf.structured(single), {name: value})
+            merged = OmegaConf.merge(_typed_key(schema, name), {name: value})
             result[name] = OmegaConf.to_container(merged)[name]  # type: ignore[index, call-overload]
         except OmegaConfBaseException:
             raise UserError(f"{full}={_shown(values[name])}: expected {_type_name(hints[name])}") from None
         _check_value(full, result[name], item.metadata, shown=_shown(values[name]))
     return schema(**result)
+
+
+# Both are asked for every key of every job of a sweep, and slow to make.
+_hints = functools.cache(get_type_hints)
+
+
+@functools.cache
+def _typed_key(schema: type, name: str) -> DictConfig:
+    """Return a configuration of one key, typed as in the schema, without a value."""
+    single = dataclasses.make_dataclass("Single", [(name, _hints(schema)[name], dataclasses.field(default=MISSING))])
+    typed: DictConfig = OmegaConf.structured(single)
+    return typed
 
 
 def _check_value(key: str, value: Any, metadata: Mapping[str, Any], *, shown: str) -> None:

@@ -3,9 +3,6 @@
 A process that dies (killed, out of memory, its machine gone) costs its job's last epoch: the job is started again,
 finds its training state and goes on. All machines need this package and the same output folder; who needs a starting
 model that another one trains waits for it.
-
-Hydra accepts launchers from the namespace package ``hydra_plugins`` alone and imports it at every start: nothing slow
-here.
 """
 
 from __future__ import annotations
@@ -20,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, setup_globals
 from hydra.errors import HydraException
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, OmegaConf
 
-_HERE = "hydra_plugins.frl_pool_launchers"
+from hydra_plugins.frl.composing import ComposingLauncher, Job, ended
 
 RAY: dict[str, Any] = {
-    "_target_": f"{_HERE}.RayLauncher",
+    "_target_": f"{__name__}.RayLauncher",
     "address": None,  # of a running cluster, "auto" for the one of this machine; null: one for this sweep alone
     "num_workers": None,  # jobs at a time; null: as many as there are processors
     "cpus_per_job": 1,  # what the cluster sets aside for a job
@@ -37,7 +32,7 @@ RAY: dict[str, Any] = {
     "retries": 3,  # how often a job is started again whose process died
 }
 SLURM: dict[str, Any] = {
-    "_target_": f"{_HERE}.SlurmLauncher",
+    "_target_": f"{__name__}.SlurmLauncher",
     "executor": "slurm",  # local: processes of this machine instead, to try it out
     "folder": "outputs/slurm",  # scripts, logs and results of jobs; every machine must see it
     "num_workers": None,  # jobs at a time; null: as many as there are (local: as many as processors)
@@ -55,7 +50,7 @@ for _name, _node in (("ray", RAY), ("slurm", SLURM)):
 
 _SECONDS_BETWEEN = 0.2  # two looks at whether a job has ended
 
-Work = tuple[Any, list[tuple[str, DictConfig]], str]
+Work = tuple[Any, list[Job], str]
 """What does a job, the job, and the folder to do it in."""
 
 
@@ -67,16 +62,11 @@ def do(work: Work) -> list[dict[str, Any]]:
     return outcomes
 
 
-class PoolLauncher(Launcher):
+class PoolLauncher(ComposingLauncher):
     """Keeps jobs running until each has ended; what became of them, it hands to the task's ``note``."""
 
     def __init__(self, *, num_workers: int | None, retries: int) -> None:
         self._num_workers, self._retries = num_workers, retries
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives."""
-        self._context, self._config = hydra_context, config
-        self._task: Any = task_function  # of `frl_repro.cli`, with its attributes
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
         """Run the jobs."""
@@ -85,18 +75,13 @@ class PoolLauncher(Launcher):
         setup_globals()
         # Processes that start anew find the package where this one has it.
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
-        work: list[Work] = []
-        for overrides in job_overrides:
-            config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
-            with flag_override(config, ["struct", "readonly"], [False, False]):
-                config.pop("hydra")
-            work.append((self._task.work, [(" ".join(filter_overrides(overrides)), config)], str(Path.cwd())))
+        work: list[Work] = [(self._task.work, [job], str(Path.cwd())) for job in self._jobs(job_overrides)]
         self.start(len(work))
         try:
             self._run(work)
         finally:
             self.stop()
-        return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
+        return ended(job_overrides)
 
     def _run(self, work: Sequence[Work]) -> None:
         waiting = deque(range(len(work)))
