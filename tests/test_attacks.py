@@ -39,6 +39,32 @@ def test_on_a_linear_model_pgd_moves_every_pixel_to_the_edge_of_the_ball():
     torch.testing.assert_close(fgsm(model, x, y, epsilon=0.1), x_adv)
 
 
+@pytest.mark.parametrize("settings", [{"objective": "kl"}, {"num_restarts": 2}], ids=["kl", "restarts"])
+def test_the_backend_answers_whatever_the_attack_asks_of_the_model(settings):
+    """PyTorch's answers among native ones would differ for runs side by side, and know no limit of memory."""
+    asked = []
+
+    def never(_):
+        raise AssertionError("the model itself was asked")
+
+    def logits(_, x):
+        asked.append(x)
+        return x.flatten(1)[:, :10]
+
+    def ascend(_, x, y, target, start, *_sizes, **_settings):
+        if "objective" in settings:
+            torch.testing.assert_close(target, torch.softmax(x.flatten(1)[:, :10], 1))
+        return start
+
+    model = nn.Module()
+    model.forward = never
+    x, y = draw()
+    generator = torch.Generator().manual_seed(0)
+    budget = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 1, "generator": generator}
+    pgd(model, x, y, **budget, **settings, ascend=ascend, logits=logits)
+    assert len(asked) == settings.get("num_restarts", 1)
+
+
 @pytest.mark.parametrize("num_steps", [1, 5, 20])
 def test_without_random_start_pgd_gives_the_bits_of_foolbox(num_steps):
     model, (x, y) = lenet().eval(), draw()

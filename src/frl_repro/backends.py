@@ -56,12 +56,6 @@ class Backend:
     ascend: Ascend
 
 
-@torch.no_grad()
-def _torch_logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits: Tensor = model(x)
-    return logits
-
-
 def _torch_forward(model: nn.Module, x: Tensor) -> Tensor:
     logits: Tensor = model(x)
     return logits
@@ -70,7 +64,7 @@ def _torch_forward(model: nn.Module, x: Tensor) -> Tensor:
 _PARTS = Parts()
 TORCH = Backend(
     name="torch",
-    logits=logits_in_parts(_torch_logits, _PARTS),
+    logits=logits_in_parts(attacks.logits, _PARTS),
     forward=_torch_forward,
     forward_of_images=_torch_forward,
     ascend=ascend_in_parts(attacks.ascend, _PARTS),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro import objectives, report_code, streams
-from frl_repro.attacks import Ascend, pgd
+from frl_repro.attacks import pgd
 from frl_repro.backends import Backend
 from frl_repro.config import (
     AlphaConfig,
@@ -45,7 +45,7 @@ image or None, scales radius and step.
 _POLICY_BATCH_SIZE = 2100  # validation images measured at once for an update
 
 
-def training_attack(config: RunConfig, ascend: Ascend) -> Attack:
+def training_attack(config: RunConfig, backend: Backend) -> Attack:
     """Return the attack of the run's own training; it must not be called in natural training."""
     settings, _ = config.training
     has_fixed_step = bool(config.departures.fixed_step)
@@ -65,7 +65,17 @@ def training_attack(config: RunConfig, ascend: Ascend) -> Attack:
                 step = step_size * by_run.amax(1, keepdim=True).expand_as(by_run).flatten()
             elif not has_fixed_step:
                 step = step_size * factor
-        return pgd(model, x, y, epsilon=radius, step_size=step, generator=generator, ascend=ascend, **_budget(settings))
+        return pgd(
+            model,
+            x,
+            y,
+            epsilon=radius,
+            step_size=step,
+            generator=generator,
+            ascend=backend.ascend,
+            logits=backend.logits,
+            **_budget(settings),
+        )
 
     return attack
 

@@ -348,9 +348,7 @@ def _train_one_epoch(
             objective=build.objective(
                 config, seeds=seeds, epochs=epochs, device=device, is_joint=not build.has_batch_statistics(model)
             ),
-            attack=speed.attack_on(
-                computing, build.training_attack(config, backend.ascend), is_compiled=config.keys.compile
-            ),
+            attack=speed.attack_on(computing, build.training_attack(config, backend), is_compiled=config.keys.compile),
             forward=lambda _, x: backend.forward(computing, x),
             class_terms=(lambda _: None) if steering is None else steering.in_epoch(models, epochs),
             augment=build.augmentation(config.dataset, at, device=device),

@@ -60,6 +60,7 @@ def evaluation_attack(settings: PGDEvaluationConfig, backend: Backend) -> Evalua
         num_restarts=settings.num_restarts,
         early_stop=settings.early_stop,
         ascend=backend.ascend,
+        logits=backend.logits,
     )
 
 

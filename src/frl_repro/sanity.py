@@ -119,6 +119,7 @@ def gather(
                 num_restarts=num_restarts,
                 generator=generator,
                 ascend=attacker.backend.ascend,
+                logits=attacker.backend.logits,
             )
 
         return attack

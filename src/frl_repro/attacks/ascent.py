@@ -1,6 +1,6 @@
 """The one place where attacks meet a model's gradient: a step's gradient, and the steps themselves, in PyTorch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -27,6 +27,17 @@ class Ascend(Protocol):
         early_stop: bool,
     ) -> Tensor:
         """Return the attacked images, shape of ``x``."""
+
+
+Logits = Callable[[nn.Module, Tensor], Tensor]
+"""A model's logits of images, without gradients."""
+
+
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits of ``x`` without gradients, in the model's own mode."""
+    with torch.no_grad():
+        answer: Tensor = model(x)
+    return answer
 
 
 def input_gradient(model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

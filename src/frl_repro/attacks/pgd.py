@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from frl_repro.attacks.ascent import Ascend, ascend, evaluation_mode
+from frl_repro.attacks.ascent import Ascend, Logits, ascend, evaluation_mode, logits
 from frl_repro.attacks.linf import per_sample, random_start
 from frl_repro.errors import UserError
 
@@ -29,6 +29,7 @@ def pgd(
     early_stop: bool = False,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ascend: Ascend = ascend,
+    logits: Logits = logits,
 ) -> Tensor:
     """Return attacked images: steepest ascent of the loss in the L-infinity ball, clipped to [0, 1].
 
@@ -64,8 +65,9 @@ def pgd(
     generator : torch.Generator or sequence of them, optional
         Source of the random starts; required when there are any. Of several, each serves one of as many equal blocks of
         ``x``: runs that are trained together keep the starts that each would draw alone.
-    ascend : callable
-        The steps themselves: PyTorch's by default, or those of another backend.
+    ascend, logits : callable
+        The steps themselves, and the model's answers that a KL objective and the choice among restarts need: PyTorch's
+        by default, or those of another backend.
 
     Returns
     -------
@@ -100,8 +102,7 @@ def pgd(
     with evaluation_mode(model):
         target = y
         if objective == "kl":
-            with torch.no_grad():
-                target = torch.softmax(model(x), dim=1)
+            target = torch.softmax(logits(model, x), dim=1)
         best = best_score = None
         for _ in range(num_restarts):
             start = x
@@ -110,7 +111,7 @@ def pgd(
             x_adv = ascend(model, x, y, target, start, radius, step, num_steps=num_steps, early_stop=early_stop)
             if num_restarts == 1:
                 return x_adv
-            score = _score(model, x_adv, y, target)
+            score = _score(logits(model, x_adv), y, target)
             if best is None or best_score is None:
                 best, best_score = x_adv, score
             else:
@@ -150,11 +151,9 @@ def fgsm(
     )
 
 
-def _score(model: nn.Module, x_adv: Tensor, y: Tensor, target: Tensor) -> Tensor:
+def _score(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Return a score by which restarts are compared: misclassified first, then the larger loss. Shape (N,)."""
-    with torch.no_grad():
-        logits = model(x_adv)
-        loss = nn.functional.cross_entropy(logits, target, reduction="none")
+    loss = nn.functional.cross_entropy(logits, target, reduction="none")
     # loss / (1 + loss) is increasing in the loss and stays below 1, the value of being misclassified.
     loss = loss.double()
     score: Tensor = (logits.argmax(1) != y).double() + loss / (1 + loss)
