@@ -339,3 +339,30 @@ def test_versions_are_shown(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"frl_repro {frl_repro.__version__} (PyTorch {torch.__version__.split('+')[0]}")
     assert f"Hydra {hydra.__version__}" in out
+
+
+def test_a_sweep_over_methods_takes_settings_that_only_they_have(monkeypatch, in_tmp):
+    steered = ["dataset.validation_fraction=0.25", "frl.num_validation=12", "frl.num_steps=1", "frl.update_every=2"]
+    short = ["retrain.trainer.num_epochs=1", "retrain.trainer.batch_size=30", "retrain.attack.num_steps=1"]
+    assert call(monkeypatch, "-m", "frl=reweight,remargin", *steered, *short, *TINY) == 0
+    runs = [json.loads(path.read_text())["config"] for path in Path("outputs").glob("*/run.json")]
+    assert sorted(run["frl"]["name"] for run in runs) == ["remargin", "reweight"]
+    assert [run["retrain"]["trainer"]["num_epochs"] for run in runs] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("retrain.trainer.num_epochs=2", "retrain.trainer.num_epochs=choice(2)"),
+        ("evaluation.epsilons=[8/255, 0.1]", "evaluation.epsilons=choice([8/255, 0.1])"),
+        ("dataset.root='a b'", "dataset.root='a b'"),  # a choice would write it otherwise
+        ("frl.num_validation=null", "frl.num_validation=null"),  # Hydra's choice() takes no null
+        ("dataset.root=", "dataset.root="),
+        ("alpha.nat=1,2", "alpha.nat=1,2"),
+        ("frl=reweight", "frl=reweight"),
+        ("seed=3", "seed=3"),
+        ("hydra.verbose=true", "hydra.verbose=true"),
+    ],
+)
+def test_a_sweep_sets_keys_of_groups_in_its_jobs_alone(text, expected):
+    assert cli._set_in_jobs(text) == expected

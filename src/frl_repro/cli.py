@@ -229,11 +229,34 @@ def _run_checked(
         own = [f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
         if not _speaks() and not any(override.startswith("hydra/hydra_logging=") for override in line.overrides):
             own.append("hydra/hydra_logging=disabled")
-        sys.argv[1:] = [*line.overrides, *own, *line.flags]
+        overrides = [_set_in_jobs(text) for text in line.overrides] if line.is_sweep else line.overrides
+        sys.argv[1:] = [*overrides, *own, *line.flags]
         with sweeps.planned(runs if line.is_sweep and _speaks() else [], command=command):
             _run_hydra(config_name, _guarded(act_on, scratch, num_jobs=len(configs)), line.overrides)
         paths = sorted(Path(scratch).glob(f"{sweeps.OUTCOME_PREFIX}*"))
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _set_in_jobs(text: str) -> str:
+    """Return a setting of a sweep such that Hydra sets it in the jobs alone: as a choice of one value.
+
+    It would set it in the defaults first, where the key need not exist: ``-m frl=reweight,remargin`` with a key of
+    ``retrain``, which the default ``frl=none`` lacks.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    override = parser.parse_override(text)
+    if "." not in override.key_or_group or override.key_or_group.startswith("hydra.") or override.is_sweep_override():
+        return text
+    key, _, value = text.partition("=")
+    chosen = f"{key}=choice({value})"
+    try:
+        is_same = list(parser.parse_override(chosen).sweep_string_iterator()) == [override.get_value_element_as_str()]
+    except HydraException:  # a value that can stand in no choice, an empty one say
+        return text
+    return chosen if is_same else text
 
 
 def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
