@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.frl import local, pool
 from test_cli import TINY, call
+from test_retraining import contents
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = [
@@ -228,6 +229,20 @@ def workers_of(pid):
     return sorted(found)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the runs of the grid and their base hold where one process does them one by one."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    command = [sys.executable, str(ROOT / "train.py"), *GRID, f"output_dir={folder}"]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return runs_under(folder)
+
+
+def runs_under(folder):
+    runs = [done.parent for done in folder.rglob("done.json")]
+    return {run.relative_to(folder).as_posix(): contents(run) for run in runs}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
@@ -237,7 +252,9 @@ def workers_of(pid):
     ],
     ids=["submitit", "ray"],
 )
-def test_a_grid_of_which_a_process_is_killed_ends_complete_with_one_base(launcher, in_tmp):
+def test_a_grid_of_which_a_process_is_killed_ends_complete_with_one_base_and_the_same_bytes(
+    launcher, undisturbed, in_tmp
+):
     package = "ray" if "ray" in launcher[0] else "submitit"
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
@@ -264,5 +281,5 @@ def test_a_grid_of_which_a_process_is_killed_ends_complete_with_one_base(launche
     assert said.count("epoch 1/1") <= 2  # of the base: twice at most, if it was its own process that was killed
     assert not (outputs / "failed.json").exists()
     assert not list(outputs.glob("sweep-*.json"))
-    done = [json.loads(path.read_text()) for path in outputs.glob("*/done.json")]
-    assert len({one["config_hash"] for one in done}) == 16
+    assert len(undisturbed) == 17
+    assert runs_under(outputs) == undisturbed
