@@ -61,7 +61,7 @@ def test_a_run_with_little_memory_writes_the_same_bytes(tmp_path, monkeypatch, c
     parts = Parts()
     scarce = dataclasses.replace(
         backends.TORCH,
-        logits=logits_in_parts(holds(9, backends._torch_logits), parts),
+        logits=logits_in_parts(holds(9, attacks.logits), parts),
         ascend=ascend_in_parts(holds(9, attacks.ascend), parts),
     )
     monkeypatch.setattr(backends, "TORCH", scarce)
