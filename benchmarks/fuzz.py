@@ -545,11 +545,12 @@ def _policy_rows() -> list[dict[str, Any]]:
 
 def _act(given: dict[str, str]) -> tuple[str, int]:
     num_inputs = whole_number("inputs", given.get("inputs", "10000"))
+    seed = whole_number("seed", given.get("seed", "0"), least=0)
     kinds = [choice("kinds", kind, FEEDS) for kind in given.get("kinds", ",".join(FEEDS)).split(",")]
     out = Path(given["out"]).resolve() if "out" in given else None
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        fuzz, counts, outside = feed(num_inputs, int(given.get("seed", "0")), kinds, Path(folder))
+        fuzz, counts, outside = feed(num_inputs, seed, kinds, Path(folder))
     seconds = time.monotonic() - started
     lines = ["| input | fed | milliseconds each | refusals | findings |", "|---|---|---|---|---|"]
     for kind in kinds:
@@ -563,7 +564,7 @@ def _act(given: dict[str, str]) -> tuple[str, int]:
     if out is not None:
         records.write_json(out / "fuzz.json", {
             "inputs": dict(counts), "refused": dict(fuzz.num_refused), "findings": len(fuzz.found),
-            "files_outside": len(outside), "seconds": round(seconds), "seed": int(given.get("seed", "0")),
+            "files_outside": len(outside), "seconds": round(seconds), "seed": seed,
         })  # fmt: skip
         (out / "fuzz.md").write_text(text_, encoding="utf-8")
     more = [f"{num_inputs} inputs in {seconds:.0f} s", *fuzz.found, *sorted(outside)]

@@ -5,7 +5,8 @@
     python benchmarks/sweep.py out=docs/sweep.json
 
 The sweep is the command that a user would type, in a process of its own whose memory is read after every job, from a
-tenth of the jobs on: before, libraries are still loaded. What launching costs is a job's share of the whole command
+tenth of the jobs on: before, libraries are still loaded. Launchers that do jobs in other processes, or all at once, say
+little by it. What launching costs is a job's share of the whole command
 less what such a run takes in a process that does nothing else (median). Linux only: memory is read from /proc.
 """
 
@@ -38,7 +39,7 @@ TINY = (
     "backend=torch",
 )  # fmt: skip
 _KEYS = {
-    "jobs": "how many   [1000]",
+    "jobs": "how many, at least 2; with few, starting the program is most of what they cost   [1000]",
     "launcher": "hydra/launcher of the sweep   [that of conf/]",
     "out": "JSON file to write   [none]",
 }
@@ -106,12 +107,19 @@ def measured(num_jobs: int, launcher: str | None) -> dict[str, Any]:
             "seconds_a_job": round(each, 3),
             "seconds_of_a_run_alone": round(of_run, 3),
             "seconds_to_launch_a_job": round(each - of_run, 3),
-            "memory_mib_smallest": round(min(memory)),
-            "memory_mib_largest": round(max(memory)),
-            "memory_growth": round(max(memory) / min(memory) - 1, 3),
+            **_growth(memory),
             "collect_seconds": round(timed(collect_cli.main, f"runs={folder / 'sweep'}"), 2),
             "status_seconds": round(timed(status_cli.main, f"runs={folder / 'sweep'}"), 2),
         }
+
+
+def _growth(memory: Sequence[float]) -> dict[str, float]:
+    """Return the smallest and the largest of the samples and by what share they differ; nothing for fewer than two."""
+    if len(memory) < 2:
+        return {}
+    smallest, largest = min(memory), max(memory)
+    growth = round(largest / smallest - 1, 3)
+    return {"memory_mib_smallest": round(smallest), "memory_mib_largest": round(largest), "memory_growth": growth}
 
 
 def _resident_mebibytes(pid: int) -> float:
@@ -123,7 +131,7 @@ def _resident_mebibytes(pid: int) -> float:
 
 
 def _act(given: dict[str, str]) -> str:
-    figures = measured(whole_number("jobs", given.get("jobs", "1000")), given.get("launcher"))
+    figures = measured(whole_number("jobs", given.get("jobs", "1000"), least=2), given.get("launcher"))
     if "out" in given:
         records.write_json(Path(given["out"]), figures)
     return "\n".join(["| what | figure |", "|---|---|", *(f"| {k} | {v} |" for k, v in figures.items())]) + "\n"

@@ -113,7 +113,7 @@ _KEYS = {
     "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published]",
     "seeds": "comma-separated seeds   [0,1,2; cadence and grid: 0]",
     "jobs": "runs at a time, each in a process; more than 1 needs the extra `parallel`   [1]",
-    "launcher": "fused trains all runs of a sweep side by side in one process; else one after the other   [basic]",
+    "launcher": "fused trains all runs of a sweep side by side in one process; else one after the other   [serial]",
     "set": "settings added to every run, separated by spaces, for example 'device=cuda'   [none]",
     "dry": "true prints the commands and runs nothing   [false]",
 }
@@ -137,7 +137,7 @@ def study(given: dict[str, str]) -> int:
     names = [choice("parts", name.strip(), STUDY) for name in given.get("parts", usual).split(",")]
     is_dry = choice("dry", given.get("dry", "false"), ("true", "false")) == "true"
     jobs = whole_number("jobs", given.get("jobs", "1"))
-    is_fused = choice("launcher", given.get("launcher", "basic"), ("basic", "fused")) == "fused"
+    is_fused = choice("launcher", given.get("launcher", "serial"), ("serial", "fused")) == "fused"
     launcher = ["hydra/launcher=fused"] if is_fused else []
     if jobs > 1:
         if is_fused:

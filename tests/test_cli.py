@@ -12,6 +12,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import frl_repro
 from frl_repro import cli, records
@@ -72,9 +73,10 @@ REFUSED = {
     "-m seed=0,1 --cfg job": "--multirun and --cfg cannot go together",
     "--info config -m": "--multirun and --info cannot go together",
     "--multi seed=0,1": "settings are written key=value",
-    "--resolve": "--resolve goes with --cfg job alone",
-    "--package alpha": "--package goes with --cfg job alone",
+    "--resolve": "--resolve goes with --cfg alone",
+    "--package alpha": "--package goes with --cfg alone",
     "-sc": "--shell-completion takes one of install=bash, ",
+    "-sc query=bash": "--shell-completion query=bash is for the shell, which says in COMP_LINE what was typed",
     "-sc seed=3": "--shell-completion takes one of install=bash, ",
     "--info alpha.nat=5": "settings are written key=value",
     "alpha.natt=5 --info": "unknown key alpha.natt",
@@ -83,6 +85,18 @@ REFUSED = {
     "--experimental-rerun config.pickle": "--experimental-rerun is not supported: it reads a pickle",
     "~hydra.verbose": "keys cannot be removed",
     "dataset=synthetic hydra.verbose=[1]": "Hydra cannot work with hydra.verbose=[1] (TypeError: ",
+    "hydra.run.dir=elsewhere": "hydra.run.dir is not a setting of this program; of Hydra's there are hydra/launcher,",
+    "hydra.job.chdir=true": "hydra.job.chdir is not a setting of this program",
+    "hydra/job_logging=default": "hydra/job_logging is not a setting of this program",
+    "hydra.mode=MULTIRUN": "hydra.mode is not a setting of this program",
+    "-m hydra.sweeper.params.seed='0,1'": "hydra.sweeper.params is for other sweepers",
+    "-m seed=0,1 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size=0: must be at least 1",
+    "-m seed=0,1 hydra/launcher=bogus": "hydra/launcher/bogus",
+    "-m seed=0,1 +hydra.launcher.bogus=1": "TypeError('SerialLauncher() takes no arguments')",
+    "-m seed=0,1 hydra/launcher=slurm hydra.launcher.executor=local hydra.launcher.num_workers=-1": (
+        "hydra.launcher.num_workers=-1: must be a whole number from 1, or null for all"
+    ),
+    "=3": "cannot read '=3': an override has the form key=value",
     "--cfg": "settings are written key=value",
     "trainer.batch_size=1": "nothing would be attacked",
     "-m seed=0,1 dataset.root=/nowhere dataset.download=false": "/nowhere",
@@ -342,7 +356,7 @@ def test_versions_are_shown(monkeypatch, capsys):
 
 
 def test_a_sweep_over_methods_takes_settings_that_only_they_have(monkeypatch, in_tmp):
-    steered = ["dataset.validation_fraction=0.25", "frl.num_validation=12", "frl.num_steps=1", "frl.update_every=2"]
+    steered = ["dataset.validation_fraction=0.25", "frl.num_validation=null", "frl.num_steps=1", "frl.update_every=2"]
     short = ["retrain.trainer.num_epochs=1", "retrain.trainer.batch_size=30", "retrain.attack.num_steps=1"]
     assert call(monkeypatch, "-m", "frl=reweight,remargin", *steered, *short, *TINY) == 0
     runs = [json.loads(path.read_text())["config"] for path in Path("outputs").glob("*/run.json")]
@@ -350,19 +364,35 @@ def test_a_sweep_over_methods_takes_settings_that_only_they_have(monkeypatch, in
     assert [run["retrain"]["trainer"]["num_epochs"] for run in runs] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("retrain.trainer.num_epochs=2", "retrain.trainer.num_epochs=choice(2)"),
-        ("evaluation.epsilons=[8/255, 0.1]", "evaluation.epsilons=choice([8/255, 0.1])"),
-        ("dataset.root='a b'", "dataset.root='a b'"),  # a choice would write it otherwise
-        ("frl.num_validation=null", "frl.num_validation=null"),  # Hydra's choice() takes no null
-        ("dataset.root=", "dataset.root="),
-        ("alpha.nat=1,2", "alpha.nat=1,2"),
-        ("frl=reweight", "frl=reweight"),
-        ("seed=3", "seed=3"),
-        ("hydra.verbose=true", "hydra.verbose=true"),
-    ],
-)
-def test_a_sweep_sets_keys_of_groups_in_its_jobs_alone(text, expected):
-    assert cli._set_in_jobs(text) == expected
+def test_flags_typed_in_one_ask_for_help_too(monkeypatch, capsys, in_tmp):
+    assert call(monkeypatch, "-hm", "seed=0,1") == 0
+    assert capsys.readouterr().out.startswith("frl_repro trains image classifiers")
+    assert list(in_tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("sweeper", ["checked", "basic"])
+def test_a_sweep_runs_the_jobs_that_were_checked_in_batches_too(sweeper, monkeypatch, capsys, in_tmp):
+    batches = ["hydra.sweeper.max_batch_size=2", "hydra/hydra_logging=disabled"]
+    assert call(monkeypatch, "-m", "seed=2,0,1", f"hydra/sweeper={sweeper}", *batches, *TINY) == 0
+    out = capsys.readouterr().out
+    seeds = [json.loads(path.read_text())["config"]["seed"] for path in Path("outputs").glob("*/run.json")]
+    assert sorted(seeds) == [0, 1, 2]
+    assert "sweep: 3 of 3 jobs have ended" in out
+
+
+def test_a_job_of_a_sweep_is_composed_twice(monkeypatch, in_tmp):
+    """Once when the command line is checked and once to run it: composing is what launching a job costs."""
+    composed = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self, *arguments, **settings):
+        composed.append(settings.get("overrides", arguments[1:]))
+        return load(self, *arguments, **settings)
+
+    def jobs(seeds):
+        composed.clear()
+        assert call(monkeypatch, "-m", f"seed={seeds}", *TINY) == 0
+        return len(composed)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    assert jobs("0,1,2,3") - jobs("4,5") == 2 * 2

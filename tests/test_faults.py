@@ -51,7 +51,10 @@ def test_the_bench_notices_what_is_lost(tmp_path):
         "checkpoints.save_state = forgetful\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    command = [str(ROOT / "benchmarks" / "faults.py"), "faults=1", "kinds=damaged_state"]
+    command = [str(ROOT / "benchmarks" / "faults.py"), "faults=1", "kinds=damaged_state", f"out={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "| 1 | 0 | 0 | 0 |" not in done.stdout
+    assert done.returncode == 1, done.stderr
+    (kind,) = json.loads((tmp_path / "faults.json").read_text())["kinds"].values()
+    assert kind["num_injected"] == 1
+    assert kind["num_recovered"] == 0
+    assert kind["num_differing_bytes"] > 0

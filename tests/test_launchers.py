@@ -1,7 +1,8 @@
-"""Launchers on many machines: jobs whose process dies are started again, scripts say what was asked for."""
+"""Launchers: what they keep, jobs whose process dies and that are started again, scripts for SLURM."""
 
 import gc
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -15,8 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from hydra_plugins.frl import local, pool
@@ -124,9 +125,24 @@ def test_a_mistaken_setting_is_one_line(setting, message, monkeypatch, capsys, i
     assert errors.count("\n") == 1
 
 
-def test_the_launchers_are_offered_with_every_setting_that_they_take():
-    names = [name.removesuffix(".yaml") for name in ConfigStore.instance().list("hydra/launcher")]
-    assert {"serial", "fused", "ray", "slurm"} <= set(names)
+def test_hydra_finds_the_launchers_by_itself():
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1", "hydra/launcher=nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    offered = done.stderr.partition("Available options")[2].split()
+    assert {"basic", "serial", "fused", "joblib", "ray", "slurm"} <= set(offered)
+
+
+@pytest.mark.parametrize(("node", "launcher"), [(pool.RAY, pool.RayLauncher), (pool.SLURM, pool.SlurmLauncher)])
+def test_every_setting_that_a_launcher_takes_has_a_default(node, launcher):
+    assert node.keys() - {"_target_"} == inspect.signature(launcher).parameters.keys()
+    assert node["_target_"].endswith(launcher.__name__)
+
+
+@pytest.mark.parametrize("setting", [{"num_workers": 0}, {"num_workers": -1}, {"num_workers": "x"}, {"retries": -1}])
+def test_numbers_that_would_wait_for_ever_are_refused(setting):
+    with pytest.raises(HydraException, match=r"hydra.launcher.\w+=.*: must be a whole number from [01]"):
+        launched({}, **setting)
 
 
 @pytest.mark.parametrize("program", ["config", "evaluate", "sanity"])
@@ -153,11 +169,13 @@ def test_settings_of_jobs_that_have_ended_are_not_kept(monkeypatch):
     config = OmegaConf.create({"hydra": {"hydra_logging": None, "verbose": False}})
     launcher = local.SerialLauncher()
     seen = []
-    launcher.setup(
-        hydra_context=SimpleNamespace(config_loader=loader),
-        task_function=lambda cfg: (seen.append(cfg.hydra.job.num), gc.collect()),
-        config=config,
-    )
+
+    def task(cfg):
+        seen.append(cfg.hydra.job.num)
+        gc.collect()
+
+    task.work = None
+    launcher.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=task, config=config)
     returned = launcher.launch([[f"seed={number}"] for number in range(6)], 3)
     assert seen == [3, 4, 5, 6, 7, 8]
     assert max(kept) <= 1

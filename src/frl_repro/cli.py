@@ -21,6 +21,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
@@ -44,8 +45,14 @@ if TYPE_CHECKING:
             """Take the jobs' composed settings, the command line for the record, and whether it is a sweep."""
 
 
+# What people need of Hydra's settings. Others put files where nothing here looks for them, or start what is unchecked.
+_HYDRA_KEYS = (
+    "hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra/hydra_logging", "hydra.verbose",
+    "hydra.job.env_set.",
+)  # fmt: skip
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _SHOWN_VERSIONS = {"PyTorch": "torch", "Hydra": "hydra-core"}
+_LONGEST_MESSAGE = 400  # characters of a library's message
 _INTERRUPTED = 130  # the shell's convention for a command ended by Ctrl-C
 _INTERRUPTED_LINE = "interrupted; the same command continues where this one stopped\n"
 
@@ -83,14 +90,7 @@ def _evaluate(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -
     from frl_repro.measure import measure_checkpoint
 
     del is_sweep  # measurements of one checkpoint write the same bytes: none waits for another
-    outcomes: list[Exception | None] = []
-    for composed in jobs:
-        try:
-            measure_checkpoint(parse(composed, EvaluateConfig), command=command)
-            outcomes.append(None)
-        except Exception as problem:
-            outcomes.append(problem)
-    return outcomes
+    return _one_by_one(jobs, lambda composed: measure_checkpoint(parse(composed, EvaluateConfig), command=command))
 
 
 def _sanity(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
@@ -98,10 +98,14 @@ def _sanity(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> 
     from frl_repro.sanity import check_checkpoint
 
     del is_sweep  # as with measurements
+    return _one_by_one(jobs, lambda composed: check_checkpoint(parse(composed, SanityConfig), command=command))
+
+
+def _one_by_one(jobs: Sequence[dict[str, Any]], do: Callable[[dict[str, Any]], object]) -> list[Exception | None]:
     outcomes: list[Exception | None] = []
     for composed in jobs:
         try:
-            check_checkpoint(parse(composed, SanityConfig), command=command)
+            do(composed)
             outcomes.append(None)
         except Exception as problem:
             outcomes.append(problem)
@@ -187,21 +191,23 @@ def _refuse_several_processes(config_name: str, overrides: Sequence[str]) -> Non
 
 def _run_jobs(config_name: str, act: Act) -> int:
     arguments = sys.argv[1:]
-    if "-h" in arguments or "--help" in arguments:
+    if "--help" in arguments or "-h" in arguments:  # without Hydra, which takes a second to import
         return _print_help(config_name)
     if "--version" in arguments:
         return _print_version()
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
     try:
         line = read_command_line(arguments)
+        if line.asks_for_help:
+            return _print_help(config_name)
         if line.is_answered:
             sys.argv[1:] = [*line.overrides, *line.flags]
-            _run_hydra(config_name, _no_task, line.overrides)
+            _run_hydra(config_name, _no_task, line)
             return 0
         _register_resolvers()
-        configs = check_command_line(arguments, config_name)
+        jobs = _checked_jobs(line, config_name)
         _refuse_several_processes(config_name, line.overrides)
-        outcomes = _run_checked(config_name, act, line, configs, command)
+        outcomes = _run_checked(config_name, act, line, jobs, command)
     except UserError as mistake:
         return _fail(str(mistake))
     if line.is_sweep and _speaks():
@@ -214,49 +220,42 @@ def _no_task(_: DictConfig) -> None:
 
 
 def _run_checked(
-    config_name: str,
-    act: Act,
-    line: CommandLine,
-    configs: Sequence[RunConfig | EvaluateConfig | SanityConfig],
-    command: str,
+    config_name: str, act: Act, line: CommandLine, jobs: Sequence[_Job], command: str
 ) -> list[dict[str, Any]]:
     """Have Hydra run the jobs of a command line that was checked; return what became of each."""
     act_on = functools.partial(act, command=command, is_sweep=line.is_sweep)
-    runs = [(config.keys.output_dir, config.folder) for config in configs if _is_run(config)]
-    # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what became
-    # of each job from wherever it ran, and is thrown away.
+    runs = [(job.config.keys.output_dir, job.config.folder) for job in jobs if _is_run(job.config)]
     with tempfile.TemporaryDirectory() as scratch:
-        own = [f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
-        if not _speaks() and not any(override.startswith("hydra/hydra_logging=") for override in line.overrides):
-            own.append("hydra/hydra_logging=disabled")
-        overrides = [_set_in_jobs(text) for text in line.overrides] if line.is_sweep else line.overrides
-        sys.argv[1:] = [*overrides, *own, *line.flags]
+        task = _guarded(act_on, scratch, num_jobs=len(jobs))
+        overrides = line.overrides
+        if line.is_sweep:
+            # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what
+            # became of each job from wherever it ran, and is thrown away.
+            overrides = [*_outside_jobs(line), f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
+            task.jobs = [job.overrides for job in jobs]  # type: ignore[attr-defined]
+        if not _speaks() and not any(override.startswith("hydra/hydra_logging=") for override in overrides):
+            overrides = [*overrides, "hydra/hydra_logging=disabled"]
+        sys.argv[1:] = [*overrides, *line.flags]
         with sweeps.planned(runs if line.is_sweep and _speaks() else [], command=command):
-            _run_hydra(config_name, _guarded(act_on, scratch, num_jobs=len(configs)), line.overrides)
+            _run_hydra(config_name, task, line)
         paths = sorted(Path(scratch).glob(f"{sweeps.OUTCOME_PREFIX}*"))
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def _set_in_jobs(text: str) -> str:
-    """Return a setting of a sweep such that Hydra sets it in the jobs alone: as a choice of one value.
+def _outside_jobs(line: CommandLine) -> list[str]:
+    """Return what Hydra must know of a sweep besides its jobs: its own settings, groups, and where outputs go.
 
-    It would set it in the defaults first, where the key need not exist: ``-m frl=reweight,remargin`` with a key of
-    ``retrain``, which the default ``frl=none`` lacks.
+    `hydra/sweeper=checked` takes the jobs as they were checked. Hydra would set keys in the defaults first, where they
+    need not exist: ``-m frl=reweight,remargin`` with a key of ``retrain``, which the default ``frl=none`` lacks.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    override = parser.parse_override(text)
-    if "." not in override.key_or_group or override.key_or_group.startswith("hydra.") or override.is_sweep_override():
-        return text
-    key, _, value = text.partition("=")
-    chosen = f"{key}=choice({value})"
-    try:
-        is_same = list(parser.parse_override(chosen).sweep_string_iterator()) == [override.get_value_element_as_str()]
-    except HydraException:  # a value that can stand in no choice, an empty one say
-        return text
-    return chosen if is_same else text
+    parsed = _parsed(line.overrides)
+    if any(override.key_or_group == "hydra/sweeper" for override in parsed):
+        return list(line.overrides)  # another sweeper makes its own jobs
+    return [
+        text
+        for text, override in zip(line.overrides, parsed, strict=True)
+        if _is_hydras(override) or ("." not in override.key_or_group and not override.is_sweep_override())
+    ]
 
 
 def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
@@ -394,8 +393,8 @@ def _plain(container: Any) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _run_hydra(config_name: str, task: Callable[[DictConfig], None], overrides: Sequence[str]) -> None:
-    """Have Hydra do what ``sys.argv`` says; ``overrides``: what was typed of it, for messages."""
+def _run_hydra(config_name: str, task: Callable[[DictConfig], None], line: CommandLine) -> None:
+    """Have Hydra do what ``sys.argv`` says; ``line``: what was typed of it, for messages."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -405,14 +404,16 @@ def _run_hydra(config_name: str, task: Callable[[DictConfig], None], overrides: 
     try:
         hydra.main(version_base="1.3", config_path=str(_config_dir()), config_name=config_name)(task)()
     except (HydraException, OmegaConfBaseException) as problem:
-        raise UserError(_first_line(problem)) from None
+        raise UserError(_in_one_line(problem)) from None
     except UserError:
         raise
     except Exception as problem:  # of the launcher: jobs report their own
-        hydra_own = [text for text in overrides if text.lstrip("+").startswith("hydra.")]
-        if hydra_own and isinstance(problem, TypeError | ValueError | LookupError | AttributeError):
-            what = f"{type(problem).__name__}: {_first_line(problem)}"
-            raise UserError(f"Hydra cannot work with {' '.join(hydra_own)} ({what})") from None
+        hydras = [text for text in line.overrides if text.lstrip("+").startswith("hydra.")]
+        if hydras and isinstance(problem, TypeError | ValueError | LookupError | AttributeError | AssertionError):
+            what = f"{type(problem).__name__}: {_in_one_line(problem)}"
+            raise UserError(f"Hydra cannot work with {' '.join(hydras)} ({what})") from None
+        if not line.is_sweep:
+            raise
         raise UserError(f"the launcher gave up: {reason(problem)}; the same command takes up what is left") from None
     finally:
         if before is None:
@@ -425,6 +426,15 @@ def _register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("px", lambda grey_levels: float(grey_levels) / 255, replace=True)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One job of a command line, composed and checked; ``overrides`` are those that are not Hydra's own."""
+
+    overrides: list[str]
+    composed: dict[str, Any]
+    config: RunConfig | EvaluateConfig | SanityConfig
 
 
 def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunConfig | EvaluateConfig | SanityConfig]:
@@ -442,6 +452,10 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
     UserError
         The first mistake: unknown key or choice, wrong type or range, settings that contradict or ignore one another.
     """
+    return [job.config for job in _checked_jobs(read_command_line(arguments), config_name)]
+
+
+def _checked_jobs(line: CommandLine, config_name: str) -> list[_Job]:
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -452,12 +466,11 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
 
     kinds: dict[str, Kind] = {"config": RunConfig, "evaluate": EvaluateConfig, "sanity": SanityConfig}
     kind = kinds[config_name]
-    line = read_command_line(arguments)
-    parser = OverridesParser.create()
     try:
-        overrides = [_parse_override(parser, text) for text in line.overrides]
+        overrides = _parsed(line.overrides)
         for override in overrides:
             _check_override(override, kind)
+        _refuse_params_of_the_usual_sweeper(overrides)
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
             # Groups decide which keys exist; an experiment's sweep is read before keys are set.
             fixed = [
@@ -467,23 +480,25 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
             ]
             _refuse_sweeps_of_sweeps(overrides, config_name)
             hydra_settings = compose(config_name, fixed, return_hydra_config=True).hydra
-            swept = parser.parse_overrides([f"{k}={v}" for k, v in (hydra_settings.sweeper.params or {}).items()])
+            params = [f"{k}={v}" for k, v in (hydra_settings.sweeper.params or {}).items()]
+            swept = OverridesParser.create().parse_overrides(params)
+            own = [override for override in overrides if not _is_hydras(override)]
             choices_of = functools.cache(functools.partial(_choices, config_name))
-            configs = []
-            for job in _jobs(overrides, swept, is_sweep=line.is_sweep):
+            jobs = []
+            for job in _jobs(own, swept, is_sweep=line.is_sweep):
                 _refuse_ignored(job, choices_of, kind)
                 composed = _plain(OmegaConf.to_container(compose(config_name, list(job)), resolve=True))
-                configs.append(parse(composed, kind))
-            return configs
+                jobs.append(_Job(list(job), composed, parse(composed, kind)))
+            return jobs
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(_in_one_line(error)) from None
     except UserError:
         raise
     except Exception as problem:  # whatever the parser makes of a file of conf/ that someone has edited
         broken = _broken_settings()
         if broken is None and not isinstance(problem, ValueError):
             raise
-        raise UserError(broken or f"cannot compose the settings: {_first_line(problem)}") from None
+        raise UserError(broken or f"cannot compose the settings: {_in_one_line(problem)}") from None
 
 
 def _broken_settings() -> str | None:
@@ -499,7 +514,7 @@ def _broken_settings() -> str | None:
         except yaml.YAMLError as problem:
             mark = getattr(problem, "problem_mark", None)
             where = "" if mark is None else f", line {mark.line + 1}"
-            return f"{path}{where} is no valid YAML: {getattr(problem, 'problem', None) or _first_line(problem)}"
+            return f"{path}{where} is no valid YAML: {getattr(problem, 'problem', None) or _in_one_line(problem)}"
         except Exception as problem:  # the parser itself breaks at some
             return f"{path} is no valid YAML ({type(problem).__name__})"
     return None
@@ -538,29 +553,42 @@ def configure_evaluation(*overrides: str) -> EvaluateConfig:
 
 def _composed(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
     """Return the checked settings of one job as plain containers."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
     for override in overrides:
         if override.startswith("-"):
             raise UserError(f"{override!r} is a flag of the command line: only settings key=value configure a run")
     _register_resolvers()
-    check_command_line(overrides, config_name)
-    with initialize_config_dir(str(_config_dir()), version_base="1.3"):
-        return _plain(OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True))
+    (job,) = _checked_jobs(read_command_line(overrides), config_name)
+    return job.composed
 
 
-def _parse_override(parser: Any, text: str) -> Override:
+def _parsed(texts: Sequence[str]) -> list[Override]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    try:
-        (override,) = parser.parse_overrides([text])
-    except HydraException:
-        hint = "quote values with special characters" if "=" in text else "an override has the form key=value"
-        raise UserError(f"cannot read {text!r}: {hint}") from None
-    assert override is not None
-    parsed: Override = override
-    return parsed
+    parser = OverridesParser.create()
+    overrides = []
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            hint = "quote values with special characters" if "=" in text else "an override has the form key=value"
+            raise UserError(f"cannot read {text!r}: {hint}") from None
+        if not override.key_or_group:
+            raise UserError(f"cannot read {text!r}: an override has the form key=value")
+        overrides.append(override)
+    return overrides
+
+
+def _is_hydras(override: Override) -> bool:
+    key = override.key_or_group
+    return key == "hydra" or key.startswith(("hydra.", "hydra/"))
+
+
+def _refuse_params_of_the_usual_sweeper(overrides: Sequence[Override]) -> None:
+    """Refuse to sweep by Hydra's setting for it: jobs are made, and checked, of what is typed with commas."""
+    keys = [override.key_or_group for override in overrides]
+    if "hydra/sweeper" not in keys and any(key.startswith("hydra.sweeper.params") for key in keys):
+        raise UserError("hydra.sweeper.params is for other sweepers (hydra/sweeper=...): write key=value1,value2")
 
 
 def _check_override(override: Override, kind: Kind) -> None:
@@ -570,7 +598,10 @@ def _check_override(override: Override, kind: Kind) -> None:
     key = override.key_or_group
     if override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be removed")
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+    if _is_hydras(override):
+        if key not in _HYDRA_KEYS and not key.startswith(tuple(name for name in _HYDRA_KEYS if name.endswith("."))):
+            known = ", ".join(f"{name}*" if name.endswith(".") else name for name in _HYDRA_KEYS)
+            raise UserError(f"{key} is not a setting of this program; of Hydra's there are {known}")
         return
     groups = [path.name for path in _config_dir().iterdir() if path.is_dir()]
     known_groups = [group for group in groups if group in kind.__dataclass_fields__]
@@ -664,6 +695,9 @@ def _jobs(overrides: Sequence[Override], swept: Sequence[Override], *, is_sweep:
     return list(itertools.product(*axes.values()))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _in_one_line(error: BaseException) -> str:
+    """Return a library's message without its line breaks, and without the lines in which OmegaConf names its types."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    text = " ".join(kept) or type(error).__name__
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]} ..."

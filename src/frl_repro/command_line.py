@@ -6,6 +6,7 @@ Hydra is imported inside functions: ``--help`` and completion must not wait for 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -35,12 +36,14 @@ class CommandLine:
     is_sweep : bool
     is_answered : bool
         Hydra prints an answer of its own (its help, or tab completion): no settings are read.
+    asks_for_help : bool
     """
 
     flags: list[str]
     overrides: list[str]
     is_sweep: bool = False
     is_answered: bool = False
+    asks_for_help: bool = False
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
@@ -63,6 +66,8 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     parser.allow_abbrev = False
     parser.error = _refuse  # type: ignore[method-assign]
     given = parser.parse_intermixed_args(list(arguments))
+    if given.help:  # -hm and the like
+        return CommandLine([], [], asks_for_help=True)
     for name, why in _REFUSED.items():
         if getattr(given, name) is not None:
             raise UserError(f"{_flag(name)} is not supported: {why}")
@@ -72,7 +77,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     if len(modes) > 1:
         raise UserError(f"{_flag(modes[0])} and {_flag(modes[1])} cannot go together: leave one out")
     if given.cfg is None and (given.resolve or given.package is not None):
-        raise UserError(f"{'--resolve' if given.resolve else '--package'} goes with --cfg job alone")
+        raise UserError(f"{'--resolve' if given.resolve else '--package'} goes with --cfg alone")
     if given.shell_completion:
         return _completion(given.overrides)
     return CommandLine(_flags(given), list(given.overrides), is_sweep=given.multirun)
@@ -91,6 +96,8 @@ def _completion(overrides: Sequence[str]) -> CommandLine:
     known = [f"{what}={shell}" for what in ("install", "uninstall", "query") for shell in _SHELLS]
     if len(overrides) != 1 or overrides[0] not in known:
         raise UserError(f"--shell-completion takes one of {', '.join(known)} and nothing else")
+    if overrides[0].startswith("query=") and "COMP_LINE" not in os.environ:
+        raise UserError(f"--shell-completion {overrides[0]} is for the shell, which says in COMP_LINE what was typed")
     return CommandLine(["--shell-completion"], list(overrides), is_answered=True)
 
 

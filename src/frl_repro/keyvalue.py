@@ -102,10 +102,10 @@ def choice(key: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
-def whole_number(key: str, value: str) -> int:
-    """Return a whole number from 1; UserError for anything else."""
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"{key}={value} is not a whole number from 1")
+def whole_number(key: str, value: str, *, least: int = 1) -> int:
+    """Return a whole number from ``least``, not below 0; UserError for anything else."""
+    if not (value.isascii() and value.isdecimal()) or int(value) < least:
+        raise UserError(f"{key}={value} is not a whole number from {least}")
     return int(value)
 
 

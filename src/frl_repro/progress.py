@@ -27,6 +27,7 @@ def set_up_logging() -> None:
         LOGGER.addHandler(_StandardOutput())
         LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO)
+    LOGGER.disabled = False  # hydra/hydra_logging=disabled disables every logger that there is
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
@@ -15,10 +16,16 @@ Job = tuple[str, DictConfig]
 
 
 class ComposingLauncher(Launcher):
-    """Hands out the jobs of a sweep; what does them is the task of `frl_repro.cli` with its attributes."""
+    """Hands out the jobs of a sweep; what does them is the task that `frl_repro.cli` makes, or its attributes.
+
+    ``together`` takes all jobs at once; ``work`` does jobs anywhere, also on another machine, and returns what became
+    of them, and ``note`` takes that down here.
+    """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives."""
+        if not hasattr(task_function, "work"):
+            raise HydraException("this launcher serves the programs of frl_repro alone")
         self._context, self._config = hydra_context, config
         self._task: Any = task_function  # of `frl_repro.cli`, with its attributes
 

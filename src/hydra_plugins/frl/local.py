@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
-from hydra.errors import HydraException
 from omegaconf import open_dict
 
 from hydra_plugins.frl.composing import ComposingLauncher, ended, shown
@@ -51,8 +50,6 @@ class FusedLauncher(ComposingLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
         """Run the jobs."""
-        if not hasattr(self._task, "together"):
-            raise HydraException("hydra/launcher=fused serves frl_repro's train.py and evaluate.py alone")
         setup_globals()
         self._task.together(list(self._jobs(job_overrides)))
         return ended(job_overrides)

@@ -34,7 +34,7 @@ RAY: dict[str, Any] = {
 SLURM: dict[str, Any] = {
     "_target_": f"{__name__}.SlurmLauncher",
     "executor": "slurm",  # local: processes of this machine instead, to try it out
-    "folder": "outputs/slurm",  # scripts, logs and results of jobs; every machine must see it
+    "folder": "${output_dir}/slurm",  # scripts, logs and results of jobs; every machine must see it
     "num_workers": None,  # jobs at a time; null: as many as there are (local: as many as processors)
     "cpus_per_job": 1,
     "gpus_per_job": 0,
@@ -70,8 +70,7 @@ class PoolLauncher(ComposingLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
         """Run the jobs."""
-        if not hasattr(self._task, "work"):
-            raise HydraException("this launcher serves frl_repro's train.py and evaluate.py alone")
+        self._check()
         setup_globals()
         # Processes that start anew find the package where this one has it.
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
@@ -83,6 +82,13 @@ class PoolLauncher(ComposingLauncher):
             self.stop()
         return ended(job_overrides)
 
+    def _check(self) -> None:
+        for name, value, least in (("num_workers", self._num_workers, 1), ("retries", self._retries, 0)):
+            if (value is None and least == 1) or (type(value) is int and value >= least):
+                continue
+            also = ", or null for all" if least == 1 else ""
+            raise HydraException(f"hydra.launcher.{name}={value}: must be a whole number from {least}{also}")
+
     def _run(self, work: Sequence[Work]) -> None:
         waiting = deque(range(len(work)))
         num_starts = [0] * len(work)
@@ -92,8 +98,8 @@ class PoolLauncher(ComposingLauncher):
             chosen = [waiting.popleft() for _ in range(min(len(waiting), most - len(running)))]
             for index, handle in zip(chosen, self.submit([work[index] for index in chosen]), strict=True):
                 running[index], num_starts[index] = handle, num_starts[index] + 1
-            ended = [index for index, handle in running.items() if self.has_ended(handle)]
-            for index in ended:
+            over = [index for index, handle in running.items() if self.has_ended(handle)]
+            for index in over:
                 try:
                     outcomes = self.outcome(running.pop(index))
                 except Exception as problem:  # the process died: whatever a library makes of that
@@ -104,7 +110,7 @@ class PoolLauncher(ComposingLauncher):
                         continue
                     outcomes = [_lost(work[index], why)]
                 self._task.note(outcomes)
-            if not ended:
+            if not over:
                 time.sleep(_SECONDS_BETWEEN)
 
     @abstractmethod
