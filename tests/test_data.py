@@ -1,5 +1,6 @@
 """Data sets: sources, content checks, cache, resize and the value types. No network, and never the user's cache."""
 
+import dataclasses
 import gzip
 import hashlib
 import logging
@@ -685,3 +686,27 @@ def test_real_fashion_mnist():
     assert torch.bincount(whole.labels).tolist() == [6_000] * 10
     # First label of the training file, as the publisher shows it: an ankle boot.
     assert dataset.class_names[whole.labels[0]] == "Ankle boot"
+
+
+def test_the_digest_follows_what_a_data_set_holds():
+    same, other_seed = load_dataset(SyntheticConfig()), load_dataset(SyntheticConfig(split_seed=1))
+    first = load_dataset(SyntheticConfig())
+    assert first.digest == same.digest
+    assert first.digest != other_seed.digest
+
+    def changed(**parts):
+        return dataclasses.replace(first, **parts).digest
+
+    pixels = first.test.images.clone()
+    pixels[3, 0, 5, 5] ^= 1
+    labels = first.test.labels.clone()
+    labels[[0, 1]] = labels[[0, 1]] + torch.tensor([1, -1])
+    digests = {
+        first.digest,
+        changed(test=Split(images=pixels, labels=first.test.labels)),
+        changed(test=Split(images=first.test.images, labels=labels)),
+        changed(train=first.test, test=first.train),
+        changed(validation=None),
+        changed(class_names=("a", "b", "c", "d", "e")),
+    }
+    assert len(digests) == 6

@@ -1,5 +1,7 @@
 """Value types of the data: images and labels as whole tensors in memory, and the splits of one data set."""
 
+import functools
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +81,22 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes K."""
         return len(self.class_names)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Sha256 (hexadecimal) of what the data set holds: class names, and each split's pixels and labels in order.
+
+        It does not depend on where the files lie or how they are named, apart from class names.
+        """
+        digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+        for split in (self.train, self.validation, self.test):
+            if split is None:
+                digest.update(b"no split\n")
+                continue
+            digest.update(f"\n{tuple(split.images.shape)}\n".encode())
+            digest.update(split.images.contiguous().numpy().data)
+            digest.update(split.labels.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def batch_to_float(images: Tensor) -> Tensor:
