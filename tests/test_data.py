@@ -46,6 +46,7 @@ class FashionMnistConfig:
     download: bool = False
     cache_dir: str | None = None
     validation_fraction: float = 0.25
+    selection_fraction: float = 0.0
     split_seed: int = 0
     num_train: int | None = None
     num_test: int | None = None
@@ -58,6 +59,7 @@ class SyntheticConfig:
     num_train: int = 50
     num_test: int = 20
     validation_fraction: float = 0.2
+    selection_fraction: float = 0.0
     split_seed: int = 0
 
 

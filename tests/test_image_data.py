@@ -34,6 +34,7 @@ class Config:
     image_size: int | None = None
     num_channels: int | None = None
     validation_fraction: float = 0.0
+    selection_fraction: float = 0.0
     split_seed: int = 0
     num_train: int | None = None
     num_test: int | None = None

@@ -18,6 +18,7 @@ from frl_repro.config import RunConfig, parse
 from frl_repro.data import Split, stratified_order
 from frl_repro.errors import UserError
 from frl_repro.models import build_model
+from frl_repro.outcomes import read_outcomes
 from test_config import composed
 
 METHODS = [
@@ -303,3 +304,40 @@ def test_every_attacked_sample_stays_within_its_own_classs_margin(recipe, follow
     step = torch.as_tensor(used["step_size"])
     expected = config.retrain.attack.step_size * (factors[y] if follows else torch.ones(()))
     assert torch.equal(step.expand(30), expected.expand(30))
+
+
+def test_selection_images_are_measured_before_and_after_and_steer_nothing(tmp_path, bases, monkeypatch):
+    settings = {"base_dir": str(bases), "dataset__selection_fraction": 0.5, "dataset__num_train": 240}
+    first = experiment.run(tiny(tmp_path / "first", **settings))
+    table = records.read_classwise(first / "classwise.csv")
+    assert set(table.loc[table["split"] == "selection", "epoch"]) == {0, 2}
+    counts = table.groupby("split")["count"].max()
+    assert counts["selection"] == counts["validation"] == 10  # of 60 validation images in 3 classes, half each
+
+    load = experiment.load_dataset
+
+    def load_with_other_selection_labels(config):
+        dataset = load(config)
+        labels = (dataset.selection.labels + 1) % 3
+        return dataclasses.replace(dataset, selection=dataclasses.replace(dataset.selection, labels=labels))
+
+    monkeypatch.setattr(experiment, "load_dataset", load_with_other_selection_labels)
+    other = experiment.run(tiny(tmp_path / "other", **settings))
+    for name in ("policy.csv", "history.csv", "model.safetensors"):
+        assert (first / name).read_bytes() == (other / name).read_bytes(), name
+    other_table = records.read_classwise(other / "classwise.csv")
+    differing = table[(table != other_table).any(axis=1) & (table["natural_error"] != other_table["natural_error"])]
+    assert set(differing["split"]) == {"selection"}
+
+
+def test_a_run_keeps_which_test_images_are_wrong(finished):
+    table = records.read_classwise(finished / "classwise.csv").query("split == 'test' and epoch == 2")
+    kept = read_outcomes(finished / "outcomes.safetensors")
+    assert kept.about["run_id"] == table["run_id"].iloc[0]
+    for epsilon, rows in table.groupby("epsilon"):
+        (wrong,) = (is_error for radius, is_error in kept.is_robust_error.items() if abs(radius - epsilon) < 1e-6)
+        for row in rows.itertuples():
+            of_class = kept.labels == row.class_id
+            assert of_class.sum() == row.count
+            assert kept.is_natural_error[of_class].sum() == row.num_natural_errors
+            assert wrong[of_class].sum() == row.num_natural_errors + row.num_boundary_errors

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frl_repro.data.splits import split_train_validation, stratified_order, subset
+from frl_repro.data.splits import split_train_validation, split_validation, stratified_order, subset
 from frl_repro.errors import UserError
 
 labels_of_any_counts = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(torch.tensor)
@@ -156,3 +156,26 @@ def test_subset_refuses_impossible_sizes():
             subset(labels, num, seed=0)
     with pytest.raises(UserError, match="2 images leave 1 of 3 classes without an image: use more images"):
         subset(labels, 2, seed=0)
+
+
+@without_deadline
+@given(num_classes=st.integers(1, 6), count=st.integers(4, 20), fraction=st.sampled_from([0.25, 0.5, 0.75]), seed=seeds)
+def test_selection_images_are_apart_from_those_that_steer_and_stratified(num_classes, count, fraction, seed):
+    labels = torch.arange(num_classes).repeat(count)
+    labels = labels[stratified_order(labels, generator(seed))]
+    steering, chosen_on = split_validation(labels, fraction)
+    assert sorted([*steering.tolist(), *chosen_on.tolist()]) == list(range(len(labels)))
+    assert len(chosen_on) == round(fraction * len(labels))
+    for part in (steering, chosen_on):
+        counts = torch.bincount(labels[part], minlength=num_classes)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_no_selection_leaves_all_validation_images_to_the_policy():
+    steering, chosen_on = split_validation(torch.tensor([0, 1, 1, 0]), 0.0)
+    assert (steering.tolist(), chosen_on.tolist()) == ([0, 1, 2, 3], [])
+
+
+def test_a_selection_that_lacks_a_class_is_refused():
+    with pytest.raises(UserError, match="leaves a class without an image"):
+        split_validation(torch.tensor([0, 1, 0, 1]), 0.25)

@@ -87,6 +87,7 @@ class FashionMNISTConfig:
 
     name: str = _key()
     validation_fraction: float = _key("[0, 1)")
+    selection_fraction: float = _key("[0, 1)", added_as=0.0)
     split_seed: int = _key("[0, inf)")
     num_train: int | None = _key("[1, inf)")
     num_test: int | None = _key("[1, inf)")
@@ -102,6 +103,7 @@ class TorchvisionConfig:
 
     name: str = _key()
     validation_fraction: float = _key("[0, 1)")
+    selection_fraction: float = _key("[0, 1)", added_as=0.0)
     split_seed: int = _key("[0, inf)")
     num_train: int | None = _key("[1, inf)")
     num_test: int | None = _key("[1, inf)")
@@ -117,6 +119,7 @@ class CIFAR10JPEGConfig:
 
     name: str = _key()
     validation_fraction: float = _key("[0, 1)")
+    selection_fraction: float = _key("[0, 1)", added_as=0.0)
     split_seed: int = _key("[0, inf)")
     num_train: int | None = _key("[1, inf)")
     num_test: int | None = _key("[1, inf)")
@@ -134,6 +137,7 @@ class ImageFolderConfig:
     image_size: int | None = _key("[8, inf)")
     num_channels: int | None = _key("[1, 3]")
     validation_fraction: float = _key("[0, 1)")
+    selection_fraction: float = _key("[0, 1)", added_as=0.0)
     split_seed: int = _key("[0, inf)")
     num_train: int | None = _key("[1, inf)")
     num_test: int | None = _key("[1, inf)")
@@ -150,6 +154,7 @@ class SyntheticConfig:
     num_train: int = _key("[1, inf)")
     num_test: int = _key("[1, inf)")
     validation_fraction: float = _key("[0, 1)")
+    selection_fraction: float = _key("[0, 1)", added_as=0.0)
     split_seed: int = _key("[0, inf)")
     augmentation: str = _key(one_of=_AUGMENTATIONS, added_as="none")
 
@@ -902,6 +907,10 @@ def _check_dataset(dataset: DatasetConfig, evaluation: PGDEvaluationConfig | Aut
             raise UserError("dataset.root is missing: give dataset.root=FOLDER with FOLDER/train/<class>/*, test alike")
         if dataset.num_channels == 2:
             raise UserError("dataset.num_channels=2: give 1 (grey) or 3 (colour), or null for images as they are")
+    if dataset.validation_fraction == 0 and dataset.selection_fraction != 0:
+        raise UserError(
+            "dataset.selection_fraction has no effect with dataset.validation_fraction=0: it is a share of these images"
+        )
     asks_for_validation = isinstance(evaluation, PGDEvaluationConfig) and evaluation.num_validation is not None
     if dataset.validation_fraction == 0 and asks_for_validation:
         raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")

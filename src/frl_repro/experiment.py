@@ -33,7 +33,8 @@ from frl_repro.errors import UserError
 from frl_repro.fitting import Bench, Fitted, fit, new_model
 from frl_repro.lockstep import grouped, runs_at_once, share_out
 from frl_repro.loggers import LOGGERS, Logger, forget
-from frl_repro.measure import resolve_device, set_up_machine
+from frl_repro.measure import Measured, resolve_device, set_up_machine
+from frl_repro.outcomes import OUTCOMES_FILE, write_outcomes
 from frl_repro.progress import LOGGER
 from frl_repro.provenance import describe
 from frl_repro.run_folder import (
@@ -383,6 +384,8 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
     records.write_json(folder / RUN_FILE, provenance)
     if dataset.validation is not None:
         indices = {"train": dataset.train_indices, "validation": dataset.validation_indices}
+        if dataset.selection_indices is not None:
+            indices["selection"] = dataset.selection_indices
         write_bytes(folder / SPLIT_FILE, safetensors.torch.save(indices))
     LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
     return provenance
@@ -392,12 +395,14 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     """Measure the test split, write the run's tables, and ``done.json`` last."""
     bench, config, folder = opened.bench, opened.bench.config, opened.bench.folder
     num_epochs = config.training[1].num_epochs
-    rows = fitted.rows + _measure_test(bench, fitted)
+    measured = _measure_kept(bench, fitted)
     if not distributed.is_writer():
         return
+    rows = [*fitted.rows, *(row for one in measured for row in one.rows)]
     origin = {**bench.keys, "epoch": num_epochs, "checkpoint": rows[-1]["checkpoint"]}
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     records.write_table(folder / CLASSWISE_FILE, rows, records.CLASSWISE_HEADER)
+    write_outcomes(folder / OUTCOMES_FILE, bench.outcomes(measured[-1]))
     records.write_table(folder / HISTORY_FILE, fitted.history, records.HISTORY_COLUMNS)
     if config.retrain is not None:
         records.write_table(folder / POLICY_FILE, fitted.policy_rows, records.POLICY_COLUMNS)
@@ -405,23 +410,30 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
     records.write_json(folder / RUN_FILE, {**opened.provenance, **effort})
-    results = [folder / name for name in (*RESULT_FILES, BEST_FILE) if (folder / name).exists()]
+    results = [folder / name for name in (*RESULT_FILES, OUTCOMES_FILE, BEST_FILE) if (folder / name).exists()]
     checksums = {path.name: sha256(path) for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
     forget_state(folder)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder))
 
 
-def _measure_test(bench: Bench, fitted: Fitted) -> list[dict[str, Any]]:
-    """Measure the kept checkpoints on the test split, once: the best one, where it is another one, and the last."""
-    num_epochs, test = bench.config.training[1].num_epochs, bench.dataset.test
+def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
+    """Measure the kept checkpoints, the best one where it is another one, and the last; the test split comes last."""
+    num_epochs = bench.config.training[1].num_epochs
+    splits = {"selection": bench.dataset.selection, "test": bench.dataset.test}
+
+    def measure(model: nn.Module, epoch: int, checkpoint: str) -> list[Measured]:
+        return [
+            bench.measure(model, split, name, epoch, checkpoint=checkpoint)
+            for name, split in splits.items()
+            if split is not None
+        ]
+
     if fitted.best_epoch is None or fitted.best_epoch == num_epochs:
-        kept = LAST if fitted.best_epoch is None else BOTH
-        return bench.measure(fitted.model, test, "test", num_epochs, checkpoint=kept)
+        return measure(fitted.model, num_epochs, LAST if fitted.best_epoch is None else BOTH)
     best = copy.deepcopy(fitted.model)
     _load_weights(bench.folder / BEST_FILE, best)
-    rows = bench.measure(best, test, "test", fitted.best_epoch, checkpoint=BEST)
-    return rows + bench.measure(fitted.model, test, "test", num_epochs, checkpoint=LAST)
+    return measure(best, fitted.best_epoch, BEST) + measure(fitted.model, num_epochs, LAST)
 
 
 def folder_status(folder: Path, config: RunConfig) -> Status:

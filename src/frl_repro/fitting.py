@@ -25,9 +25,10 @@ from frl_repro.config import RunConfig
 from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.loggers import Logger
-from frl_repro.measure import measure
+from frl_repro.measure import Measured, measure
 from frl_repro.models import stack
 from frl_repro.networks import new_network
+from frl_repro.outcomes import Outcomes
 from frl_repro.progress import LOGGER, bar
 from frl_repro.run_folder import STATE_FILE, has_state
 from frl_repro.trainer import Diverged, EpochSummary, train_epoch
@@ -73,8 +74,10 @@ class Bench:
 
     def measure(
         self, model: nn.Module, split: Split, split_name: str, epoch: int, *, checkpoint: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Return the class rows of a split at every radius; random starts are the same in every epoch."""
+    ) -> Measured:
+        """Return the class rows of a split at every radius and what they count; random starts are the same in every
+        epoch.
+        """
         return measure(
             model,
             split,
@@ -84,7 +87,12 @@ class Bench:
             device=self.device,
             backend=self.backend,
             keys={**self.keys, "split": split_name, "epoch": epoch, "checkpoint": checkpoint},
-        ).rows
+        )
+
+    def outcomes(self, measured: Measured) -> Outcomes:
+        """Return what a measurement says of each image."""
+        first = measured.rows[0]
+        return measured.outcomes({name: first[name] for name in (*self.keys, "split", "epoch", "checkpoint", "attack")})
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,7 @@ class _Training:
         LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - bench.started))
         is_due = epoch % bench.config.evaluation.validation_every == 0 or epoch == num_epochs
         if bench.validation is not None and is_due:
-            rows = bench.measure(self.measured, bench.validation, "validation", epoch)
+            rows = bench.measure(self.measured, bench.validation, "validation", epoch).rows
             self.rows += rows
             errors = validation_errors(rows)
             entry["validation_natural_error"] = errors["overall_natural"]
@@ -218,9 +226,13 @@ class _Training:
         bench, config = self.bench, self.bench.config
         of_same = repr((config.base().hash, config.keys.init_from, config.seed, config.evaluation))
         if of_same not in before:
-            splits = [("validation", bench.validation), ("test", bench.dataset.test)]
+            dataset = bench.dataset
+            splits = [("validation", bench.validation), ("selection", dataset.selection), ("test", dataset.test)]
             before[of_same] = [
-                row for name, split in splits if split is not None for row in bench.measure(self.model, split, name, 0)
+                row
+                for name, split in splits
+                if split is not None
+                for row in bench.measure(self.model, split, name, 0).rows
             ]
         self.rows = [{**row, **bench.keys} for row in before[of_same]]
 

@@ -82,6 +82,16 @@ class Measured(NamedTuple):
     rows: list[dict[str, Any]]
     samples: SampleErrors
 
+    def outcomes(self, about: Mapping[str, Any]) -> Outcomes:
+        """Return what the model made of each image; ``about`` names the model, the split and the attack."""
+        radii = dict.fromkeys(row["epsilon"] for row in self.rows)
+        return Outcomes(
+            labels=self.samples.labels.numpy(),
+            is_natural_error=self.samples.is_natural_error.numpy(),
+            is_robust_error=dict(zip(radii, self.samples.is_robust_error.numpy(), strict=True)),
+            about=about,
+        )
+
 
 def measure(
     model: nn.Module,
@@ -208,15 +218,7 @@ def _measure_with_pgd(
     )
     about = {**keys, "attack": evaluation_name(settings)}
     records.write_table(folder / "classwise.csv", measured.rows, records.CLASSWISE_HEADER)
-    write_outcomes(
-        folder / OUTCOMES_FILE,
-        Outcomes(
-            labels=measured.samples.labels.numpy(),
-            is_natural_error=measured.samples.is_natural_error.numpy(),
-            is_robust_error=dict(zip(settings.epsilons, measured.samples.is_robust_error.numpy(), strict=True)),
-            about=about,
-        ),
-    )
+    write_outcomes(folder / OUTCOMES_FILE, measured.outcomes(about))
     if config.keys.num_examples:
         examples = _examples(model, dataset, measured.samples, config, seed=seed, backend=backend, about=about)
         write_examples(folder / EXAMPLES_FILE, examples)

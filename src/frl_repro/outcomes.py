@@ -71,16 +71,10 @@ class Outcomes:
 
 
 def write_outcomes(path: Path, outcomes: Outcomes) -> None:
-    """Write outcomes, atomically; equal outcomes give equal bytes.
-
-    Raises
-    ------
-    ValueError
-        There are more than 256 classes: a class takes one byte.
-    """
-    if outcomes.labels.max(initial=0) > np.iinfo(np.uint8).max:
-        raise ValueError("outcomes keep a class in one byte: at most 256 classes")
-    tensors = {_LABELS: outcomes.labels.astype(np.uint8), _NATURAL: outcomes.is_natural_error.astype(np.uint8)}
+    """Write outcomes, atomically; equal outcomes give equal bytes."""
+    # One byte a class, where that is enough.
+    kind = np.uint8 if outcomes.labels.max(initial=0) <= np.iinfo(np.uint8).max else np.int32
+    tensors = {_LABELS: outcomes.labels.astype(kind), _NATURAL: outcomes.is_natural_error.astype(np.uint8)}
     for epsilon, is_error in outcomes.is_robust_error.items():
         tensors[_ROBUST + format_epsilon(epsilon)] = is_error.astype(np.uint8)
     for epsilon, codes in outcomes.broken_by.items():

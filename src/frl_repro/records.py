@@ -47,8 +47,8 @@ SETTING_COLUMNS = ("recipe", "alpha_nat", "alpha_bndy", "alpha_margin", "alpha_r
 """How a class policy was steered; empty where there is none. Readers add them, empty, to tables without."""
 
 CHECKPOINT_COLUMN = "checkpoint"
-"""Which kept checkpoint rows of the test split are of: ``last``, ``best`` (by validation) or ``best+last``, where these
-are one; empty elsewhere. Readers add it, empty, to tables without."""
+"""Which kept checkpoint rows of the selection and of the test split are of: ``last``, ``best`` (by validation) or
+``best+last``, where these are one; empty elsewhere. Readers add it, empty, to tables without."""
 
 CLASSWISE_HEADER = (*RUN_COLUMNS, *SETTING_COLUMNS, CHECKPOINT_COLUMN, *CLASSWISE_COLUMNS[len(RUN_COLUMNS) :])
 """Columns of ``classwise.csv`` as written, in order."""

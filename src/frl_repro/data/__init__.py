@@ -12,7 +12,7 @@ from frl_repro.data.augment import AUGMENTATIONS
 from frl_repro.data.dataset import Dataset, Split, batch_to_float
 from frl_repro.data.fashion_mnist import CLASS_NAMES, load_fashion_mnist
 from frl_repro.data.image_folder import load_image_folder
-from frl_repro.data.splits import split_train_validation, stratified_order, subset
+from frl_repro.data.splits import split_train_validation, split_validation, stratified_order, subset
 from frl_repro.data.synthetic import load_synthetic
 from frl_repro.errors import UserError
 
@@ -44,6 +44,10 @@ class FilesConfig(NamedConfig, Protocol):
     @property
     def validation_fraction(self) -> float:
         """Share of the training images held back for validation, 0 <= fraction < 1."""
+
+    @property
+    def selection_fraction(self) -> float:
+        """Share of the validation images that no class policy sees, 0 <= fraction < 1."""
 
     @property
     def split_seed(self) -> int:
@@ -97,6 +101,10 @@ class SyntheticConfig(NamedConfig, Protocol):
     @property
     def validation_fraction(self) -> float:
         """Share of the training images held back for validation, 0 <= fraction < 1."""
+
+    @property
+    def selection_fraction(self) -> float:
+        """Share of the validation images that no class policy sees, 0 <= fraction < 1."""
 
     @property
     def split_seed(self) -> int:
@@ -184,7 +192,9 @@ def _assemble(
     train_part, validation_part = split_train_validation(
         train.labels[chosen], config.validation_fraction, config.split_seed
     )
-    train_indices, validation_indices = chosen[train_part], chosen[validation_part]
+    train_indices, held_back = chosen[train_part], chosen[validation_part]
+    steering_part, selection_part = split_validation(train.labels[held_back], config.selection_fraction)
+    validation_indices, selection_indices = held_back[steering_part], held_back[selection_part]
     return Dataset(
         name=config.name,
         class_names=class_names,
@@ -193,6 +203,8 @@ def _assemble(
         test=test,
         train_indices=train_indices,
         validation_indices=validation_indices,
+        selection=train.select(selection_indices) if len(selection_indices) else None,
+        selection_indices=selection_indices if len(selection_indices) else None,
         channel_mean=scale[0],
         channel_std=scale[1],
     )

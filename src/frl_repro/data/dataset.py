@@ -60,9 +60,13 @@ class Dataset:
     train, test : Split
         What the training may and may not see.
     validation : Split or None
-        Part of the training files held back; ``None`` when the validation fraction is 0.
+        Part of the training files held back, which class policies learn from; ``None`` when the validation fraction is
+        0.
     train_indices, validation_indices : Tensor, shape (N_train,) and (N_validation,), int64
         Positions of the two splits' images in the source's training files, disjoint.
+    selection, selection_indices : Split or None, Tensor or None
+        Images held back from training and from class policies, on which settings are chosen; ``None`` when the
+        selection fraction is 0.
     channel_mean, channel_std : tuple of float, length C or 1
         What networks that normalise subtract from each channel and divide by, in units of [0, 1].
     """
@@ -74,6 +78,8 @@ class Dataset:
     test: Split
     train_indices: Tensor
     validation_indices: Tensor
+    selection: Split | None = None
+    selection_indices: Tensor | None = None
     channel_mean: tuple[float, ...] = (0.5,)
     channel_std: tuple[float, ...] = (0.25,)
 
@@ -89,7 +95,7 @@ class Dataset:
         It does not depend on where the files lie or how they are named, apart from class names.
         """
         digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
-        for split in (self.train, self.validation, self.test):
+        for split in (self.train, self.validation, self.selection, self.test):
             if split is None:
                 digest.update(b"no split\n")
                 continue

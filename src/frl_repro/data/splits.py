@@ -87,6 +87,37 @@ def split_train_validation(labels: Tensor, fraction: float, seed: int) -> tuple[
     return train_indices, validation_indices
 
 
+def split_validation(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Split validation images into those that steer a class policy and those that settings are chosen on.
+
+    Parameters
+    ----------
+    labels : Tensor, shape (N,), integer
+        Classes of the validation images in stratified order, as `split_train_validation` gives them.
+    fraction : float
+        Share of the second part, 0 <= fraction < 1; it holds the last ``round(fraction * N)`` images.
+
+    Returns
+    -------
+    steering, selection : Tensor, int64
+        Positions in ``labels``. Both parts are in stratified order: each prefix of one is, and so is what follows it.
+
+    Raises
+    ------
+    UserError
+        A class would be missing in one of the parts.
+    """
+    num_steering = len(labels) - round(fraction * len(labels))
+    positions = torch.arange(len(labels))
+    parts = positions[:num_steering], positions[num_steering:]
+    if fraction > 0 and min(_num_distinct(labels[part]) for part in parts) < _num_distinct(labels):
+        raise UserError(
+            f"selection_fraction={fraction} of {len(labels)} validation images leaves a class without an image on one "
+            "side: use a fraction nearer to 0.5 or more validation images"
+        )
+    return parts
+
+
 def subset(labels: Tensor, num: int, seed: int) -> Tensor:
     """Return the sorted indices of a stratified random subset of ``num`` samples.
 
