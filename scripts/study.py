@@ -1,6 +1,6 @@
 """The whole study, or parts of it, with one command: every run, then every figure.
 
-    python scripts/study.py                                     # all parts but `published`, 3 seeds
+    python scripts/study.py                                     # all parts but `published` and `registered`, 3 seeds
     python scripts/study.py parts=exp1,exp2 seeds=0 jobs=2
     python scripts/study.py launcher=fused set=device=cuda parts=published,exp2,grid seeds=0,1,2,3,4   # one GPU
 
@@ -10,6 +10,8 @@ listed and the others go on.
 
 from __future__ import annotations
 
+import csv
+import io
 import shlex
 import subprocess
 import sys
@@ -20,9 +22,12 @@ from pathlib import Path
 # A source checkout works without installing the package, from any directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from frl_repro.cli import configure
 from frl_repro.errors import UserError
 from frl_repro.helptext import program_name
 from frl_repro.keyvalue import choice, run, usage_text, whole_number
+from frl_repro.registration import CELLS, COLUMNS, SEEDS
+from frl_repro.registration import STUDY as REGISTERED_STUDY
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,15 +44,18 @@ class Part:
         Arguments of plot.py.
     seeds : str
         Where the command names none.
-    is_for_gpu : bool
-        Whether it would take days on a processor, and runs only when it is named.
+    is_on_request : bool
+        Whether it takes hours or days, and runs only when it is named.
+    is_by_seed : bool
+        Whether every sweep of one seed comes before the next seed, so that whole seeds stand when time ends.
     """
 
     summary: str
     sweeps: tuple[str, ...]
     figures: tuple[str, ...] = ()
     seeds: str = "0,1,2"
-    is_for_gpu: bool = False
+    is_on_request: bool = False
+    is_by_seed: bool = False
 
 
 _AUDIT = "experiment=audit departures.scrambled_labels"
@@ -99,7 +107,14 @@ STUDY = {
             "experiment=exp3 recipe=report_code alpha.margin=1,10 output_dir=outputs/published",
         ),
         ("figure=settings runs=outputs/published",),
-        is_for_gpu=True,
+        is_on_request=True,
+    ),
+    "registered": Part(
+        "the registered study (docs/registration.md): every setting on ten fresh seeds",
+        tuple(cell.overrides for cell in CELLS),
+        seeds=",".join(map(str, SEEDS)),
+        is_on_request=True,
+        is_by_seed=True,
     ),
     "grid": Part(
         "reweight over all alphas",
@@ -110,11 +125,12 @@ STUDY = {
 }  # fmt: skip
 
 _KEYS = {
-    "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published]",
-    "seeds": "comma-separated seeds   [0,1,2; cadence and grid: 0]",
+    "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published, registered]",
+    "seeds": "comma-separated seeds   [0,1,2; cadence and grid: 0; registered: 10 to 19]",
     "jobs": "runs at a time, each in a process; more than 1 needs the extra `parallel`   [1]",
     "launcher": "fused trains all runs of a sweep side by side in one process; else one after the other   [serial]",
     "set": "settings added to every run, separated by spaces, for example 'device=cuda'   [none]",
+    "list": "true prints the registered runs as CSV, for registered.csv, and runs nothing   [false]",
     "dry": "true prints the commands and runs nothing   [false]",
 }
 
@@ -125,6 +141,8 @@ def main() -> int:
 
     def act(given: dict[str, str]) -> str:
         nonlocal status
+        if choice("list", given.pop("list", "false"), ("true", "false")) == "true":
+            return registered_list()
         status = study(given)
         return ""
 
@@ -133,7 +151,7 @@ def main() -> int:
 
 def study(given: dict[str, str]) -> int:
     """Run the chosen parts one after the other; 1 if anything failed."""
-    usual = ",".join(name for name, part in STUDY.items() if not part.is_for_gpu)
+    usual = ",".join(name for name, part in STUDY.items() if not part.is_on_request)
     names = [choice("parts", name.strip(), STUDY) for name in given.get("parts", usual).split(",")]
     is_dry = choice("dry", given.get("dry", "false"), ("true", "false")) == "true"
     jobs = whole_number("jobs", given.get("jobs", "1"))
@@ -148,7 +166,10 @@ def study(given: dict[str, str]) -> int:
     for name in names:
         part = STUDY[name]
         seeds = given.get("seeds", part.seeds)
-        commands = [["train.py", "-m", *sweep.split(), f"seed={seeds}", *extra] for sweep in part.sweeps]
+        turns = seeds.split(",") if part.is_by_seed else [seeds]
+        commands = [
+            ["train.py", "-m", *sweep.split(), f"seed={turn}", *extra] for turn in turns for sweep in part.sweeps
+        ]
         commands += [["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures]
         for command in commands:
             print(f"[{name}] python {shlex.join(command)}", flush=True)
@@ -161,6 +182,18 @@ def study(given: dict[str, str]) -> int:
     for line in failed:
         sys.stderr.write(f"failed: python {line}\n")
     return 1 if failed else 0
+
+
+def registered_list() -> str:
+    """Return the rows of ``registered.csv``: each cell of each seed with the name of its run."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for cell in CELLS:
+        for seed in SEEDS:
+            run_id = configure(*cell.overrides.split(), f"seed={seed}").run_id
+            writer.writerow([REGISTERED_STUDY, cell.name, seed, run_id, cell.overrides])
+    return content.getvalue()
 
 
 def _usage() -> str:

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from frl_repro import checkpoints, distributed, records, text_tables
+from frl_repro import checkpoints, distributed, records, registration, text_tables
 from frl_repro.atomic import TEMPORARY_PATTERN, write_bytes
 from frl_repro.backends import choose_backend
 from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
@@ -380,6 +380,7 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
         "start": None if start is None else {"file": str(start), "sha256": sha256(start)},
         **describe(device=bench.device, backend=bench.backend.name, command=command),
         "num_processes": distributed.num_processes(),
+        "registration": registration.record_of(config.run_id),
     }
     records.write_json(folder / RUN_FILE, provenance)
     if dataset.validation is not None:

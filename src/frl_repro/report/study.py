@@ -204,7 +204,7 @@ class Study:
         same = {key: one for key, one in self.outcomes.items() if np.array_equal(one.labels, first.labels)}
         names, wrong = [], []
         for (role, seed), one in same.items():
-            is_robust_error = _at(one, self.epsilon)
+            is_robust_error = at_radius(one, self.epsilon)
             assert is_robust_error is not None  # it counted the table's errors
             names += [(role, seed, quantity) for quantity in QUANTITIES]
             wrong += [one.is_natural_error, is_robust_error]
@@ -326,21 +326,22 @@ def _matching(rows: DataFrame, outcomes: Sequence[Outcomes], epsilon: float) -> 
         model = rows[(rows["role"] == role) & (rows["seed"] == seed)].sort_values("class_id")
         counts = model[["count", "num_natural_errors", "num_boundary_errors"]].to_numpy()
         for one in outcomes:
-            if one.about.get("seed") == seed and np.array_equal(_counts(one, epsilon, len(counts)), counts):
+            if one.about.get("seed") == seed and np.array_equal(counts_of(one, epsilon, len(counts)), counts):
                 found[str(role), int(seed)] = one
     return found
 
 
-def _counts(one: Outcomes, epsilon: float, num_classes: int) -> NDArray[np.int64]:
+def counts_of(one: Outcomes, epsilon: float, num_classes: int) -> NDArray[np.int64]:
     """Images, natural and boundary errors of each class, shape (K, 3); no rows where the radius was not measured."""
-    is_robust_error = _at(one, epsilon)
+    is_robust_error = at_radius(one, epsilon)
     if is_robust_error is None:
         return np.empty((0, 3), dtype=np.int64)
     masks = (np.ones_like(is_robust_error), one.is_natural_error, is_robust_error & ~one.is_natural_error)
     return np.stack([np.bincount(one.labels[mask], minlength=num_classes) for mask in masks], axis=1)
 
 
-def _at(one: Outcomes, epsilon: float) -> NDArray[np.bool_] | None:
+def at_radius(one: Outcomes, epsilon: float) -> NDArray[np.bool_] | None:
+    """Return which images are robust errors at a radius, shape (N,); None where it was not measured."""
     for radius, is_error in one.is_robust_error.items():
         if abs(radius - epsilon) < 1e-6:  # as records.select_epsilon
             return is_error

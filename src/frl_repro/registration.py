@@ -1,0 +1,114 @@
+"""Registered studies: which runs were fixed, with their criteria, before any of them was run (docs/registration.md).
+
+``registered.csv`` lists the runs by name. A name ends in the hash of every setting that changes numbers, so that the
+list fixes each run to the last setting; a run whose name is in the list records that it belongs to the registration.
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REGISTERED_FILE = Path(__file__).with_name("registered.csv")
+COLUMNS = ("registration", "cell", "seed", "run_id", "overrides")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of a registered study; each seed runs it once.
+
+    Attributes
+    ----------
+    name : str
+        As verdicts and tables call it.
+    overrides : str
+        Settings of ``train.py``, without the seed.
+    """
+
+    name: str
+    overrides: str
+
+
+@dataclass(frozen=True)
+class RegisteredRun:
+    """A run that was fixed beforehand.
+
+    Attributes
+    ----------
+    registration : str
+        Name of the registered study.
+    cell : str
+        Name of its `Cell`.
+    seed : int
+    """
+
+    registration: str
+    cell: str
+    seed: int
+
+
+NATURAL, ADVERSARIAL, BASE = "natural", "adversarial", "base"
+EQUAL, EMA, EQUAL_MARGINS = "equal weights", "equal weights, EMA", "equal margins"
+REWEIGHT = ("reweight 5:1", "reweight 5:5", "reweight 20:20")
+COMBINED = ("combined 5:1", "combined 5:5", "combined 20:20")
+MARGINS = ("margins 5", "margins 10")
+REMARGIN = ("remargin 5", "remargin 10")
+
+STUDY = "fashion-mnist-2026"
+"""Report's data and network: what the report claims, and how its methods compare under equal conditions."""
+
+SEEDS = tuple(range(10, 20))
+DEVELOPMENT_SEEDS = (0, 1, 2)
+
+CELLS = (
+    Cell(NATURAL, "experiment=exp1 attack=none"),
+    Cell(ADVERSARIAL, "experiment=exp1 attack=pgd"),
+    Cell(EQUAL, "experiment=study frl=finetune"),
+    Cell(EMA, "experiment=study frl=finetune retrain.trainer.ema_decay=0.998"),
+    *(
+        Cell(name, f"experiment=study frl=reweight alpha.nat={nat} alpha.bndy={bndy}")
+        for name, (nat, bndy) in zip(REWEIGHT, ((5, 1), (5, 5), (20, 20)), strict=True)
+    ),
+    *(
+        Cell(name, f"experiment=study frl=combined alpha.nat=0 alpha.bndy=0 alpha.margin={margin}")
+        for name, margin in zip(MARGINS, (5, 10), strict=True)
+    ),
+    *(
+        Cell(name, f"experiment=study frl=combined alpha.nat={nat} alpha.bndy={bndy} alpha.margin=5")
+        for name, (nat, bndy) in zip(COMBINED, ((5, 1), (5, 5), (20, 20)), strict=True)
+    ),
+    Cell(EQUAL_MARGINS, "experiment=study frl=remargin alpha.margin=0"),
+    *(
+        Cell(name, f"experiment=study frl=remargin alpha.margin={margin}")
+        for name, margin in zip(REMARGIN, (5, 10), strict=True)
+    ),
+)
+"""All settings of the study. The base needs no cell: retraining measures it as epoch 0."""
+
+
+@functools.cache
+def registered_runs() -> dict[str, RegisteredRun]:
+    """Return every registered run by its name (``run_id``)."""
+    with REGISTERED_FILE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {row["run_id"]: RegisteredRun(row["registration"], row["cell"], int(row["seed"])) for row in rows}
+
+
+def record_of(run_id: str) -> dict[str, Any] | None:
+    """Return what ``run.json`` keeps of the registration that a run belongs to; None where it belongs to none."""
+    run = registered_runs().get(run_id)
+    if run is None:
+        return None
+    return {"name": run.registration, "cell": run.cell, "list_sha256": _list_digest(run.registration)}
+
+
+@functools.cache
+def _list_digest(registration: str) -> str:
+    """Return the sha256 of the runs of one registration: another one that is added later changes nothing."""
+    names = sorted(name for name, run in registered_runs().items() if run.registration == registration)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
