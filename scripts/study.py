@@ -161,7 +161,10 @@ def study(given: dict[str, str]) -> int:
         if is_fused:
             raise UserError(f"jobs={jobs} has no effect with launcher=fused: all runs train in one process")
         launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "num_threads=1"]
-    extra = [*launcher, *shlex.split(given.get("set", ""))]
+    try:
+        extra = [*launcher, *shlex.split(given.get("set", ""))]
+    except ValueError as problem:
+        raise UserError(f"set={given['set']} cannot be read ({problem}): close the quotes") from None
     failed = []
     for name in names:
         part = STUDY[name]

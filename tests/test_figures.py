@@ -359,3 +359,18 @@ def test_figures_need_neither_torch_nor_hydra_and_help_needs_no_pandas():
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("chosen", "backend"), [("no_such_backend", None), ("svg", "svg")])
+def test_figures_are_drawn_whatever_backend_the_environment_names(chosen, backend, tmp_path):
+    code = (
+        "import os, frl_repro.figures, matplotlib as mpl; from matplotlib.figure import Figure\n"
+        "from frl_repro.figures.style import save\n"
+        "save(Figure(), '.', 'drawn', ('svg',))\n"
+        "print(os.environ['MPLBACKEND'], mpl.get_backend(auto_select=False))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "MPLBACKEND": chosen}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"{chosen} {backend}\n", "")
+    assert (tmp_path / "drawn.svg").is_file()

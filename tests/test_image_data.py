@@ -576,3 +576,17 @@ def test_augmentation_on_the_gpu_stays_there():
     found = AUGMENTATIONS["crop_flip"](images, generators)
     assert found.device == images.device
     assert found.shape == images.shape
+
+
+def test_names_that_are_no_utf8_are_read_for_pictures_and_refused_for_classes(tmp_path, cache):
+    odd = os.fsdecode(b"caf\xe9")
+    for split in ("train", "test"):
+        for number, name in enumerate(("a", "b")):
+            save(tmp_path / odd / split / name / f"{odd}.png", pixels(number))
+    settings = {"image_size": None, "num_channels": None, "cache_dir": cache}
+    names, train, _ = load_image_folder(tmp_path / odd, **settings)
+    assert (names, len(train.labels)) == (("a", "b"), 2)
+    for split in ("train", "test"):
+        (tmp_path / odd / split / "b").rename(tmp_path / odd / split / odd)
+    with pytest.raises(UserError, match=f"train/{odd}: the folder's name is no UTF-8 text: rename it"):
+        load_image_folder(tmp_path / odd, **settings)

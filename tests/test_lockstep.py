@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import logging
+import os
+import resource
 import shutil
 import threading
 
@@ -432,6 +434,14 @@ def _at_once(monkeypatch, model, config, free):
     with monkeypatch.context() as patched:
         patched.setattr(lockstep, "_free_memory", lambda _: free)
         return lockstep.runs_at_once(model, config, (1, 32, 32), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("num_files", "most"), [(0, 1), (9, 2), (400, 100)])
+def test_no_more_runs_train_side_by_side_than_files_may_be_open(num_files, most, bases, tmp_path, monkeypatch):
+    limit = len(os.listdir("/dev/fd")) + 32 + num_files  # noqa: PTH208 (names are numbers, not paths)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    config = variants(tmp_path, bases)[0]
+    assert _at_once(monkeypatch, models()[0], config, 2**40) == most
 
 
 def test_epochs_end_early_only_when_every_run_has_diverged():

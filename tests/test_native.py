@@ -1,9 +1,11 @@
 """The native LeNet-5 against float64 autograd, a plain PGD loop, and machines without a usable compiler."""
 
+import errno
 import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, cross_entropy, linear, one_hot, softmax
 
+from frl_repro import backends
+from frl_repro.atomic import SECONDS_IN_USE
+from frl_repro.models import LeNet5
 from frl_repro.native import NativeUnavailable, build, lenet5
 
 MAX_BATCH = 40
@@ -413,6 +418,127 @@ def test_unusable_cache_folder_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(NativeUnavailable, match=r"cannot be stored or loaded: .*file"):
         lenet5.library()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_command_that_cannot_be_read_and_a_missing_home_folder_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", 'g++ "x')
+    with pytest.raises(NativeUnavailable, match=r'^CXX=g\+\+ "x cannot be read as a command \(No closing quotation\)$'):
+        build.find_compiler()
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the XDG specification
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert build.cache_folder() == tmp_path / ".cache" / "frl_repro" / "native"
+    monkeypatch.delenv("HOME")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(NativeUnavailable, match="no home folder to keep the compiled library in: give XDG_CACHE_HOME="):
+        build.cache_folder()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source file that compiles at once, and an empty cache."""
+    require_compiler()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "tiny.cpp"
+    source.write_text(TINY_SOURCE)
+    return source
+
+
+@pytest.mark.parametrize("open_to_others", ["cache/frl_repro/native", "cache/frl_repro", "cache"])
+def test_a_library_is_neither_kept_nor_loaded_where_others_may_write(
+    open_to_others: str, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build.load(tiny)
+    (kept,) = build.cache_folder().iterdir()
+    kept.unlink()  # a new file: the old one is mapped into this process
+    kept.write_bytes(b"\x7fELF of someone else")
+    (tmp_path / open_to_others).chmod(0o777)
+    with caplog.at_level("INFO", logger="frl_repro"):
+        assert build.load(tiny).answer() == 42
+    assert f"{tmp_path / open_to_others} may be written to by others" in caplog.text
+    assert kept.read_bytes() == b"\x7fELF of someone else"
+    (tmp_path / open_to_others).chmod(0o1777)  # as /tmp: what is there stays its owner's
+    assert build.load(tiny).answer() == 42
+    assert kept.read_bytes() != b"\x7fELF of someone else"
+
+
+@pytest.mark.parametrize("harm", ["mode", "link"])
+def test_a_library_that_others_may_change_is_replaced(harm: str, tiny: Path, tmp_path: Path) -> None:
+    build.load(tiny)
+    (kept,) = build.cache_folder().iterdir()
+    kept.chmod(0o666)
+    if harm == "link":
+        kept.rename(tmp_path / "elsewhere.so")
+        kept.symlink_to(tmp_path / "elsewhere.so")
+    assert build.load(tiny).answer() == 42
+    (kept,) = build.cache_folder().iterdir()
+    assert not kept.is_symlink()
+    assert kept.stat().st_mode & 0o022 == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only the superuser gives files away")
+@pytest.mark.parametrize("given_away", ["folder", "file"])
+def test_what_belongs_to_another_user_is_not_loaded(
+    given_away: str, tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build.load(tiny)
+    (kept,) = build.cache_folder().iterdir()
+    os.chown(kept if given_away == "file" else kept.parent, 12345, -1)
+    with caplog.at_level("INFO", logger="frl_repro"):
+        assert build.load(tiny).answer() == 42
+    assert ("may be written to by others" in caplog.text) == (given_away == "folder")
+    assert [path.stat().st_uid for path in build.cache_folder().iterdir()] == [0]
+
+
+def test_a_full_disk_is_compiled_for_once_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit\necho >>{tmp_path}/calls\n'
+        "echo 'ld: final link failed: No space left on device, an error' >&2; exit 1\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(NativeUnavailable, match="No space left on device"):
+        build.load(tiny)
+    assert (tmp_path / "calls").read_text().count("\n") == 1
+
+    def full(path: Path, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(NativeUnavailable, match=r"cannot be stored or loaded: .*No space left on device"):
+        build.load(tiny)
+    assert (tmp_path / "calls").read_text().count("\n") == 1
+    assert not list(build.cache_folder().iterdir())
+
+
+def test_builds_that_were_killed_go_by_age(tiny: Path) -> None:
+    build.cache_folder().mkdir(parents=True)
+    for name, age in (("build-old", 2 * SECONDS_IN_USE), ("build-young", 60)):
+        (build.cache_folder() / name).mkdir()
+        (build.cache_folder() / name / "library.so").touch()
+        os.utime(build.cache_folder() / name, (0, time.time() - age))
+    build.load(tiny)
+    assert [path.name for path in build.cache_folder().glob("build-*")] == ["build-young"]
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_pytorch_takes_over_with_one_line_for_all_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    with caplog.at_level("INFO", logger="frl_repro"):
+        for _ in range(3):
+            assert backends.choose_backend("auto", LeNet5(num_classes=10), torch.device("cpu")) is backends.TORCH
+    assert caplog.text.count("native backend not available") == 1
 
 
 X86_VARIANTS = [("-march=x86-64-v3",), ("-march=x86-64",)] if platform.machine() in {"x86_64", "AMD64"} else []

@@ -65,3 +65,9 @@ def test_mistakes_are_one_line(argument, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_settings_with_an_open_quote_are_one_line():
+    done = study("dry=true", 'set=dataset.root="x')
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == 'error: set=dataset.root="x cannot be read (No closing quotation): close the quotes\n'

@@ -1,5 +1,6 @@
 """Writes that either happen completely or not at all: no reader ever meets half a file."""
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -8,6 +9,12 @@ from pathlib import Path
 
 TEMPORARY_PATTERN = ".*.tmp"
 """Glob of the temporary files that a killed process may leave behind; they can be deleted at any time."""
+
+SECONDS_IN_USE = 24 * 3600
+"""What is temporary and this old is of a process that was killed."""
+
+# What file systems say that cannot flush files or folders, or let nobody look into a folder: the rename stands.
+_NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -49,6 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     if os.name == "posix":  # elsewhere folders cannot be opened, and the rename is durable enough
         _flush_to_disk(path.parent)
+    _remove_leftovers(path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -59,7 +67,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     r"""Write ``text`` to ``path`` atomically as UTF-8, newlines as they are (``\n`` on every system)."""
-    write_bytes(path, text.encode("utf-8"))
+    # Names of files need not be UTF-8: a byte that is none is written as JSON and Python write it, \udce9.
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def _remove(temporary: Path) -> None:
@@ -68,11 +77,26 @@ def _remove(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files that killed processes left of this very file, judged by the file system's own clock."""
+    with suppress(OSError):
+        now = path.stat().st_mtime
+        with os.scandir(path.parent) as entries:
+            names = [e.name for e in entries if e.name.startswith(f".{path.name}.") and e.name.endswith(".tmp")]
+        for leftover in (path.with_name(name) for name in names):
+            if now - leftover.lstat().st_mtime > SECONDS_IN_USE:
+                leftover.unlink()
+
+
 def _flush_to_disk(path: Path) -> None:
     """Wait until the file (or the folder's list of names) is on disk, so that a power cut cannot undo the rename."""
     # Windows refuses to flush what is open for reading only; folders can be opened for nothing else.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as problem:
+        if problem.errno not in _NOT_FLUSHED:
+            raise

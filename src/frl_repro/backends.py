@@ -8,6 +8,7 @@ backend answers changes speed, and numbers only by rounding.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -191,6 +192,12 @@ def choose_backend(name: str, model: nn.Module, device: torch.device, *, only_to
     except native.NativeUnavailable as reason:
         if name == "native":
             raise UserError(f"backend=native: {reason}") from None
-        LOGGER.info("native backend not available, PyTorch takes over: %s", reason)
+        _say_once(f"native backend not available, PyTorch takes over: {reason}")
         return TORCH
     return NATIVE
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Log what holds for all runs of this process."""
+    LOGGER.info("%s", message)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from frl_repro.atomic import replacing, write_bytes
 from frl_repro.errors import UserError
+from frl_repro.regular_files import read_bytes
 from frl_repro.run_folder import PREVIOUS_STATE_FILE, check_file
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _read_one_state(path: Path) -> dict[str, Any]:
     what = "a readable training state: delete it to train this run from the start"
-    content = path.read_bytes()
+    content = read_bytes(path)
     if not content.startswith(b"PK"):  # those of version 0.1 are PyTorch's format alone
         line, _, content = content.partition(b"\n")
         try:

@@ -11,22 +11,19 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
-import json
 import os
 import shlex
 import signal
 import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
-from frl_repro import sweeps
-from frl_repro.atomic import write_text
+from frl_repro import process, standard_streams, sweeps, torchrun
 from frl_repro.command_line import CommandLine, read_command_line
 from frl_repro.errors import UserError, one_line, reason
 
@@ -114,8 +111,17 @@ def _one_by_one(jobs: Sequence[dict[str, Any]], do: Callable[[dict[str, Any]], o
 
 def _main(config_name: str, act: Act) -> int:
     try:
+        process.set_up()
+        torchrun.check()
+    except UserError as mistake:
+        sys.stderr.write(f"error: {one_line(str(mistake))}\n")
+        return 1
+    try:
         with _ends_at_second_interrupt(), _group():
-            return _run_jobs(config_name, act)
+            code = _run_jobs(config_name, act)
+        if (why := standard_streams.problem()) is not None:
+            sys.stderr.write(f"{why}: not all that was to be said was shown\n")
+        return code
     except Exception as problem:  # outside every job: no room for temporary files, say
         return _fail(reason(problem), is_alone=not isinstance(problem, UserError))
     except KeyboardInterrupt:
@@ -139,7 +145,8 @@ def _ends_at_second_interrupt() -> Iterator[None]:
         return
 
     def second(*_: object) -> None:
-        os.write(2, _INTERRUPTED_LINE.encode())
+        with suppress(OSError):  # nobody reads
+            os.write(2, _INTERRUPTED_LINE.encode())
         os._exit(_INTERRUPTED)
 
     def first(*_: object) -> None:
@@ -155,20 +162,15 @@ def _ends_at_second_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _num_processes() -> int:
-    """Return how many processes ``torchrun`` started for this command."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _speaks() -> bool:
     """Return whether this process reports to people; of several, the first alone does."""
-    return _num_processes() == 1 or os.environ.get("RANK", "0") == "0"
+    return torchrun.num_processes() == 1 or torchrun.rank() == 0
 
 
 @contextmanager
 def _group() -> Iterator[None]:
     """Join the other processes of this command."""
-    if _num_processes() == 1:
+    if torchrun.num_processes() == 1:
         yield
         return
     from frl_repro import distributed
@@ -179,7 +181,7 @@ def _group() -> Iterator[None]:
 
 def _refuse_several_processes(config_name: str, overrides: Sequence[str]) -> None:
     """Refuse what several processes cannot share."""
-    if _num_processes() == 1:
+    if torchrun.num_processes() == 1:
         return
     if config_name != "config":
         raise UserError("several processes share training alone: measure a checkpoint without torchrun")
@@ -238,8 +240,7 @@ def _run_checked(
         sys.argv[1:] = [*overrides, *line.flags]
         with sweeps.planned(runs if line.is_sweep and _speaks() else [], command=command):
             _run_hydra(config_name, task, line)
-        paths = sorted(Path(scratch).glob(f"{sweeps.OUTCOME_PREFIX}*"))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        return sweeps.read_outcomes(Path(scratch))
 
 
 def _outside_jobs(line: CommandLine) -> list[str]:
@@ -317,7 +318,7 @@ def _guarded(
     (`hydra/launcher=fused`), each with its overrides; ``work`` does jobs anywhere, also on another machine, and returns
     what became of them, and ``note`` takes that down here (`hydra/launcher=ray` and ``slurm``).
     """
-    work = functools.partial(_do_jobs, act)
+    work = functools.partial(_do_jobs, act, os.getpid())
     note = functools.partial(_note_outcomes, scratch, num_jobs)
 
     def together(jobs: Sequence[tuple[str, DictConfig]]) -> None:
@@ -333,13 +334,19 @@ def _guarded(
 
 
 def _do_jobs(
-    act: Callable[[Sequence[dict[str, Any]]], list[Exception | None]], jobs: Sequence[tuple[str, DictConfig]]
+    act: Callable[[Sequence[dict[str, Any]]], list[Exception | None]],
+    commander: int,
+    jobs: Sequence[tuple[str, DictConfig]],
 ) -> list[dict[str, Any]]:
-    """Do jobs, say why one fails, and return what became of each."""
+    """Do jobs, say why one fails, and return what became of each; ``commander``: the process of the command itself."""
     from omegaconf import OmegaConf
 
     from frl_repro.progress import set_up_logging
 
+    if os.getpid() != commander:
+        process.set_up()
+        if os.getppid() == commander:  # of joblib; those of Ray and SLURM have keepers of their own
+            process.end_with_parent()
     set_up_logging()
     _register_resolvers()
     composed = [_plain(OmegaConf.to_container(cfg, resolve=True)) for _, cfg in jobs]
@@ -349,7 +356,7 @@ def _do_jobs(
         problems = [problem] * len(jobs)
     reasons = ["" if problem is None else reason(problem) for problem in problems]
     for why in dict.fromkeys(filter(None, reasons)):
-        if _num_processes() > 1:
+        if torchrun.num_processes() > 1:
             from frl_repro.distributed import end_unless_all_failed
 
             end_unless_all_failed(why)
@@ -366,7 +373,7 @@ def _note_outcomes(scratch: str, num_jobs: int, outcomes: Sequence[Mapping[str, 
 
     set_up_logging()
     for outcome in outcomes:
-        write_text(Path(scratch) / f"{sweeps.OUTCOME_PREFIX}{uuid.uuid4().hex}", json.dumps(outcome))
+        sweeps.note_outcome(Path(scratch), outcome)
     if num_jobs > 1:
         LOGGER.info("%s", sweeps.progress_line(Path(scratch), num_jobs=num_jobs))
 

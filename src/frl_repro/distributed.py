@@ -26,6 +26,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from frl_repro import torchrun
 from frl_repro.backends import Backend
 from frl_repro.errors import UserError
 from frl_repro.progress import silence
@@ -50,13 +51,20 @@ def group() -> Iterator[None]:
         The environment speaks of several processes, but not as ``torchrun`` sets it.
     """
     global _store  # noqa: PLW0603 (there is one group in a process)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if torchrun.num_processes() == 1 or dist.is_initialized():
         yield
         return
     try:
         _store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
     except ValueError as problem:
         raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several processes need torchrun ({problem})") from None
+    except dist.DistNetworkError as problem:
+        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+        why = "the port is taken" if "EADDRINUSE" in str(problem) else str(problem).splitlines()[0]
+        raise UserError(
+            f"{where}: the processes cannot meet there ({why}): choose another port (torchrun --master-port=PORT, or "
+            "--standalone on one machine)"
+        ) from None
     # NCCL for tensors on GPUs; gloo for those on the processor, and for all that is no tensor.
     names = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(names, store=_store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
@@ -104,7 +112,7 @@ def from_writer(read: Callable[[], T]) -> T:
 @contextmanager
 def first_on_machine_first() -> Iterator[None]:
     """Let the first process of each machine through, then the others: they find in the cache what it put there."""
-    is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    is_first = torchrun.rank_on_machine() == 0
     if not is_first:
         _wait_for_all()
     try:
@@ -131,13 +139,13 @@ def own_device(device: torch.device) -> torch.device:
         return device
     if device.index is not None:
         raise UserError(f"device={device}: each of {num_processes()} processes takes a GPU of its own; use device=cuda")
-    num_here = int(os.environ["LOCAL_WORLD_SIZE"])
+    num_here = torchrun.num_on_machine()
     if num_here > torch.cuda.device_count():
         raise UserError(
             f"{num_here} processes for {torch.cuda.device_count()} GPUs: give torchrun one process a GPU, or use "
             "device=cpu"
         )
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device("cuda", torchrun.rank_on_machine())
 
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:

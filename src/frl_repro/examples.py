@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from frl_repro.atomic import write_bytes
 from frl_repro.errors import UserError
+from frl_repro.regular_files import check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,7 @@ def read_examples(path: Path) -> Examples:
         The file cannot be read, or is none of ours.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             if set(file.keys()) != set(_TENSORS):
                 raise UserError(f"{path} holds no examples: {', '.join(_TENSORS)} are expected")

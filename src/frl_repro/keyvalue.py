@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from frl_repro import process, standard_streams
 from frl_repro.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -35,18 +34,17 @@ def run(
         Takes the given values by key, returns the text for stdout, or with it an exit code other than 0.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(usage())
-        return 0
     try:
+        process.set_up()
+        if {"-h", "--help"} & set(arguments):
+            sys.stdout.write(usage())
+            return 0
         answer = act(parse_arguments(arguments, keys))
         text, code = (answer, 0) if isinstance(answer, str) else answer
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough: `... | head`
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if (why := standard_streams.problem()) is not None:
+            raise UserError(why)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

@@ -7,6 +7,7 @@ threads that share every step wait for one another at its end, and where other p
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +20,16 @@ from torch.nn.modules.dropout import _DropoutNd
 from frl_repro.config import RunConfig
 from frl_repro.progress import LOGGER
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 _NUM_NAMED = 3  # settings named where runs cannot train together
 _COPIES = 4  # of everything that a step computes: value, gradient, and what the layers of both passes keep
 _MEMORY_UNKNOWN = 2 * 2**30  # what a machine is taken to have where it does not say
+_FILES_OF_A_RUN = 4  # open at once: lock, logger, what is being written, and its folder
+_SPARE_FILES = 32  # for the process itself: libraries that are loaded, the compiler, tables
 _MEMORY_SHARE = 0.5  # of what is free now; the rest is for measuring, and for what the estimate forgets
 
 
@@ -40,7 +48,7 @@ def grouped(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 
 def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ...], device: torch.device) -> int:
-    """Return how many runs may train side by side: 1 for models that cannot be stacked, else what memory holds.
+    """Return how many runs may train side by side: 1 for models that cannot be stacked, else what the machine holds.
 
     Parameters
     ----------
@@ -59,7 +67,8 @@ def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ..
     num_images = trainer.batch_size * (1 if config.retrain is None else 2)  # clean and attacked ones
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     needed = _COPIES * (num_images * _bytes_per_image(model, image_shape) + weights)
-    return max(1, int(_MEMORY_SHARE * _free_memory(device)) // needed)
+    in_memory = int(_MEMORY_SHARE * _free_memory(device)) // needed
+    return max(1, int(min(in_memory, _free_files() // _FILES_OF_A_RUN)))
 
 
 def share_out(
@@ -127,6 +136,20 @@ def _bytes_per_image(model: nn.Module, image_shape: tuple[int, ...]) -> int:
         for hook in hooks:
             hook.remove()
     return sum(sizes)
+
+
+def _free_files() -> float:
+    """Return how many more files this process may open."""
+    if resource is None:
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    try:
+        num_open = len(os.listdir("/dev/fd"))  # noqa: PTH208 (names are numbers, not paths)
+    except OSError:
+        num_open = _SPARE_FILES
+    return max(0, limit - num_open - _SPARE_FILES)
 
 
 def _free_memory(device: torch.device) -> int:

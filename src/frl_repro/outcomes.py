@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from frl_repro.atomic import write_bytes
 from frl_repro.errors import UserError
 from frl_repro.records import format_epsilon, parse_fraction
+from frl_repro.regular_files import check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,6 +98,7 @@ def read_outcomes(path: Path) -> Outcomes:
         The file cannot be read, or is none of ours.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))

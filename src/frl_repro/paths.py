@@ -1,7 +1,21 @@
-"""Where the package finds its own files."""
+"""Where the package finds its own files, and where it keeps what it can make again."""
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the YAML files inside the package; a source checkout reads those at its top level.
 CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
+
+
+def user_cache() -> Path | None:
+    """Return ``$XDG_CACHE_HOME``, else ``~/.cache``; None for a user without a home folder."""
+    # The XDG base directory specification asks to ignore an empty or relative value.
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if configured.is_absolute():
+        return configured
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / ".cache" if home.is_absolute() else None

@@ -17,7 +17,11 @@ class _StandardOutput(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
-        tqdm.write(self.format(record), file=sys.stdout)
+        if sys.stdout is None:  # a program without a console
+            return
+        # Programs see to their streams (`standard_streams`); those of a caller of the library are its own.
+        encoding = sys.stdout.encoding or "utf-8"
+        tqdm.write(self.format(record).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
         sys.stdout.flush()
 
 

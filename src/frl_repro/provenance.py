@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -42,15 +43,28 @@ def _git() -> dict[str, Any]:
     if not (source / ".git").exists():
         return {"git_commit": None, "git_dirty": None}
 
+    # Git obeys its variables before the folder: GIT_DIR of another repository, as a hook has it, would answer for ours.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=source, capture_output=True, text=True, timeout=10, check=True
+                ["git", *arguments],
+                cwd=source,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                stdin=subprocess.DEVNULL,
+                timeout=10,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
 
+    if git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:  # a repository around an installation
+        return {"git_commit": None, "git_dirty": None}
     status = git("status", "--porcelain", "--untracked-files=no")
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from frl_repro.atomic import replacing, write_text
 from frl_repro.errors import UserError
+from frl_repro.regular_files import read_bytes
 from frl_repro.run_folder import check_file
 
 if TYPE_CHECKING:
@@ -154,7 +155,10 @@ def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Se
         A row lacks a column or holds one that is not in ``columns``.
     """
     path = Path(path)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
@@ -395,7 +399,7 @@ def read_json(path: str | Path) -> Any:
         The file cannot be read or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_bytes(Path(path)))
     except ValueError as error:  # JSON and UTF-8 decoding errors alike
         raise UserError(f"{path} is damaged, not valid JSON ({error}): delete it and repeat the run") from error
     except OSError as error:
@@ -453,7 +457,7 @@ def _read_as_written(files: Sequence[Path]) -> tuple[DataFrame, list[int]] | Non
     columns: list[str] = []
     try:
         for file in files:
-            content = file.read_bytes()
+            content = read_bytes(file)
             check_file(file, content)
             header, *body = (row for row in csv.reader(io.StringIO(content.decode(), newline=""), strict=True) if row)
             columns = columns or header
@@ -498,7 +502,7 @@ def _checked(table: DataFrame, file: Path, *, of_file: NDArray[np.int64] | None 
 def _read_text_table(file: Path) -> DataFrame:
     """All cells as text, so that no class called "None" or "007" changes its name."""
     try:
-        content = file.read_bytes()
+        content = read_bytes(file)
         check_file(file, content)
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
     except pd.errors.EmptyDataError as error:

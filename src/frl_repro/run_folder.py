@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frl_repro.errors import UserError
+from frl_repro.regular_files import check_regular, read_bytes
 
 try:
     import fcntl
@@ -43,6 +44,7 @@ _NUM_TRIES, _SECONDS_BETWEEN = 5, 0.02
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file's content in hexadecimal digits."""
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -58,7 +60,7 @@ def read_object(path: Path) -> dict[str, Any]:
         It cannot be read.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (ValueError, RecursionError):  # JSON and UTF-8 decoding errors alike
         content = None
     if not isinstance(content, dict):
@@ -145,6 +147,7 @@ def forget_state(folder: Path) -> None:
 def state_header(path: Path) -> dict[str, Any] | None:
     """Return the first line of a state: ``epoch`` and ``sha256``; None where there is none to be read."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             header = json.loads(file.read(_HEADER_SIZE).partition(b"\n")[0])
     except (OSError, ValueError, RecursionError):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 
 from frl_repro.atomic import write_text
 from frl_repro.errors import UserError
+from frl_repro.regular_files import read_bytes
 
 FAILED_FILE = "failed.json"
 PLAN_PATTERN = "sweep-*.json"
-OUTCOME_PREFIX = "outcome-"
-"""Begins the names of the files in which jobs say what became of them, in the sweep's scratch folder."""
-
+# Begins the names of the files, in a sweep's scratch folder, in which jobs say what became of them. There follow when
+# the job ended, in nanoseconds of a clock that nobody sets and all processes of a machine share, and something random.
+_OUTCOME_PREFIX = "outcome-"
 _WINDOW = 20  # jobs that the time left is judged by: the last ones, for finished runs are skipped at once
 
 
@@ -127,7 +129,7 @@ def read_plan(path: Path) -> list[str]:
 
 def _read(path: Path, kind: type[Any]) -> Any:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, kind):
@@ -135,16 +137,31 @@ def _read(path: Path, kind: type[Any]) -> Any:
     return content
 
 
+def note_outcome(scratch: Path, outcome: Mapping[str, Any]) -> None:
+    """Leave what became of a job that has just ended in the sweep's scratch folder."""
+    write_text(scratch / f"{_OUTCOME_PREFIX}{time.monotonic_ns()}-{uuid.uuid4().hex}", json.dumps(outcome))
+
+
+def read_outcomes(scratch: Path) -> list[dict[str, Any]]:
+    """Return what became of a sweep's jobs, in the order in which they ended."""
+    names = [path.name for path in scratch.glob(f"{_OUTCOME_PREFIX}*")]
+    return [json.loads(read_bytes(scratch / name)) for name in sorted(names, key=_ended)]
+
+
+def _ended(name: str) -> int:
+    return int(name.removeprefix(_OUTCOME_PREFIX).partition("-")[0])
+
+
 def progress_line(scratch: Path, *, num_jobs: int) -> str:
     """Return how far a sweep is, from the files that its jobs have left, whichever process they ran in."""
     with os.scandir(scratch) as entries:
-        ends = sorted(entry.stat().st_mtime for entry in entries if entry.name.startswith(OUTCOME_PREFIX))
+        ends = sorted(_ended(entry.name) for entry in entries if entry.name.startswith(_OUTCOME_PREFIX))
     num_left = num_jobs - len(ends)
     line = f"sweep: {len(ends)} of {num_jobs} jobs have ended"
     recent = ends[-_WINDOW:]
     if num_left <= 0 or len(recent) < 2:
         return line
-    seconds = (time.time() - recent[0]) / (len(recent) - 1) * num_left
+    seconds = 1e-9 * (time.monotonic_ns() - recent[0]) / (len(recent) - 1) * num_left
     return f"{line}, about {duration(seconds)} left"
 
 

@@ -11,17 +11,24 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from frl_repro.atomic import write_bytes
+from frl_repro.paths import user_cache
+from frl_repro.regular_files import check_regular
 
 logger = logging.getLogger(__name__)
 
+_NOWHERE = Path(os.devnull)
+
 
 def cache_folder(cache_dir: Path | None) -> Path:
-    """Return the package's folder in ``cache_dir``, else in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
-    if cache_dir is None:
-        configured = os.environ.get("XDG_CACHE_HOME", "")
-        # The XDG base directory specification asks to ignore an empty or relative value.
-        cache_dir = Path(configured) if Path(configured).is_absolute() else Path("~/.cache")
-    return cache_dir.expanduser() / "frl_repro"
+    """Return the package's folder in ``cache_dir``, else in ``$XDG_CACHE_HOME``, else in ``~/.cache``.
+
+    For a user without a home folder it is one in which nothing is found and nothing is kept.
+    """
+    base = user_cache() if cache_dir is None else cache_dir.expanduser()
+    if base is None:
+        logger.warning("no home folder: what is prepared is not kept; XDG_CACHE_HOME=FOLDER says where to keep it")
+        base = _NOWHERE
+    return base / "frl_repro"
 
 
 def load_tensors(path: Path, *, identity: str) -> dict[str, Tensor] | None:
@@ -42,6 +49,7 @@ def load_tensors(path: Path, *, identity: str) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             # Cloned, for the tensors of safe_open stay tied to the file, which another program may cut short.
@@ -57,6 +65,8 @@ def load_tensors(path: Path, *, identity: str) -> dict[str, Tensor] | None:
 
 def store_tensors(path: Path, tensors: Mapping[str, Tensor], *, identity: str) -> None:
     """Write ``tensors`` to ``path`` atomically, with a checksum; a folder that cannot be written to is only logged."""
+    if path.is_relative_to(_NOWHERE):
+        return
     metadata = {"sha256": _sha256(tensors, identity)}  # one entry only: safetensors writes several in random order
     try:
         write_bytes(path, safetensors.torch.save(dict(tensors), metadata=metadata))

@@ -142,6 +142,6 @@ def _digest(contents: Mapping[str, bytes]) -> str:
     """Return the sha256 (hex) over the files' names and contents, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(contents):
-        digest.update(f"{name}\0{len(contents[name])}\0".encode())
+        digest.update(f"{name}\0{len(contents[name])}\0".encode(errors="surrogateescape"))
         digest.update(contents[name])
     return digest.hexdigest()

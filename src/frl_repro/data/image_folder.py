@@ -81,8 +81,8 @@ def load_image_folder(
     digest = hashlib.sha256(f"version {CACHE_VERSION}, size {image_size}, channels {num_channels}\n".encode())
     for name in (name for split in SPLITS for name in listing.names(split)):
         status = (root / name).stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    place = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
     cache_file = cache_folder(cache_dir) / f"image_folder-{place}.safetensors"
 
     tensors = load_tensors(cache_file, identity=digest.hexdigest())
@@ -150,9 +150,14 @@ def _list_split(root: Path, split: str) -> dict[str, list[str]]:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(
+            found = sorted(
                 (e for e in entries if not e.name.startswith(".") and e.name not in _SYSTEM_FILES),
                 key=lambda entry: entry.name,
             )
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}): mend its permissions") from error
+    for entry in found:
+        # Bytes that are no UTF-8 arrive as lone surrogates. Of files nothing is kept; classes are named in every table.
+        if entry.is_dir() and any("\ud800" <= letter <= "\udfff" for letter in entry.name):
+            raise UserError(f"{entry.path}: the folder's name is no UTF-8 text: rename it, it is the name of a class")
+    return found

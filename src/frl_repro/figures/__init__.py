@@ -7,6 +7,9 @@ that listing the figures stays fast.
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,6 +54,24 @@ class ImageFigureEntry:
     draw: Callable[[Path], Drawing]
     file: str
     keep: str
+
+
+def _import_matplotlib_with_any_backend() -> None:
+    """Import matplotlib also where ``MPLBACKEND`` names no backend: figures are saved without one."""
+    chosen = os.environ.pop("MPLBACKEND", None)
+    if chosen is None:
+        return
+    try:
+        import matplotlib as mpl
+
+        with suppress(ValueError):
+            mpl.rcParams["backend"] = chosen  # as the import does, which fails at a name that it does not know
+    finally:
+        os.environ["MPLBACKEND"] = chosen
+
+
+if "matplotlib" not in sys.modules:
+    _import_matplotlib_with_any_backend()
 
 
 # matplotlib is slow to import: each function brings in its own figure.

@@ -1,0 +1,99 @@
+"""Standard input, output and error that stop no work: closed, with a reader that has gone, or of a narrow encoding.
+
+A shell may start a program without them (``>&-``), a reader may go away in the middle (``| head -1``), a disk that they
+are sent to may be full, and their encoding may lack the characters of a path or of a class name. What people see of a
+run is worth less than the run: what cannot be written is dropped, and what cannot be encoded is shown by its code.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+_NAMES = ("stdin", "stdout", "stderr")  # by descriptor
+
+
+class _Lasting(io.FileIO):
+    """A stream that takes everything: from the first failure on, what is written to it is dropped."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.problem: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write what the stream takes; return how many bytes that are."""
+        if self.problem is None:
+            try:
+                return super().write(data)
+            except OSError as problem:
+                self.problem = problem
+        return memoryview(data).nbytes
+
+
+def set_up() -> None:
+    """Make the interpreter's own streams last; streams that someone else has put in their place are left alone."""
+    if os.name == "posix":
+        for descriptor in range(len(_NAMES)):
+            _open_where_closed(descriptor)
+    for descriptor, name in enumerate(_NAMES):
+        stream = getattr(sys, name)
+        if name == "stdin":
+            continue
+        if stream is None:  # closed when the interpreter started
+            setattr(sys, name, _text(_Lasting(descriptor)))
+        elif type(stream) is io.TextIOWrapper and _is_descriptor(stream, descriptor):
+            stream.reconfigure(errors="backslashreplace")
+            if os.name == "posix" and not isinstance(_raw(stream), _Lasting):  # Windows' console is no file
+                with suppress(OSError):
+                    stream.flush()
+                setattr(sys, name, _text(_Lasting(descriptor), like=stream))
+
+
+def problem() -> str | None:
+    """Return why standard output takes no more; None where it does, or where its reader has seen enough."""
+    raw = _raw(sys.stdout)
+    found = raw.problem if isinstance(raw, _Lasting) else None
+    if found is None or found.errno == errno.EPIPE:
+        return None
+    return f"standard output: {found.strerror}"
+
+
+def _open_where_closed(descriptor: int) -> None:
+    """Open a closed descriptor on nothing: else the next file that is opened takes it, and what is printed with it."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened == descriptor:
+            os.set_inheritable(opened, True)
+        else:
+            os.dup2(opened, descriptor)
+            os.close(opened)
+
+
+def _is_descriptor(stream: io.TextIOWrapper, descriptor: int) -> bool:
+    try:
+        return stream.fileno() == descriptor
+    except (OSError, ValueError):  # of memory, or closed
+        return False
+
+
+def _raw(stream: object) -> object:
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
+
+
+def _text(raw: _Lasting, *, like: io.TextIOWrapper | None = None) -> io.TextIOWrapper:
+    is_direct = like is not None and like.write_through  # python -u
+    return io.TextIOWrapper(
+        raw if is_direct else io.BufferedWriter(raw),
+        encoding="utf-8" if like is None else like.encoding,
+        errors="backslashreplace",
+        newline="\n",
+        line_buffering=like is not None and like.line_buffering,
+        write_through=is_direct,
+    )
