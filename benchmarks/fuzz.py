@@ -40,6 +40,7 @@ from frl_repro import (
     config,
     examples,
     experiment,
+    origin,
     outcomes,
     paths,
     plot_cli,
@@ -386,7 +387,7 @@ def feed_checkpoint(fuzz: Fuzz, chance: random.Random) -> None:
         content = harmed(chance, fuzz.valid[name])
     path.write_bytes(content)
     readers: list[Callable[[Path], object]] = [
-        lambda p: checkpoints.load_weights(p, fuzz.model), checkpoints.load_state, checkpoints.read_origin,
+        lambda p: checkpoints.load_weights(p, fuzz.model), checkpoints.load_state, origin.read_origin,
         outcomes.read_outcomes, examples.read_examples,
     ]  # fmt: skip
     for reader in readers:

@@ -325,9 +325,11 @@ def test_every_key_of_a_method_is_documented_with_the_range_that_is_enforced(rec
 def test_the_key_list_is_a_contract():
     assert sorted(all_keys(RunConfig)) == KEYS.split()
     of_evaluation = {"evaluation.num_images", "evaluation.subset_seed"}  # of AutoAttack, which only measures
-    assert set(all_keys(EvaluateConfig)) - set(all_keys(RunConfig)) == {"checkpoint", "num_examples"} | of_evaluation
+    assert set(all_keys(EvaluateConfig)) - set(all_keys(RunConfig)) == {
+        "checkpoint", "checkpoint_key", "num_examples", *of_evaluation
+    }  # fmt: skip
     own = set(all_keys(SanityConfig)) - set(all_keys(RunConfig))
-    assert own == {"checkpoint", "epsilon", "num_images", "num_steps", "other"}
+    assert own == {"checkpoint", "checkpoint_key", "epsilon", "num_images", "num_steps", "other"}
 
 
 KEYS = """
@@ -340,7 +342,7 @@ departures.ignored_tau_nat departures.overall_over_22 departures.scrambled_label
 device evaluation.batch_size evaluation.early_stop evaluation.epsilons evaluation.keep_best_by evaluation.num_restarts
 evaluation.num_steps evaluation.num_validation evaluation.random_start evaluation.step_size evaluation.validation_every
 force frl.accumulate frl.epsilon frl.margin_bounds frl.margin_centred frl.num_steps frl.num_validation frl.step_size
-frl.update_every frl.weight_rule init_from logger model.mean model.std model.width num_threads output_dir
+frl.update_every frl.weight_rule init_from init_from_key logger model.mean model.std model.width num_threads output_dir
 retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts retrain.attack.num_steps
 retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd retrain.attack.step_size retrain.beta
 retrain.objective retrain.trainer.batch_size retrain.trainer.ema_decay retrain.trainer.learning_rate

@@ -324,7 +324,7 @@ def test_a_diverging_run_fails_alone_and_a_mistaken_one_too(alone, bases, tmp_pa
     assert "of epoch 1; last good state: none yet" in str(diverged)
     assert not (configs[1].folder / "done.json").exists()
     assert isinstance(mistaken, UserError)
-    assert "nowhere.pt: no such checkpoint" in str(mistaken)
+    assert "init_from=nowhere.pt: no such file" in str(mistaken)
 
 
 def test_trouble_with_one_runs_files_stops_no_other(alone, bases, tmp_path):
@@ -390,7 +390,7 @@ def test_two_threads_share_the_runs_out_and_write_the_same_bytes(alone, bases, t
     configs = variants(tmp_path, bases)
     configs[3] = tiny(tmp_path, backend="native", init_from="nowhere.pt")
     *folders, mistaken = experiment.run_all(configs)
-    assert "nowhere.pt: no such checkpoint" in str(mistaken)
+    assert "init_from=nowhere.pt: no such file" in str(mistaken)
     assert "4 runs train side by side, 2 at a time on each of 2 threads" in caplog.text
     epochs = [message for message in caplog.messages if "epoch " in message and "loss" in message]
     assert {message.split()[0] for message in epochs} >= {folder.name for folder in folders}

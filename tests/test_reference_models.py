@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from frl_repro import checkpoints, records
+from frl_repro import records
 from frl_repro.cli import configure_evaluation
 from frl_repro.measure import measure_checkpoint
+from frl_repro.origin import read_origin
 from frl_repro.outcomes import OUTCOMES_FILE, read_outcomes
 from frl_repro.selection import select_attack
 
@@ -34,7 +35,7 @@ def one_thread():
 
 def rows_of(published, path):
     """Rows of the published tables on the test images for a file of weights, by radius and class."""
-    origin = checkpoints.read_origin(ROOT / path)
+    origin = read_origin(ROOT / path)
     rows = published[published["split"] == "test"]
     if path.parent.name == "base":  # the start of every retraining of this seed
         rows = rows[(rows["epoch"] == 0) & (rows["seed"] == origin["seed"])]

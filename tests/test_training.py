@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import checkpoints, objectives, streams
+from frl_repro import checkpoints, objectives, origin, streams
 from frl_repro.attacks import pgd
 from frl_repro.backends import TORCH, choose_backend
 from frl_repro.data import Split
@@ -266,8 +266,8 @@ def test_own_checkpoints_and_prefixes_load_by_name(tmp_path):
         model = lenet(seed=6)
         assert checkpoints.load_weights(tmp_path / name, model) == "by name"
         assert torch.equal(model.fc1.weight, source.fc1.weight)
-    assert checkpoints.read_origin(tmp_path / "a.safetensors") == {"run_id": "r", "seed": 5}
-    assert checkpoints.read_origin(tmp_path / "b.pt") is None
+    assert origin.read_origin(tmp_path / "a.safetensors") == {"run_id": "r", "seed": 5}
+    assert origin.read_origin(tmp_path / "b.pt") is None
 
 
 class Bomb:

@@ -20,11 +20,8 @@ from torch import Tensor, nn
 from frl_repro.attacks import evaluation_mode
 from frl_repro.data import Split, batch_to_float
 from frl_repro.errors import UserError
-from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN
+from frl_repro.outcomes import NATURAL_ERROR, NOT_ATTACKED, NOT_BROKEN
 from frl_repro.progress import LOGGER
-
-NOT_ATTACKED = 255
-"""Code of an image whose batch is still to come, beside those of `Outcomes.broken_by`."""
 
 _FIRST_CODE = NATURAL_ERROR + 1
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")

@@ -6,29 +6,22 @@ import hashlib
 import io
 import json
 import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from frl_repro.atomic import replacing, write_bytes
 from frl_repro.errors import UserError
+from frl_repro.origin import header_of
 from frl_repro.regular_files import read_bytes
-from frl_repro.run_folder import PREVIOUS_STATE_FILE, check_file
+from frl_repro.run_folder import PREVIOUS_STATE_FILE, check_file, parse_state_header
+from frl_repro.state_dicts import match, read_state, torch_load
 
 logger = logging.getLogger(__name__)
-
-_ORIGIN = "frl_repro"
-# Names under which training scripts commonly keep a state_dict inside a larger dictionary.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
-# Prefixes that DataParallel and torch.compile put before every name.
-_PREFIXES = ("module.", "_orig_mod.")
-_NORMALISATION = "normalise."
 
 
 def save_weights(path: Path, model: nn.Module, *, origin: Mapping[str, Any]) -> None:
@@ -39,38 +32,14 @@ def save_weights(path: Path, model: nn.Module, *, origin: Mapping[str, Any]) -> 
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # As bytes: the library's own writer reports a full disk as a damaged file.
-    write_bytes(path, safetensors.torch.save(state, metadata={_ORIGIN: json.dumps(dict(origin), sort_keys=True)}))
+    write_bytes(path, safetensors.torch.save(state, metadata=header_of(origin)))
 
 
-def read_origin(path: Path) -> dict[str, Any] | None:
-    """Return what `save_weights` recorded of the run; None for a file of other code.
-
-    Raises
-    ------
-    UserError
-        The record is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            entry = (opened.metadata() or {}).get(_ORIGIN)
-    except SafetensorError:
-        return None
-    if entry is None:
-        return None
-    try:
-        origin = json.loads(entry)
-    except (ValueError, RecursionError):
-        origin = None
-    if not isinstance(origin, dict):
-        raise UserError(f"{path}: what its header says of the run it comes from is damaged")
-    return origin
-
-
-def load_weights(path: Path, model: nn.Module) -> str:
+def load_weights(path: Path, model: nn.Module, *, key: str | None = None, setting: str = "checkpoint_key") -> str:
     """Load weights into a model from safetensors or from a PyTorch state_dict, of ours or of other code.
 
-    Names may carry a common prefix; when they differ altogether, tensors are matched in order, provided that every
-    shape agrees. A checkpoint without mean and standard deviation leaves those of the model as they are.
+    How tensors find their places, `frl_repro.state_dicts.match` says. A checkpoint without mean and standard deviation
+    leaves those of the model as they are.
 
     Parameters
     ----------
@@ -78,11 +47,16 @@ def load_weights(path: Path, model: nn.Module) -> str:
         A ``.safetensors`` file, or a file of ``torch.save(model.state_dict(), path)``, saved on any device.
     model : nn.Module
         Receives the weights on its own device and in its own precision.
+    key : str, optional
+        Where the state_dict lies in the file (``"ema_state_dict"``, ``"model.state_dict"``); None: the usual one, and
+        a line says so where there are others.
+    setting : str
+        What people choose ``key`` by, for messages.
 
     Returns
     -------
     str
-        ``"by name"`` or ``"in order"``: how tensors were matched.
+        ``"by name"``, ``"in order"`` or ``"by shape"``: how tensors were matched.
 
     Raises
     ------
@@ -90,61 +64,21 @@ def load_weights(path: Path, model: nn.Module) -> str:
         The file is missing, is not a checkpoint, holds other shapes, or values that are not finite; or it belongs to
         a finished run and is no longer as it was written.
     """
-    state = _read_state(path)
-    own = model.state_dict()
-    state = {_strip(name): tensor for name, tensor in state.items()}
-    if len(state) < len(own):  # of other code, which normalises outside the network: ours stays as it is set
-        own = {name: tensor for name, tensor in own.items() if not name.startswith(_NORMALISATION)}
-    by_name = state.keys() == own.keys()
-    if not by_name and len(state) != len(own):
-        raise UserError(f"{path}: holds {len(state)} tensors, the model has {len(own)}")
-    pairs = [(name, name) for name in own] if by_name else list(zip(own, state, strict=True))
-    for mine, theirs in pairs:
-        if own[mine].shape != state[theirs].shape:
-            raise UserError(
-                f"{path}: {theirs} has shape {tuple(state[theirs].shape)}, the model's {mine} needs "
-                f"{tuple(own[mine].shape)}"
-            )
-        if not torch.isfinite(state[theirs]).all():
-            raise UserError(f"{path}: {theirs} holds values that are not finite")
-    model.load_state_dict({**model.state_dict(), **{mine: state[theirs] for mine, theirs in pairs}})
-    return "by name" if by_name else "in order"
-
-
-def _strip(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
     check_file(path)
-    try:
-        return dict(safetensors.torch.load_file(path))
-    except SafetensorError:
-        loaded = _torch_load(
-            path, name=path, what="a checkpoint: neither safetensors nor a PyTorch state_dict of plain tensors"
-        )
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"{path}: holds no state_dict; save one with torch.save(model.state_dict(), path)")
-    return dict(loaded)
-
-
-def _torch_load(source: Path | io.BytesIO, *, name: Path, what: str) -> Any:
-    """Read PyTorch's format. Plain containers and tensors only: a pickle that calls a function is refused unread."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how unusual a file is that is refused in a moment
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # arbitrary bytes make the unpickler fail in many ways: IndexError, struct.error, ...
-        raise UserError(f"{name} is not {what}") from None
+    state = read_state(path, key, setting=setting)
+    if state.others:
+        others = ", ".join(map(ascii, state.others))
+        logger.info("%s: takes the weights of %a; it also holds %s (%s= chooses)", path, state.name, others, setting)
+    how, pairs = match(state, model, path, setting=setting)
+    own, values = model.state_dict(), {}
+    for mine, theirs in pairs:
+        values[mine] = state.tensors[theirs].to(own[mine].dtype)
+        if not torch.isfinite(values[mine]).all():
+            raise UserError(f"{path}: {theirs} holds values that are not finite")
+    model.load_state_dict({**own, **values})
+    return how
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -194,13 +128,13 @@ def _read_one_state(path: Path) -> dict[str, Any]:
     if not content.startswith(b"PK"):  # those of version 0.1 are PyTorch's format alone
         line, _, content = content.partition(b"\n")
         try:
-            header = json.loads(line)
-            epoch, expected = header["epoch"], header["sha256"]
-        except (ValueError, TypeError, KeyError, RecursionError):
+            header = parse_state_header(line, path)
+        except UserError:
             raise UserError(f"{path} is not {what}") from None
+        epoch, expected = header["epoch"], header["sha256"]
         if _digest(epoch, content) != expected:
             raise UserError(f"{path} is not {what} (its sha256 is wrong)")
-    state = _torch_load(io.BytesIO(content), name=path, what=what)
+    state = torch_load(io.BytesIO(content), name=path, what=what)
     if not isinstance(state, dict):
         raise UserError(f"{path} is not {what}")
     return state

@@ -229,11 +229,11 @@ def _run_checked(
     runs = [(job.config.keys.output_dir, job.config.folder) for job in jobs if _is_run(job.config)]
     with tempfile.TemporaryDirectory() as scratch:
         task = _guarded(act_on, scratch, num_jobs=len(jobs))
-        overrides = line.overrides
+        overrides = line.overrides if line.is_sweep else [*line.overrides, *jobs[0].added]
         if line.is_sweep:
             # Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what
             # became of each job from wherever it ran, and is thrown away.
-            overrides = [*_outside_jobs(line), f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
+            overrides = [*_outside_jobs(line, jobs), f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
             task.jobs = [job.overrides for job in jobs]  # type: ignore[attr-defined]
         if not _speaks() and not any(override.startswith("hydra/hydra_logging=") for override in overrides):
             overrides = [*overrides, "hydra/hydra_logging=disabled"]
@@ -243,7 +243,7 @@ def _run_checked(
         return sweeps.read_outcomes(Path(scratch))
 
 
-def _outside_jobs(line: CommandLine) -> list[str]:
+def _outside_jobs(line: CommandLine, jobs: Sequence[_Job]) -> list[str]:
     """Return what Hydra must know of a sweep besides its jobs: its own settings, groups, and where outputs go.
 
     `hydra/sweeper=checked` takes the jobs as they were checked. Hydra would set keys in the defaults first, where they
@@ -251,7 +251,10 @@ def _outside_jobs(line: CommandLine) -> list[str]:
     """
     parsed = _parsed(line.overrides)
     if any(override.key_or_group == "hydra/sweeper" for override in parsed):
-        return list(line.overrides)  # another sweeper makes its own jobs
+        added = jobs[0].added  # another sweeper makes its own jobs
+        if any(job.added != added for job in jobs):
+            raise UserError("hydra/sweeper=... cannot take jobs whose checkpoints were trained with other settings")
+        return [*line.overrides, *added]
     return [
         text
         for text, override in zip(line.overrides, parsed, strict=True)
@@ -437,9 +440,13 @@ def _register_resolvers() -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """One job of a command line, composed and checked; ``overrides`` are those that are not Hydra's own."""
+    """One job of a command line, composed and checked.
+
+    ``overrides`` are those that are not Hydra's own; ``added``, the last of them, are what a checkpoint says of itself.
+    """
 
     overrides: list[str]
+    added: list[str]
     composed: dict[str, Any]
     config: RunConfig | EvaluateConfig | SanityConfig
 
@@ -469,6 +476,7 @@ def _checked_jobs(line: CommandLine, config_name: str) -> list[_Job]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from frl_repro.adopt import settings_of_checkpoint
     from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig, parse
 
     kinds: dict[str, Kind] = {"config": RunConfig, "evaluate": EvaluateConfig, "sanity": SanityConfig}
@@ -492,10 +500,12 @@ def _checked_jobs(line: CommandLine, config_name: str) -> list[_Job]:
             own = [override for override in overrides if not _is_hydras(override)]
             choices_of = functools.cache(functools.partial(_choices, config_name))
             jobs = []
-            for job in _jobs(own, swept, is_sweep=line.is_sweep):
+            for typed in _jobs(own, swept, is_sweep=line.is_sweep):
+                added = [] if kind is RunConfig else settings_of_checkpoint(_parsed(typed))
+                job = [*typed, *added]
                 _refuse_ignored(job, choices_of, kind)
-                composed = _plain(OmegaConf.to_container(compose(config_name, list(job)), resolve=True))
-                jobs.append(_Job(list(job), composed, parse(composed, kind)))
+                composed = _plain(OmegaConf.to_container(compose(config_name, job), resolve=True))
+                jobs.append(_Job(job, added, composed, parse(composed, kind)))
             return jobs
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_one_line(error)) from None

@@ -434,6 +434,7 @@ class _RunKeys(_Machine):
 
     seed: int = _key("[0, inf)")
     init_from: str | None = _key()
+    init_from_key: str | None = _own(added_as=None)
     run_dir: str | None = _key(is_machine=True)
     base_dir: str | None = _key(is_machine=True)
     logger: str = _key(one_of=("none", "tensorboard"), is_machine=True)
@@ -447,6 +448,7 @@ class _EvaluateKeys(_Machine):
 
     seed: int | None = _key("[0, inf)")
     checkpoint: str = _key()
+    checkpoint_key: str | None = _own(added_as=None)
     num_examples: int = _key("[0, inf)", is_machine=True)  # adds a file, changes no number
 
 
@@ -455,6 +457,7 @@ class _SanityKeys(_Machine):
     """Keys of conf/sanity.yaml outside every group."""
 
     checkpoint: str = _key()
+    checkpoint_key: str | None = _own(added_as=None)
     other: str | None = _key()
     seed: int | None = _key("[0, inf)")
     num_images: int | None = _key("[1, inf)")
@@ -564,7 +567,13 @@ class RunConfig:
             # How the retrained model is measured must not change which base it starts from.
             evaluation=dataclasses.replace(_BASE_EVALUATION, validation_every=self.trainer.num_epochs),
             keys=dataclasses.replace(
-                self.keys, init_from=None, run_dir=None, base_dir=None, output_dir=output_dir, force=False
+                self.keys,
+                init_from=None,
+                init_from_key=None,
+                run_dir=None,
+                base_dir=None,
+                output_dir=output_dir,
+                force=False,
             ),
         )
 
@@ -626,6 +635,33 @@ def to_dict(config: Config) -> dict[str, Any]:
     return {**nested.pop("keys"), **nested}
 
 
+def rebuilding_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the settings that a model and its data are made from, for a checkpoint's header.
+
+    Where the data lie is no part of them: the same data elsewhere give the same checkpoint.
+    """
+    return {
+        group: {
+            f.name: getattr(part, f.name)
+            for f in dataclasses.fields(part)
+            if not f.metadata["is_machine"] and f.name != "root"
+        }
+        for group, part in (("model", config.model), ("dataset", config.dataset))
+    }
+
+
+def model_settings(settings: Mapping[str, Any]) -> ModelConfig:
+    """Return the settings of a model that a checkpoint holds, checked.
+
+    Raises
+    ------
+    UserError
+        An unknown model or key, or a value of the wrong type or out of range.
+    """
+    parsed: ModelConfig = _parse_group("model", GROUPS["model"], settings)
+    return parsed
+
+
 def _hash(config: Config) -> str:
     canonical = json.dumps(_science(config), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
@@ -662,7 +698,7 @@ def _dotted(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _PER_RUN = re.compile(
-    r"seed|init_from|evaluation\..*|(retrain\.)?trainer\.(?!(batch_size|num_accumulation|precision)$).*"
+    r"seed|init_from(_key)?|evaluation\..*|(retrain\.)?trainer\.(?!(batch_size|num_accumulation|precision)$).*"
 )
 _SHARED_MACHINE = ("device", "backend", "num_threads", "compile")
 
@@ -723,6 +759,8 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
                 "evaluation.keep_best_by chooses on validation images: dataset.validation_fraction must not be 0"
             )
         _check_retraining(config)
+        if config.keys.init_from_key is not None and config.keys.init_from is None:
+            raise UserError("init_from_key has no effect without init_from: it names a state_dict in that checkpoint")
     elif config.keys.checkpoint in ("", "???"):
         raise UserError("checkpoint is missing: give checkpoint=FILE")
     elif (

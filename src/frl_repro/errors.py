@@ -1,9 +1,12 @@
 """The one exception that stands for a mistake of the user, and what is said of any other."""
 
 import os
+import re
 import traceback
 
 _TRACEBACK = "FRL_REPRO_TRACEBACK"  # environment variable that shows the traceback of an unexpected error
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class UserError(ValueError):
@@ -32,5 +35,5 @@ def reason(problem: Exception) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Return a text with its line breaks shown as ``\n``: values that users type may hold some."""
-    return "\\n".join(text.splitlines())
+    r"""Return a text with line breaks as ``\n`` and other control characters escaped: what is shown may hold some."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], "\\n".join(text.splitlines()))

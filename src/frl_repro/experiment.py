@@ -31,9 +31,11 @@ from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import Bench, Fitted, fit, new_model
+from frl_repro.loading import compare_data, load_weights_and_say
 from frl_repro.lockstep import grouped, runs_at_once, share_out
 from frl_repro.loggers import LOGGERS, Logger, forget
 from frl_repro.measure import Measured, resolve_device, set_up_machine
+from frl_repro.origin import checkpoint_file
 from frl_repro.outcomes import OUTCOMES_FILE, write_outcomes
 from frl_repro.progress import LOGGER
 from frl_repro.provenance import describe
@@ -307,7 +309,11 @@ def _open(
     folder = config.folder
     model = new_model(config, dataset)
     if start is not None:
-        _load_weights(start, model)
+        if config.keys.init_from is None:
+            _load_weights(start, model)
+        else:
+            start = checkpoint_file(start, key="init_from")
+            _load_weights(start, model, given=config, dataset=dataset)
     model = distributed.synchronised(model.to(device), device)
     bench = Bench(
         config=config,
@@ -344,11 +350,22 @@ def _load_dataset(config: RunConfig) -> Dataset:
         return load_dataset(config.dataset)
 
 
-def _load_weights(path: Path, model: nn.Module) -> None:
-    """Load weights into the model, in every process those that the writer reads."""
+def _load_weights(
+    path: Path, model: nn.Module, *, given: RunConfig | None = None, dataset: Dataset | None = None
+) -> None:
+    """Load weights into the model, in every process those that the writer reads.
+
+    ``given`` is for a checkpoint that someone gave to start from (``init_from``): what it is, is said.
+    """
 
     def read() -> dict[str, Tensor]:
-        checkpoints.load_weights(path, model)
+        if given is None:
+            checkpoints.load_weights(path, model)
+        else:
+            assert dataset is not None
+            compare_data(path, dataset, given.dataset, setting="init_from", refuses=False)
+            key = given.keys.init_from_key
+            load_weights_and_say(path, model, given, key=key, setting="init_from")
         return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
     model.load_state_dict(distributed.from_writer(read))
@@ -400,7 +417,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     if not distributed.is_writer():
         return
     rows = [*fitted.rows, *(row for one in measured for row in one.rows)]
-    origin = {**bench.keys, "epoch": num_epochs, "checkpoint": rows[-1]["checkpoint"]}
+    origin = bench.origin(epoch=num_epochs, checkpoint=rows[-1]["checkpoint"])
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     records.write_table(folder / CLASSWISE_FILE, rows, records.CLASSWISE_HEADER)
     write_outcomes(folder / OUTCOMES_FILE, bench.outcomes(measured[-1]))

@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import build, checkpoints, distributed, speed, streams
+from frl_repro import build, checkpoints, distributed, readback, speed, streams
 from frl_repro.backends import Backend
-from frl_repro.best import BEST_FILE, validation_errors
-from frl_repro.config import RunConfig
+from frl_repro.best import BEST, BEST_FILE, validation_errors
+from frl_repro.config import RunConfig, rebuilding_settings
 from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.loggers import Logger
 from frl_repro.measure import Measured, measure
 from frl_repro.models import stack
 from frl_repro.networks import new_network
+from frl_repro.origin import data_facts
 from frl_repro.outcomes import Outcomes
 from frl_repro.progress import LOGGER, bar
 from frl_repro.run_folder import STATE_FILE, has_state
@@ -71,6 +72,14 @@ class Bench:
             "recipe": None if config.retrain is None else config.recipe.name,
             **{f"alpha_{name}": value for name, value in vars(config.alpha).items()},
         }
+
+    def origin(self, *, epoch: int, checkpoint: str) -> dict[str, Any]:
+        """Return what the header of a checkpoint of an epoch says: ``checkpoint`` is which of the kept ones it is."""
+        dataset = self.dataset
+        shape = dataset.train.images.shape[1:]
+        facts = data_facts(digest=dataset.digest, class_names=dataset.class_names, image_shape=shape)
+        settings = rebuilding_settings(self.config)
+        return {**self.keys, "epoch": epoch, "checkpoint": checkpoint, "settings": settings, "data": facts}
 
     def measure(
         self, model: nn.Module, split: Split, split_name: str, epoch: int, *, checkpoint: str | None = None
@@ -122,6 +131,21 @@ class Fitted:
 def new_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     """Return the run's freshly initialised model."""
     return new_network(config.model, dataset, seed=streams.derive_seed(config.seed, "initial weights"))
+
+
+_ROWS = readback.items(readback.entries(readback.text(max_length=100), readback.cell))
+_STATE_FIELDS = readback.fields(
+    {
+        "epoch": readback.whole(1),
+        "machine": readback.text(),
+        "seconds": readback.number(0),
+        "history": _ROWS,
+        "rows": _ROWS,
+        "policy_rows": _ROWS,
+    },
+    {"best": readback.maybe(readback.fields({"epoch": readback.whole(1), "error": readback.number(0, 1)}))},
+)
+"""What a state must hold besides tensors, whose shapes the network, the optimiser and the policy check."""
 
 
 class _Training:
@@ -224,7 +248,8 @@ class _Training:
         ``before`` holds what was measured for other runs: jobs of a grid start from one model.
         """
         bench, config = self.bench, self.bench.config
-        of_same = repr((config.base().hash, config.keys.init_from, config.seed, config.evaluation))
+        start = config.keys.init_from, config.keys.init_from_key
+        of_same = repr((config.base().hash, start, config.seed, config.evaluation))
         if of_same not in before:
             dataset = bench.dataset
             splits = [("validation", bench.validation), ("selection", dataset.selection), ("test", dataset.test)]
@@ -246,8 +271,8 @@ class _Training:
         if criterion is None or (self.best is not None and errors[criterion] >= self.best["error"]):
             return
         self.best = {"epoch": self.num_done, "error": errors[criterion]}
-        origin = {**self.bench.keys, "epoch": self.num_done, "checkpoint": "best"}
         if distributed.is_writer():
+            origin = self.bench.origin(epoch=self.num_done, checkpoint=BEST)
             checkpoints.save_weights(self.bench.folder / BEST_FILE, self.measured, origin=origin)
 
     def _resume(self) -> None:
@@ -261,6 +286,12 @@ class _Training:
         LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
+        path = self.bench.folder / STATE_FILE
+        readback.checked(state, _STATE_FIELDS, source=path, remedy="delete it to train from the start")
+        rows = [*state["history"], *state["rows"], *state["policy_rows"]]
+        is_ours = all(row.get("run_id") == self.bench.config.run_id for row in rows)
+        if not is_ours or not state["epoch"] == len(state["history"]) <= self.trainer.num_epochs:
+            raise ValueError("another run's")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

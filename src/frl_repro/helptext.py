@@ -46,10 +46,10 @@ _EVALUATE = """\
 Measure natural, boundary and robust error by class of a checkpoint, ours or a plain PyTorch state_dict.
 
 Usage
-  {program} checkpoint=FILE [group=choice ...] [key=value ...]
+  {program} checkpoint=FILE|FOLDER [group=choice ...] [key=value ...]
 
 Examples
-  {program} checkpoint=outputs/<run>/model.safetensors
+  {program} checkpoint=outputs/<run>             on the data of the run
   {program} checkpoint=lenet.pt evaluation.epsilons=[4/255,8/255] evaluation.num_steps=50
   {program} checkpoint=lenet.pt evaluation=autoattack evaluation.num_images=1000   a stronger attack
 

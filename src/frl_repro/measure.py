@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from frl_repro import autoattack, checkpoints, records, streams, text_tables
+from frl_repro import autoattack, records, streams, text_tables
 from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.class_errors import SampleErrors
@@ -20,8 +22,9 @@ from frl_repro.data import Dataset, Split, batch_to_float, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.examples import EXAMPLES_FILE, Examples, write_examples
+from frl_repro.loading import network_of, refuse_other_model
 from frl_repro.measure_autoattack import measure_with_autoattack
-from frl_repro.networks import new_network
+from frl_repro.origin import checkpoint_file, read_origin
 from frl_repro.outcomes import OUTCOMES_FILE, Outcomes, write_outcomes
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
@@ -151,19 +154,17 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     UserError
         The file is no checkpoint of this architecture, or data or device are missing.
     """
-    path = Path(config.keys.checkpoint)
-    if not path.is_file():
-        raise UserError(f"checkpoint={path}: no such file")
+    path = checkpoint_file(config.keys.checkpoint, key="checkpoint")
+    # A run's folder and the file in it are one measurement.
+    config = dataclasses.replace(config, keys=dataclasses.replace(config.keys, checkpoint=str(path)))
+    refuse_other_model(path, config.model)
+    origin = origin_of(path)
     if isinstance(config.evaluation, AutoAttackEvaluationConfig):
         autoattack.check()
     device = resolve_device(config.keys.device)
     set_up_machine(device, config.keys.num_threads)
     dataset = load_dataset(config.dataset)
-    model = new_network(config.model, dataset, seed=0)
-    matched = checkpoints.load_weights(path, model)
-    LOGGER.info("%s: weights matched %s", path, matched)
-
-    origin = origin_of(path)
+    model = network_of(path, config, dataset, key=config.keys.checkpoint_key)
     seed = int(origin["seed"]) if config.keys.seed is None else config.keys.seed
     keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
     model = model.to(device)
@@ -269,15 +270,25 @@ def _examples(
 _ORIGIN = ("run_id", "method", "seed", "epoch", records.CHECKPOINT_COLUMN, *records.SETTING_COLUMNS)
 """What a checkpoint says of its run."""
 
+_CONTROL, _MAX_STEM = r"[\x00-\x1f\x7f]", 100  # a file's name becomes part of a folder's, and of a line on a terminal
+
 
 def origin_of(path: Path) -> dict[str, Any]:
-    """Return what names the run: from the file when one of our runs wrote it, else from its content."""
-    origin = checkpoints.read_origin(path)
+    """Return what names the run: from the file when one of our runs wrote it, else from its content.
+
+    Raises
+    ------
+    UserError
+        What the file says of its run is damaged.
+    """
+    origin = read_origin(path)
     if origin is not None:
-        return {**{name: origin.get(name) for name in _ORIGIN}}
+        if origin.get("run_id") is None or origin.get("seed") is None:
+            raise UserError(f"{path} is damaged: its header does not name its run (run_id, seed)")
+        return {name: origin.get(name) for name in _ORIGIN}
     return {
         **dict.fromkeys(_ORIGIN),
-        "run_id": f"{path.stem}-{_digest(path)[:8]}",
+        "run_id": f"{re.sub(_CONTROL, '_', path.stem)[:_MAX_STEM]}-{_digest(path)[:8]}",
         "method": "external",
         "seed": 0,
         "epoch": 0,

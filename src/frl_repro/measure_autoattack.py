@@ -18,7 +18,15 @@ from frl_repro.config import AutoAttackEvaluationConfig
 from frl_repro.data import Dataset, Split
 from frl_repro.data.splits import subset
 from frl_repro.errors import UserError
-from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN, OUTCOMES_FILE, Outcomes, read_outcomes, write_outcomes
+from frl_repro.outcomes import (
+    NATURAL_ERROR,
+    NOT_ATTACKED,
+    NOT_BROKEN,
+    OUTCOMES_FILE,
+    Outcomes,
+    read_outcomes,
+    write_outcomes,
+)
 from frl_repro.progress import LOGGER, bar
 
 if TYPE_CHECKING:
@@ -85,7 +93,7 @@ def measure_with_autoattack(
     attack_keys = {"batch_size": settings.batch_size, "attack_seed": seed}
     package = {"pyautoattack": version("pyautoattack")}
     about = {**keys, **attack_keys, **package, "backend": backend.name, "weights": weights}
-    codes = {epsilon: np.full(len(split), autoattack.NOT_ATTACKED, dtype=np.uint8) for epsilon in settings.epsilons}
+    codes = {epsilon: np.full(len(split), NOT_ATTACKED, dtype=np.uint8) for epsilon in settings.epsilons}
 
     finished, partial = folder / OUTCOMES_FILE, folder / PARTIAL_FILE
     earlier = _earlier(finished, about, split, images)

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from frl_repro import readback
 from frl_repro.atomic import write_bytes
 from frl_repro.errors import UserError
 from frl_repro.records import format_epsilon, parse_fraction
@@ -31,9 +32,24 @@ OUTCOMES_FILE = "outcomes.safetensors"
 _LABELS, _NATURAL, _ROBUST, _ABOUT = "labels", "natural", "robust ", "about"
 _BROKEN, _COMPONENTS, _IMAGES = "broken by ", "broken by", "images"
 
+_REMEDY = "delete it and measure again"
+_ABOUT_FIELDS = readback.fields(
+    {},
+    {
+        **dict.fromkeys(("run_id", "dataset", "model", "split", "attack", "backend", "weights"), readback.text()),
+        **dict.fromkeys(("method", "recipe", "checkpoint"), readback.maybe(readback.text())),
+        **dict.fromkeys(("seed", "attack_seed", "epoch", "batch_size"), readback.maybe(readback.whole())),
+        "wall_seconds": readback.number(0),
+        _COMPONENTS: readback.items(readback.text(), max_length=100),
+    },
+)
+
 NOT_BROKEN, NATURAL_ERROR = 0, 1
 """Codes of `Outcomes.broken_by`: right under every part of the attack, and wrong already when clean. Code 2 and those
 above stand for the parts in their order."""
+
+NOT_ATTACKED = 255
+"""Code of an image whose batch is still to come, in the record of an unfinished measurement."""
 
 UNBROKEN_NAMES = ("none", "clean")
 """Names of these two codes in the file."""
@@ -101,13 +117,20 @@ def read_outcomes(path: Path) -> Outcomes:
         check_regular(path)
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as problem:
+            about = readback.parse_json((file.metadata() or {}).get(_ABOUT, "{}"), source=path, remedy=_REMEDY)
+    except (SafetensorError, OSError, TypeError) as problem:  # a TypeError: numbers that NumPy does not have
         raise UserError(f"cannot read {path}: {problem}") from problem
     shapes = {tensor.shape for tensor in tensors.values()}
     if not {_LABELS, _NATURAL} <= tensors.keys() or len(shapes) != 1 or len(shapes.pop()) != 1:
         raise UserError(f"{path} holds no outcomes: {_LABELS!r} and {_NATURAL!r} of one length are expected")
+    readback.checked(about, _ABOUT_FIELDS, source=path, remedy=_REMEDY)
     components = about.pop(_COMPONENTS, [])[len(UNBROKEN_NAMES) :]
+    last_code = NATURAL_ERROR + len(components)
+    for name, tensor in tensors.items():
+        is_wrong = tensor.dtype != (np.int32 if name == _IMAGES else np.uint8) or tensor.min(initial=0) < 0
+        is_code = name.startswith(_BROKEN)
+        if is_wrong or (is_code and tensor[tensor != NOT_ATTACKED].max(initial=0) > last_code):
+            raise UserError(f"{path} is damaged: {readback.shown(name)} holds what it cannot; {_REMEDY}")
     return Outcomes(
         labels=tensors[_LABELS].astype(np.int64),
         is_natural_error=tensors[_NATURAL] != 0,

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from frl_repro import readback
 from frl_repro.atomic import replacing, write_text
 from frl_repro.errors import UserError
 from frl_repro.regular_files import read_bytes
-from frl_repro.run_folder import check_file
+from frl_repro.run_folder import check_file, read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -71,6 +72,8 @@ _ADDED_COLUMNS = frozenset({"alpha_rob", CHECKPOINT_COLUMN, "validation_natural_
 
 _INTEGER_COLUMNS = ("seed", "epoch", "class_id", "count", "num_natural_errors", "num_boundary_errors")
 _FLOAT_COLUMNS = ("epsilon", "natural_error", "boundary_error", "robust_error")
+_NAME_COLUMNS = ("run_id", "dataset", "model", "method", "recipe", CHECKPOINT_COLUMN, "split", "attack")
+_NAME = readback.text()
 _ERROR_COLUMNS = ("natural_error", "boundary_error", "robust_error")
 
 _PUBLISHED = "reference"  # folder in outputs/ that holds committed tables
@@ -223,6 +226,7 @@ def read_policy(paths: Iterable[str | Path]) -> DataFrame:
                 table[name] = ""
             elif name not in table.columns:
                 raise UserError(f"{file} lacks column {name!r}{_suggestion(name, table.columns)}")
+        _check_names(table, file)
         for name in ("seed", "epoch", "class_id"):
             table[name] = _numbers(table[name], file).astype("int64")
         for name in (*POLICY_COLUMNS[-5:], *(name for name in SETTING_COLUMNS if name.startswith("alpha_"))):
@@ -390,18 +394,16 @@ def write_json(path: str | Path, obj: Any) -> None:
     write_text(Path(path), json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The content of a ``run.json``, the fields that anyone reads of it checked.
 
     Raises
     ------
     UserError
-        The file cannot be read or is not JSON.
+        The file cannot be read, is not JSON, or holds a field that is not what it must be.
     """
     try:
-        return json.loads(read_bytes(Path(path)))
-    except ValueError as error:  # JSON and UTF-8 decoding errors alike
-        raise UserError(f"{path} is damaged, not valid JSON ({error}): delete it and repeat the run") from error
+        return read_object(Path(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
@@ -494,6 +496,7 @@ def _checked(table: DataFrame, file: Path, *, of_file: NDArray[np.int64] | None 
             table[name] = table[name].map(_float_or_nan).astype(float)
             continue
         table[name] = _numbers_where_all_are(table[name])
+    _check_names(table, file)
     _check_counts(table, file)
     _check_classes(table, file, np.zeros(len(table), dtype=np.int64) if of_file is None else of_file)
     return table
@@ -537,6 +540,13 @@ def _float_or_nan(text: Any) -> float:
         return float(text)
     except (TypeError, ValueError):
         return math.nan
+
+
+def _check_names(table: DataFrame, file: Path) -> None:
+    """Refuse names of runs and measurements that are no line of text: they are shown on terminals and in figures."""
+    for name in _NAME_COLUMNS:
+        for value in table[name].unique() if name in table.columns else ():
+            readback.checked(value, _NAME, source=f"{file}, column {name!r}", remedy="delete it and repeat the run")
 
 
 def _check_counts(table: DataFrame, file: Path) -> None:

@@ -6,7 +6,6 @@ Needs neither torch nor pandas: what only looks at folders answers at once.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from frl_repro import readback
 from frl_repro.errors import UserError
-from frl_repro.regular_files import check_regular, read_bytes
+from frl_repro.regular_files import check_regular
 
 try:
     import fcntl
@@ -37,6 +37,31 @@ STATE_FILE = "state.pt"
 PREVIOUS_STATE_FILE = "state.previous.pt"
 """The state before that: what a damaged one is replaced by."""
 
+_LINE = readback.text()
+
+# What is read of these notes, by whomever; the rest of them is for people.
+_RUN_FIELDS: dict[str, readback.Check] = {
+    "run_id": readback.file_name(),
+    "config_hash": readback.text(r"[0-9a-f]+", max_length=64, what="a hash in hexadecimal digits"),
+    "config": readback.SETTINGS,
+    "data": readback.fields({}, {"digest": readback.SHA256}),
+    "start": readback.maybe(readback.fields({"file": readback.ANY_TEXT, "sha256": readback.SHA256})),
+    "command": readback.ANY_TEXT,
+    "git_commit": readback.maybe(_LINE),
+    "git_dirty": readback.maybe(readback.one_of(True, False)),
+    "device": _LINE,
+    "backend": _LINE,
+    "versions": readback.entries(_LINE, readback.maybe(_LINE)),
+    "wall_seconds": readback.number(0),
+}
+_DONE_FIELDS = {
+    "run_id": _RUN_FIELDS["run_id"],
+    "config_hash": _RUN_FIELDS["config_hash"],
+    "sha256": readback.entries(readback.file_name(), readback.SHA256),
+}
+_FIELDS = {RUN_FILE: _RUN_FIELDS, DONE_FILE: _DONE_FIELDS}
+
+_STATE_HEADER = readback.fields({"epoch": readback.whole(1), "sha256": readback.text(max_length=64)})
 _HEADER_SIZE = 4096  # bytes in which a state's first line ends; it is a tenth of that
 # A look at the lock (`is_held`) takes it for microseconds: who is refused asks again this often and this much later.
 _NUM_TRIES, _SECONDS_BETWEEN = 5, 0.02
@@ -50,22 +75,22 @@ def sha256(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
+    """Return the JSON object in a file of a run's folder, the fields that anyone reads of it checked.
 
     Raises
     ------
     UserError
-        The file holds something else, or half of one.
+        The file holds something else, half of one, or a field that is not what it must be.
     OSError
         It cannot be read.
     """
-    try:
-        content = json.loads(read_bytes(path))
-    except (ValueError, RecursionError):  # JSON and UTF-8 decoding errors alike
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged, not a JSON object: delete the folder {path.parent} and repeat the run")
+    check = readback.fields({}, _FIELDS.get(path.name, {}))
+    content: dict[str, Any] = readback.read_json(path, check, remedy=_remedy(path.parent))
     return content
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete the folder {folder} and repeat the run"
 
 
 def recorded_sha256(folder: Path) -> dict[str, str]:
@@ -79,10 +104,8 @@ def recorded_sha256(folder: Path) -> dict[str, str]:
     path = folder / DONE_FILE
     if not path.is_file():
         return {}
-    recorded = read_object(path).get("sha256", {})
-    if not isinstance(recorded, dict):
-        raise UserError(f"{path} is damaged: delete the folder {folder} and repeat the run")
-    return {str(name): str(digest) for name, digest in recorded.items()}
+    recorded: dict[str, str] = read_object(path).get("sha256", {})
+    return recorded
 
 
 def check_file(path: Path, content: bytes | None = None) -> None:
@@ -149,10 +172,23 @@ def state_header(path: Path) -> dict[str, Any] | None:
     try:
         check_regular(path)
         with path.open("rb") as file:
-            header = json.loads(file.read(_HEADER_SIZE).partition(b"\n")[0])
-    except (OSError, ValueError, RecursionError):
+            return parse_state_header(file.read(_HEADER_SIZE).partition(b"\n")[0], path)
+    except (OSError, UserError):
         return None
-    return header if isinstance(header, dict) else None
+
+
+def parse_state_header(line: bytes, path: Path) -> dict[str, Any]:
+    """Return what the first line of a state says, checked.
+
+    Raises
+    ------
+    UserError
+        It is no such line.
+    """
+    remedy = "delete it to train this run from the start"
+    header = readback.parse_json(line, source=path, remedy=remedy)
+    checked: dict[str, Any] = readback.checked(header, _STATE_HEADER, source=path, remedy=remedy)
+    return checked
 
 
 @contextmanager

@@ -5,6 +5,7 @@ The rules themselves stand in `frl_repro.sanity_rules`, reasons and sources in d
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from pandas import DataFrame
 from torch import Tensor, nn
 
-from frl_repro import checkpoints, records, streams
+from frl_repro import records, streams
 from frl_repro.attacks import evaluation_mode, fgsm, input_gradient, pgd
 from frl_repro.attacks.linf import project, random_start
 from frl_repro.backends import Backend, choose_backend
@@ -27,8 +28,9 @@ from frl_repro.data import Dataset, Split, batch_to_float, load_dataset
 from frl_repro.data.splits import subset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
+from frl_repro.loading import network_of, refuse_other_model
 from frl_repro.measure import USUAL_STEP_SIZE, origin_of, resolve_device, set_up_machine
-from frl_repro.networks import new_network
+from frl_repro.origin import checkpoint_file
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 from frl_repro.sanity_rules import (
@@ -294,19 +296,21 @@ def check_checkpoint(config: SanityConfig, *, command: str = "") -> Path:
         A file is no checkpoint of this architecture, both are the same, or data, images or device are missing.
     """
     keys = config.keys
-    path, other_path = Path(keys.checkpoint), None if keys.other is None else Path(keys.other)
-    for name, given in (("checkpoint", path), ("other", other_path)):
-        if given is not None and not given.is_file():
-            raise UserError(f"{name}={given}: no such file")
+    path = checkpoint_file(keys.checkpoint, key="checkpoint")
+    other_path = None if keys.other is None else checkpoint_file(keys.other, key="other")
+    # A run's folder and the file in it are one check.
+    keys = dataclasses.replace(keys, checkpoint=str(path), other=None if other_path is None else str(other_path))
+    config = dataclasses.replace(config, keys=keys)
+    refuse_other_model(path, config.model)
+    origin = origin_of(path)
     device = resolve_device(keys.device)
     set_up_machine(device, keys.num_threads)
     dataset = load_dataset(config.dataset)
-    own = _load(path, config, dataset, device)
-    other = None if other_path is None else _load(other_path, config, dataset, device)
+    own = _load(path, config, dataset, device, key=keys.checkpoint_key)
+    other = None if other_path is None else _load(other_path, config, dataset, device, setting="other")
     if other is not None and _same_weights(own.model, other.model):
         raise UserError(f"other={other_path} holds the weights of checkpoint={path}: transfer needs another model")
 
-    origin = origin_of(path)
     seed = int(origin["seed"]) if keys.seed is None else keys.seed
     evidence = gather(
         own.model,
@@ -342,17 +346,22 @@ def check_checkpoint(config: SanityConfig, *, command: str = "") -> Path:
     return folder
 
 
-def _load(path: Path, config: SanityConfig, dataset: Dataset, device: torch.device) -> Attacker:
-    model = new_network(config.model, dataset, seed=0)
-    matched = checkpoints.load_weights(path, model)
-    LOGGER.info("%s: weights matched %s", path, matched)
-    model = model.to(device)
+def _load(
+    path: Path,
+    config: SanityConfig,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    key: str | None = None,
+    setting: str = "checkpoint",
+) -> Attacker:
+    model = network_of(path, config, dataset, key=key, setting=setting).to(device)
     return Attacker(model, choose_backend(config.keys.backend, model, device))
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def _images(split: Split, num_images: int | None, seed: int) -> Split:

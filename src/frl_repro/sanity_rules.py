@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from frl_repro import readback
 from frl_repro.errors import UserError
 from frl_repro.records import RUN_COLUMNS, format_epsilon
 from frl_repro.text_tables import aligned
@@ -286,6 +287,11 @@ def read_sanity(path: Path) -> DataFrame:
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise UserError(f"{path} is no {SANITY_FILE}: it lacks {', '.join(missing)}; repeat scripts/sanity.py")
+    for name in ("run_id", "dataset", "model", "method"):
+        for value in table[name].unique():
+            readback.checked(
+                value, readback.text(), source=f"{path}, column {name!r}", remedy="repeat scripts/sanity.py"
+            )
     for name in ("seed", "num_images", "epsilon", "class_id", "value", "threshold"):
         try:
             table[name] = table[name].replace("", "nan").astype(float)

@@ -153,7 +153,8 @@ def _num_epochs(recorded: dict[str, object]) -> object:
         part = config.get("retrain") or config
         trainer = part.get("trainer") if isinstance(part, dict) else None
         if isinstance(trainer, dict):
-            return trainer.get("num_epochs", "?")
+            num_epochs = trainer.get("num_epochs")
+            return num_epochs if isinstance(num_epochs, int) else "?"
     return "?"
 
 

@@ -17,15 +17,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from frl_repro import readback
 from frl_repro.atomic import write_text
-from frl_repro.errors import UserError
-from frl_repro.regular_files import read_bytes
 
 FAILED_FILE = "failed.json"
 PLAN_PATTERN = "sweep-*.json"
 # Begins the names of the files, in a sweep's scratch folder, in which jobs say what became of them. There follow when
 # the job ended, in nanoseconds of a clock that nobody sets and all processes of a machine share, and something random.
 _OUTCOME_PREFIX = "outcome-"
+
+_REMEDY = "delete it, runs do not need it"
+_FOLDER = readback.text(max_length=4096, what="a path in one line")
+_FAILURE = {
+    "job": readback.ANY_TEXT,
+    "reason": readback.ANY_TEXT,
+    "run": readback.maybe(_FOLDER),
+}
+_FAILURES = readback.items(readback.fields(_FAILURE))
+_PLAN = readback.fields({"runs": readback.items(_FOLDER)})
+_OUTCOME = readback.fields({**_FAILURE, "output_dir": readback.ANY_TEXT})
+
 _WINDOW = 20  # jobs that the time left is judged by: the last ones, for finished runs are skipped at once
 
 
@@ -105,14 +116,15 @@ def note_failures(outcomes: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a ``failed.json``.
+    """Return the entries of a ``failed.json``: ``job``, ``reason`` and ``run``.
 
     Raises
     ------
     UserError
         It is damaged.
     """
-    return [entry for entry in _read(path, list) if isinstance(entry, dict)]
+    entries: list[dict[str, Any]] = readback.read_json(path, _FAILURES, remedy=_REMEDY)
+    return entries
 
 
 def read_plan(path: Path) -> list[str]:
@@ -123,18 +135,20 @@ def read_plan(path: Path) -> list[str]:
     UserError
         It is damaged.
     """
-    runs = _read(path, dict).get("runs")
-    return [str(run) for run in runs] if isinstance(runs, list) else []
+    runs: list[str] = readback.read_json(path, _PLAN, remedy=_REMEDY)["runs"]
+    return runs
 
 
-def _read(path: Path, kind: type[Any]) -> Any:
-    try:
-        content = json.loads(read_bytes(path))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, kind):
-        raise UserError(f"{path} is damaged: delete it, runs do not need it")
-    return content
+def read_outcome(path: Path) -> dict[str, Any]:
+    """Return what a job left of itself: ``job``, ``output_dir``, ``reason`` and ``run``.
+
+    Raises
+    ------
+    UserError
+        It is damaged.
+    """
+    outcome: dict[str, Any] = readback.read_json(path, _OUTCOME, remedy="repeat the command")
+    return outcome
 
 
 def note_outcome(scratch: Path, outcome: Mapping[str, Any]) -> None:
@@ -145,7 +159,7 @@ def note_outcome(scratch: Path, outcome: Mapping[str, Any]) -> None:
 def read_outcomes(scratch: Path) -> list[dict[str, Any]]:
     """Return what became of a sweep's jobs, in the order in which they ended."""
     names = [path.name for path in scratch.glob(f"{_OUTCOME_PREFIX}*")]
-    return [json.loads(read_bytes(scratch / name)) for name in sorted(names, key=_ended)]
+    return [read_outcome(scratch / name) for name in sorted(names, key=_ended)]
 
 
 def _ended(name: str) -> int:

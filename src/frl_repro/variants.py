@@ -21,7 +21,18 @@ VARIANT_COLUMN = "variant"
 
 _ALIKE = ("dataset", "model", "method", *SETTING_COLUMNS)
 
-_SECTIONS = ("dataset", "model", "attack", "trainer", "frl", "tau", "retrain", "departures", "init_from")
+_SECTIONS = (
+    "dataset",
+    "model",
+    "attack",
+    "trainer",
+    "frl",
+    "tau",
+    "retrain",
+    "departures",
+    "init_from",
+    "init_from_key",
+)
 """Parts of a run's configuration that say how it was trained and are not columns of the tables."""
 
 BEFORE_THE_KEY = {"num_accumulation": "1", "precision": "float32", "augmentation": "none"}

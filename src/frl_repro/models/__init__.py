@@ -15,7 +15,7 @@ from frl_repro.models.normalise import Normalise
 from frl_repro.models.residual import MIN_IMAGE_SIDE, ResidualNetwork, preact_resnet18, wrn28
 from frl_repro.models.stack import ModelStack, stack
 
-__all__ = ["MODELS", "LeNet5", "ModelStack", "Normalise", "ResidualNetwork", "build_model", "stack"]
+__all__ = ["COMPUTATIONS", "MODELS", "LeNet5", "ModelStack", "Normalise", "ResidualNetwork", "build_model", "stack"]
 
 
 def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -54,6 +54,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn28_10": functools.partial(_residual, wrn28),
 }
 """Name to (K, (C, H, W), *, the model's own settings) -> network."""
+
+COMPUTATIONS = {
+    "lenet5": "tanh, average pooling",
+    "preact_resnet18": "pre-activation blocks with ReLU, average pooling at the end",
+    "wrn28_10": "pre-activation blocks with ReLU, average pooling at the end",
+}
+"""Name to what a network computes besides its tensors, for people: no checkpoint shows it."""
 
 
 def build_model(
