@@ -119,6 +119,11 @@ class Dataset:
         """Sha256 (hexadecimal) of what the data set holds: class names, and each split's pixels and labels in order."""
         return str(self.content["digest"])
 
+    def split_digest(self, name: str) -> str:
+        """Sha256 (hexadecimal) of the class names and of one split, one of ``SPLIT_NAMES``: of what is measured on."""
+        of = {"class_names": self.content["class_names"], "split": self.content["splits"][name]}
+        return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+
 
 def _content_of(split: Split) -> dict[str, Any]:
     images = hashlib.sha256(f"{tuple(split.images.shape)}\n".encode())
