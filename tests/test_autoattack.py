@@ -1,6 +1,7 @@
 """AutoAttack by class and by part: equal to the library's own driver, resumed, restored, kept apart, refused."""
 
 import csv
+import dataclasses
 import logging
 import os
 import random
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from frl_repro import autoattack, checkpoints, cli, components, measure_autoattack, records
+from frl_repro import autoattack, checkpoints, cli, components, measure, measure_autoattack, records
 from frl_repro.backends import NATIVE, TORCH, choose_backend
 from frl_repro.config import EvaluateConfig, RunConfig, parse
 from frl_repro.data import Split, batch_to_float, load_dataset, subset
@@ -24,7 +25,7 @@ from frl_repro.measure import measure_checkpoint
 from frl_repro.models import build_model
 from frl_repro.native import NativeUnavailable
 from frl_repro.native import lenet5 as native
-from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN, Outcomes, read_outcomes, write_outcomes
+from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN, Outcomes, are_of_same_images, read_outcomes, write_outcomes
 from frl_repro.selection import largest_epsilon, select_attack
 from test_config import composed
 
@@ -313,6 +314,36 @@ def test_a_measurement_says_which_part_broke_which_image(quick, checkpoint):
     run = records.read_json(folder / "run.json")
     assert run["versions"]["pyautoattack"].startswith("0.2")
     assert run["config"]["evaluation"]["batch_size"] == 10
+
+
+def test_nothing_of_other_images_is_taken_up(quick, checkpoint, monkeypatch, caplog):
+    """Same settings and labels, other pixels: as after pictures were swapped."""
+    caplog.set_level("INFO", "frl_repro")
+    changes = {"dataset__num_test": 12, "evaluation__epsilons": ["8/255"]}
+    config = settings(checkpoint, **changes)
+    folder = measure_checkpoint(config)
+    found = read_outcomes(folder / "outcomes.safetensors")
+    first = files(folder)
+    measure_checkpoint(config)
+    assert files(folder) == first
+
+    def load_with_images_of_other_classes(config):
+        dataset = load_dataset(config)
+        images = dataset.test.images.roll(1, 0)
+        return dataclasses.replace(dataset, test=Split(images=images, labels=dataset.test.labels))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measure, "load_dataset", load_with_images_of_other_classes)
+        assert measure_checkpoint(config) == folder
+        fresh = measure_checkpoint(settings(checkpoint, **changes, output_dir=str(checkpoint / "fresh")))
+    assert "was measured before a change of the data (pixels of test images): measured anew" in caplog.text
+    measured = read_outcomes(folder / "outcomes.safetensors")
+    assert not are_of_same_images(found, measured)
+    assert not np.array_equal(found.broken_by[8 / 255], measured.broken_by[8 / 255])
+    assert files(folder) == files(fresh)
+    (folder / "run.json").unlink()  # killed between files: the outcomes themselves say what they are of
+    measure_checkpoint(config)
+    assert files(folder) == first
 
 
 KILLED = """

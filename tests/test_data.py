@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
 
 from frl_repro import atomic
 from frl_repro.data import Dataset, Split, batch_to_float, fashion_mnist, fetch, load_dataset
@@ -379,10 +381,24 @@ def test_damaged_cache_is_rebuilt_with_a_warning(files, cache, tmp_path, caplog,
 
 
 def test_outdated_cache_is_not_used(cache, caplog):
+    caplog.set_level(logging.INFO)
     store_tensors(cache / "file", {"x": torch.arange(3)}, identity="version 1")
     assert load_tensors(cache / "file", identity="version 1")["x"].tolist() == [0, 1, 2]
     assert load_tensors(cache / "file", identity="version 2") is None
-    assert "damaged or outdated" in caplog.text
+    assert "is of other files or settings and is made anew" in caplog.text
+    assert "damaged" not in caplog.text
+
+
+def test_a_cache_that_does_not_say_what_it_was_made_from_still_serves(cache, caplog):
+    """As version 0.1 wrote it: the cache may be all that a machine without network has."""
+    tensors = {"x": torch.arange(3)}
+    store_tensors(cache / "file", tensors, identity="version 1")
+    with safe_open(cache / "file", framework="pt") as file:
+        checksum = file.metadata()["sha256"].split()[0]
+    safetensors.torch.save_file(tensors, cache / "file", metadata={"sha256": checksum})
+    assert load_tensors(cache / "file", identity="version 1")["x"].tolist() == [0, 1, 2]
+    assert load_tensors(cache / "file", identity="version 2") is None
+    assert "is damaged or old (wrong sha256)" in caplog.text
 
 
 def test_cache_that_cannot_be_written_is_only_logged(files, cache, tmp_path, caplog):

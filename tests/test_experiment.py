@@ -81,7 +81,7 @@ def test_a_run_leaves_tidy_tables(finished):
 def test_a_finished_run_is_skipped_and_repeated_with_force(finished, monkeypatch):
     before, stamp = contents(finished), (finished / "done.json").stat().st_mtime_ns
     with monkeypatch.context() as patched:
-        patched.setattr(experiment, "load_dataset", lambda _: pytest.fail("a finished run reads no data"))
+        patched.setattr(experiment, "fit", lambda *_, **__: pytest.fail("trained again"))
         experiment.run(tiny(finished))
     assert (finished / "done.json").stat().st_mtime_ns == stamp
     experiment.run(tiny(finished, force=True))

@@ -206,10 +206,17 @@ def test_more_images_than_memory_holds_are_refused_with_their_size(monkeypatch, 
         load(make_folder(tmp_path / "x"), cache)
 
 
-def test_a_folder_is_decoded_once_until_it_changes(tmp_path, cache, monkeypatch):
-    root, decoded = make_folder(tmp_path / "x"), []
-    decode = image_folder.decode_all
-    monkeypatch.setattr(image_folder, "decode_all", lambda *a: decoded.append(1) or decode(*a))
+@pytest.fixture
+def decoded(monkeypatch):
+    """Gains an entry whenever pictures are decoded."""
+    calls, decode = [], image_folder.decode_all
+    monkeypatch.setattr(image_folder, "decode_all", lambda *a: calls.append(1) or decode(*a))
+    return calls
+
+
+def test_a_folder_is_decoded_once_until_it_changes(tmp_path, cache, decoded, caplog):
+    root = make_folder(tmp_path / "x")
+    caplog.set_level(logging.INFO)
     first, second = load(root, cache), load(root, cache)
     assert len(decoded) == 1
     assert torch.equal(first[1].images, second[1].images)
@@ -217,11 +224,74 @@ def test_a_folder_is_decoded_once_until_it_changes(tmp_path, cache, monkeypatch)
     load(root, cache, image_size=8)
     assert len(decoded) == 2
     load(root, cache)
+    assert len(decoded) == 2  # each size has a file of its own
+    assert "cache" not in caplog.text
     save(root / "test" / "c" / "1.png", pixels(9))
     changed = load(root, cache)
-    assert len(decoded) == 4
+    assert len(decoded) == 3
     assert np.array_equal(changed[2].images[-1].permute(1, 2, 0).numpy(), pixels(9))
-    assert len(list((cache / "frl_repro").iterdir())) == 1
+    assert len(list((cache / "frl_repro").iterdir())) == 2
+    assert "is of other files or settings and is made anew" in caplog.text
+    assert "damaged" not in caplog.text
+
+
+def stamp(root):
+    """Give every file one time, as unzip does."""
+    for path in root.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+def test_pictures_of_one_name_size_and_time_are_told_apart(tmp_path, cache):
+    """Class folders that change names: every file keeps its name, size and time."""
+    root, levels = tmp_path / "x", {"dark": 50, "light": 200}
+    for split in ("train", "test"):
+        for name, level in levels.items():
+            save(root / split / name / "0.bmp", np.full((8, 8), level, dtype=np.uint8))
+    stamp(root)
+    names, train, _ = load(root, cache)
+    assert [(name, int(image.float().mean())) for name, image in zip(names, train.images, strict=True)] == [
+        ("dark", 50),
+        ("light", 200),
+    ]
+    for split in ("train", "test"):
+        (root / split / "dark").rename(root / split / "x")
+        (root / split / "light").rename(root / split / "dark")
+        (root / split / "x").rename(root / split / "light")
+    stamp(root)
+    names, train, test = load(root, cache)
+    assert names == ("dark", "light")
+    for part in (train, test):
+        assert part.images.float().mean((1, 2, 3)).tolist() == [200, 50]
+
+
+def test_names_and_times_of_files_alone_make_nothing_new(tmp_path, cache, decoded):
+    root = make_folder(tmp_path / "x")
+    load(root, cache)
+    stamp(root)
+    (root / "train" / "a" / "2.png").rename(root / "train" / "a" / "3.png")
+    load(root, cache)
+    assert len(decoded) == 1
+
+
+def test_a_picture_that_changes_while_it_is_decoded_is_cached_as_what_it_was(tmp_path, cache, monkeypatch):
+    root = make_folder(tmp_path / "x")
+    path, decode = root / "train" / "a" / "0.png", image_folder.decode_all
+
+    def change_then_decode(*arguments):
+        save(path, pixels(9))
+        return decode(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image_folder, "decode_all", change_then_decode)
+        before = path.read_bytes()
+        load(root, cache)
+    for content, expected in ((before, pixels([5, 1, 0])), (None, pixels(9))):
+        if content is not None:
+            path.write_bytes(content)
+        else:
+            save(path, pixels(9))
+        _, train, _ = load(root, cache)
+        assert np.array_equal(train.images[0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_a_damaged_cache_of_a_folder_is_made_again_with_a_warning(tmp_path, cache, caplog):
@@ -232,7 +302,7 @@ def test_a_damaged_cache_of_a_folder_is_made_again_with_a_warning(tmp_path, cach
     flip_last_byte(file)
     with caplog.at_level(logging.WARNING):
         _, again, _ = load(root, cache)
-    assert "damaged or outdated" in caplog.text
+    assert "is damaged (wrong sha256) and is made again" in caplog.text
     assert torch.equal(train.images, again.images)
     assert file.read_bytes() == content
 

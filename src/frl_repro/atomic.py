@@ -15,14 +15,16 @@ SECONDS_IN_USE = 24 * 3600
 
 # What file systems say that cannot flush files or folders, or let nobody look into a folder: the rename stands.
 _NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+_kept: dict[Path, int | None] = {}
+"""Folders of `kept_in_place`, open; None where the system opens no folder."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path`` that takes the place of ``path`` when the block succeeds.
 
-    The caller writes and closes the temporary file inside the block. Missing parent folders are created. When the
-    block raises, the temporary file is removed and ``path`` keeps what it held.
+    The caller writes and closes the temporary file inside the block. Missing parent folders are created, except that of
+    :func:`kept_in_place`. When the block raises, the temporary file is removed and ``path`` keeps what it held.
 
     Parameters
     ----------
@@ -39,7 +41,10 @@ def replacing(path: Path) -> Iterator[Path]:
     OSError
         When the folder cannot be created or written to, or the disk is full; it names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent in _kept:
+        check_in_place(path.parent)  # and never make the folder anew
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -47,6 +52,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as problem:
         _remove(temporary)
+        if path.parent in _kept:
+            check_in_place(path.parent)
         # People know the file by its own name; a write that finds the disk full has no name at all.
         if problem.filename is None or os.fspath(problem.filename) == str(temporary):
             problem.filename = str(path)
@@ -57,6 +64,45 @@ def replacing(path: Path) -> Iterator[Path]:
     if os.name == "posix":  # elsewhere folders cannot be opened, and the rename is durable enough
         _flush_to_disk(path.parent)
     _remove_leftovers(path)
+
+
+@contextmanager
+def kept_in_place(folder: Path) -> Iterator[None]:
+    """Let files be written into a folder for only as long as it is the one that it is now.
+
+    What writes into a folder for hours may find it moved, deleted, or another one in its place. Inside, writes by
+    :func:`replacing` then raise an error that says so, and the folder is not made anew.
+
+    Raises
+    ------
+    OSError
+        There is no such folder.
+    """
+    # Kept open: the number of a folder that is open is given to no other, and file systems in user space keep it.
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    _kept[folder] = descriptor
+    try:
+        yield
+    finally:
+        del _kept[folder]
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def check_in_place(folder: Path) -> None:
+    """Raise a FileNotFoundError where a folder of `kept_in_place` is no longer the one that it was."""
+    descriptor = _kept[folder]
+    try:
+        is_in_place = descriptor is None or os.path.samestat(folder.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        is_in_place = False
+    if not is_in_place:
+        raise FileNotFoundError(
+            errno.ENOENT,
+            "the folder was moved, deleted or replaced while the run worked in it: nothing more is written; repeat the "
+            "command, with run_dir=FOLDER where the folder has moved to",
+            str(folder),
+        )
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import copy
 import functools
-import glob
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from frl_repro import checkpoints, distributed, records, registration, text_tables
-from frl_repro.atomic import TEMPORARY_PATTERN, write_bytes
+from frl_repro import checkpoints, distributed, records, text_tables
+from frl_repro.atomic import TEMPORARY_PATTERN, check_in_place, kept_in_place, write_bytes
 from frl_repro.backends import choose_backend
 from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
 from frl_repro.build import num_steering_images
@@ -31,6 +29,8 @@ from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import Bench, Fitted, fit, new_model
+from frl_repro.identity import differences, recorded_start, refuse_changes, weights_record
+from frl_repro.inputs import DataSets, compare_finished, find_base
 from frl_repro.loading import compare_data, load_weights_and_say
 from frl_repro.lockstep import grouped, runs_at_once, share_out
 from frl_repro.loggers import LOGGERS, Logger, forget
@@ -100,6 +100,11 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
     list of Path or Exception
         For each run its folder, or why it failed: a `UserError`, a system error, or a mistake in the program.
     """
+    return _run_all(configs, DataSets(load_dataset), command, wait=wait)
+
+
+def _run_all(configs: Sequence[RunConfig], data: DataSets, command: str, *, wait: bool) -> list[Outcome]:
+    """Do what `run_all` says, with data sets that may have been loaded already."""
     by_folder: dict[Path, RunConfig] = {}
     for config in configs:
         by_folder.setdefault(config.folder, config)
@@ -111,8 +116,8 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
                 LOGGERS[config.keys.logger].check()
                 to_do[folder] = config
                 continue
-            table = distributed.from_writer(functools.partial(_checked_table, folder))
-            LOGGER.info("finished already: %s (force=true repeats it)\n%s", folder, table)
+            note, table = distributed.from_writer(functools.partial(_checked_table, config, data))
+            LOGGER.info("finished already: %s (force=true repeats it)%s\n%s", folder, note, table)
             outcomes[folder] = folder
         except Exception as problem:
             outcomes[folder] = problem
@@ -120,11 +125,11 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
     # Retraining last: what it starts from may be one of the other runs.
     for is_retrained in (False, True):
         configs_of_kind = [config for config in to_do.values() if (config.retrain is not None) is is_retrained]
-        starts, failed = _starting_points(configs_of_kind, command)
+        starts, failed = _starting_points(configs_of_kind, data, command)
         outcomes |= failed
         for group in grouped([config for config in configs_of_kind if config.folder not in failed]):
             try:
-                _run_group(group, starts, command, wait=wait, outcomes=outcomes)
+                _run_group(group, data, starts, command, wait=wait, outcomes=outcomes)
             except Exception as problem:
                 _note_failure(group, problem, outcomes)
     return [
@@ -145,19 +150,23 @@ def _holds_another(config: RunConfig, by_folder: Mapping[Path, RunConfig]) -> Us
 
 
 def _starting_points(
-    configs: Sequence[RunConfig], command: str
+    configs: Sequence[RunConfig], data: DataSets, command: str
 ) -> tuple[dict[Path, Path | None], dict[Path, Exception]]:
     """Return for each run's folder the weights that its retraining starts from, trained first where need be.
 
     None for training from scratch; in the second mapping, why the weights cannot be had. The store of starting models
-    is a folder of ordinary runs, named after their settings: whoever needs the same model finds it there, and processes
-    that need it at the same time wait for the one that trains it.
+    is a folder of ordinary runs, named after their settings: whoever needs the same model of the same data finds it
+    there, and processes that need it at the same time wait for the one that trains it.
     """
     starts: dict[Path, Path | None] = {}
     failed: dict[Path, Exception] = {}
     bases: dict[Path, RunConfig] = {}
     missing: dict[Path, RunConfig] = {}
-    loaded: tuple[RunConfig, Dataset] | None = None
+
+    def find(config: RunConfig, base: RunConfig) -> tuple[Path | None, RunConfig]:
+        wanted = recorded_start(read_object(config.folder / RUN_FILE)) if (config.folder / RUN_FILE).exists() else None
+        return find_base(base, data.content(base.dataset), wanted=wanted)
+
     for config in configs:
         given = config.keys.init_from
         if config.retrain is None:
@@ -165,27 +174,20 @@ def _starting_points(
         elif given is not None:
             starts[config.folder] = Path(given)
         else:
-            base = bases[config.folder] = config.base()
             try:
-                same = distributed.from_writer(functools.partial(_trained_alike, base))
-                if same is not None:
-                    distributed.from_writer(functools.partial(check_finished, same))
-                    LOGGER.info("the model that retraining starts from: %s", same)
-                    starts[config.folder] = same / WEIGHTS_FILE
-                    del bases[config.folder]
-                elif _status_of(base) == "finished":
-                    distributed.from_writer(functools.partial(check_finished, base.folder))
+                found, base = distributed.from_writer(functools.partial(find, config, config.base()))
+                if found is not None:
+                    LOGGER.info("the model that retraining starts from: %s", found)
+                    starts[config.folder] = found / WEIGHTS_FILE
                 else:
                     # What the data cannot give is said before the starting model is trained, not after.
-                    if loaded is None or loaded[0].dataset != config.dataset:
-                        loaded = config, _load_dataset(config)
-                    _check_validation(config, loaded[1])
-                    missing[base.folder] = base
+                    _check_validation(config, data.load(config.dataset))
+                    bases[config.folder] = missing[base.folder] = base
             except (UserError, OSError) as problem:
                 failed[config.folder] = problem
     for folder in missing:
         LOGGER.info("the model that retraining starts from: %s", folder)
-    trained = run_all(list(missing.values()), command=command, wait=True) if missing else []
+    trained = _run_all(list(missing.values()), data, command, wait=True) if missing else []
     outcome_of = dict(zip(missing, trained, strict=True))
     for folder, base in bases.items():
         outcome = outcome_of.get(base.folder)
@@ -195,42 +197,9 @@ def _starting_points(
     return starts, failed
 
 
-def _trained_alike(base: RunConfig) -> Path | None:
-    """Return the folder of a finished run that trained the very model, however it was measured; None if there is none.
-
-    Looked for beside the store of starting models: a sweep that trains a robust model as a row of its table need not
-    train it again for the rows that start from it. The store itself goes first.
-    """
-    if (base.folder / DONE_FILE).exists():
-        return None
-    beside = base.folder.parent.parent
-    named_alike = base.run_id.removesuffix(base.hash)
-    for done in sorted(beside.glob(f"{glob.escape(named_alike)}*/{DONE_FILE}")):
-        try:
-            recorded = read_object(done.with_name(RUN_FILE))["config"]
-        except (UserError, OSError, KeyError):
-            continue  # of no use, and nobody asked for this run
-        if base.is_trained_like(recorded) and (done.with_name(WEIGHTS_FILE)).exists():
-            return done.parent
-    return None
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A run whose folder this process holds.
-
-    Attributes
-    ----------
-    provenance : dict
-        What ``run.json`` says until the run ends.
-    """
-
-    bench: Bench
-    provenance: dict[str, Any]
-
-
 def _run_group(
     configs: Sequence[RunConfig],
+    data: DataSets,
     starts: Mapping[Path, Path | None],
     command: str,
     *,
@@ -241,7 +210,7 @@ def _run_group(
     machine = configs[0].keys
     device = distributed.own_device(resolve_device(machine.device))
     set_up_machine(device, machine.num_threads)
-    dataset = _load_dataset(configs[0])
+    dataset = data.load(configs[0].dataset)
     at_once = 1
     if len(configs) > 1:
         image_shape = dataset.train.images.shape[1:]
@@ -273,19 +242,21 @@ def _run_side_by_side(
     """Do runs that fit into memory together; ``is_alone``: no other run is under way in this process."""
     started = time.perf_counter()
     with ExitStack() as stack:
-        opened: list[_Opened] = []
+        opened: list[Bench] = []
         for config in configs:
             try:
-                run_ = _open(config, dataset, device, starts[config.folder], command, stack, wait=wait, started=started)
+                bench = _open(
+                    config, dataset, device, starts[config.folder], command, stack, wait=wait, started=started
+                )
             except (UserError, OSError) as problem:
                 outcomes[config.folder] = problem
                 continue
-            if run_ is None:
+            if bench is None:
                 outcomes[config.folder] = config.folder
             else:
-                opened.append(run_)
-        for place, fitted in fit([run_.bench for run_ in opened], is_alone=is_alone):
-            folder = opened[place].bench.folder
+                opened.append(bench)
+        for place, fitted in fit(opened, is_alone=is_alone):
+            folder = opened[place].folder
             outcomes[folder] = fitted if isinstance(fitted, Exception) else folder
             if isinstance(fitted, Fitted):
                 try:
@@ -304,9 +275,10 @@ def _open(
     *,
     wait: bool,
     started: float,
-) -> _Opened | None:
+) -> Bench | None:
     """Take hold of a run's folder and prepare what is left of the run; None where another process has finished it."""
     folder = config.folder
+    validation = _validation_subset(dataset, config)
     model = new_model(config, dataset)
     if start is not None:
         if config.keys.init_from is None:
@@ -315,39 +287,45 @@ def _open(
             start = checkpoint_file(start, key="init_from")
             _load_weights(start, model, given=config, dataset=dataset)
     model = distributed.synchronised(model.to(device), device)
+    backend = choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))
     bench = Bench(
         config=config,
         dataset=dataset,
-        validation=_validation_subset(dataset, config),
+        validation=validation,
         model=model,
         device=device,
-        backend=distributed.shared(choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))),
+        backend=distributed.shared(backend),
         folder=folder,
         logger=(LOGGERS[config.keys.logger] if distributed.is_writer() else Logger)(folder, to_dict(config)),
         started=started,
+        start=None if start is None else distributed.from_writer(functools.partial(weights_record, start)),
+        process={
+            **describe(device=device, backend=backend.name, command=command),
+            "num_processes": distributed.num_processes(),
+        },
     )
     opened.callback(bench.logger.close)
 
-    def take_hold() -> dict[str, Any] | None:
+    def take_hold() -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         opened.enter_context(held(folder, wait=wait, log=LOGGER.info))
+        opened.enter_context(kept_in_place(folder))
         # Asked only now: another process may have finished the run since `run_all` looked.
         status = folder_status(folder, config)
-        if status == "finished" and not config.keys.force:
-            return None
-        return _open_folder(bench, status, start, command)
+        if status != "new" and not config.keys.force:
+            recorded = read_object(folder / RUN_FILE)
+            changes = differences(recorded, {"data": dataset.content, "start": bench.start})
+            refuse_changes(folder, changes, is_finished=status == "finished")
+            if status == "finished":
+                return False
+        _open_folder(bench, status)
+        return True
 
-    provenance = distributed.from_writer(take_hold)
-    return None if provenance is None else _Opened(bench, provenance)
+    return bench if distributed.from_writer(take_hold) else None
 
 
 def _status_of(config: RunConfig) -> Status:
     return distributed.from_writer(functools.partial(folder_status, config.folder, config))
-
-
-def _load_dataset(config: RunConfig) -> Dataset:
-    with distributed.first_on_machine_first():
-        return load_dataset(config.dataset)
 
 
 def _load_weights(
@@ -380,39 +358,32 @@ def _only_torch(config: RunConfig) -> str | None:
     return next((setting for setting, is_asked_for in asked_for.items() if is_asked_for), None)
 
 
-def _open_folder(bench: Bench, status: Status, start: Path | None, command: str) -> dict[str, Any]:
-    """Prepare the folder, which this process holds, for what is left of the run; return the run's provenance."""
+def _open_folder(bench: Bench, status: Status) -> None:
+    """Prepare the folder, which this process holds, for what is left of the run."""
     config, dataset, folder = bench.config, bench.dataset, bench.folder
-    if status == "finished":
-        # In this order, so that a repeated run neither looks finished nor continues from the one before.
-        forget_state(folder)
-        (folder / DONE_FILE).unlink()
-        forget(folder)
+    if status != "new" and config.keys.force:
+        is_changed = differences(read_object(folder / RUN_FILE), {"data": dataset.content, "start": bench.start})
+        if status == "finished" or is_changed:
+            # In this order, so that a repeated run neither looks finished nor continues from the one before.
+            forget_state(folder)
+            (folder / DONE_FILE).unlink(missing_ok=True)
+            forget(folder)
     for leftover in folder.glob(TEMPORARY_PATTERN):
         leftover.unlink()
-    provenance = {
-        "run_id": config.run_id,
-        "config_hash": config.hash,
-        "config": to_dict(config),
-        "start": None if start is None else {"file": str(start), "sha256": sha256(start)},
-        **describe(device=bench.device, backend=bench.backend.name, command=command),
-        "num_processes": distributed.num_processes(),
-        "registration": registration.record_of(config.run_id),
-    }
-    records.write_json(folder / RUN_FILE, provenance)
+    bench.write_record([])
     if dataset.validation is not None:
         indices = {"train": dataset.train_indices, "validation": dataset.validation_indices}
         if dataset.selection_indices is not None:
             indices["selection"] = dataset.selection_indices
         write_bytes(folder / SPLIT_FILE, safetensors.torch.save(indices))
     LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
-    return provenance
 
 
-def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) -> None:
+def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> None:
     """Measure the test split, write the run's tables, and ``done.json`` last."""
-    bench, config, folder = opened.bench, opened.bench.config, opened.bench.folder
+    config, folder = bench.config, bench.folder
     num_epochs = config.training[1].num_epochs
+    distributed.from_writer(functools.partial(check_in_place, folder))
     measured = _measure_kept(bench, fitted)
     if not distributed.is_writer():
         return
@@ -427,12 +398,27 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     bench.logger.update(fitted.history, rows, fitted.policy_rows)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
-    records.write_json(folder / RUN_FILE, {**opened.provenance, **effort})
-    results = [folder / name for name in (*RESULT_FILES, OUTCOMES_FILE, BEST_FILE) if (folder / name).exists()]
-    checksums = {path.name: sha256(path) for path in results}
-    records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
+    bench.write_record(fitted.segments, **effort)
+    checksums = {name: sha256(folder / name) for name in _result_files(bench, fitted)}
+    inputs = {"data": {"digest": bench.dataset.digest}, "start": bench.start}
+    done = {"run_id": config.run_id, "config_hash": config.hash, **inputs, "sha256": checksums}
+    records.write_json(folder / DONE_FILE, done)
     forget_state(folder)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder))
+
+
+def _result_files(bench: Bench, fitted: Fitted) -> list[str]:
+    """Return the names of a finished run's files; UserError where one was deleted while the run worked."""
+    absent = {
+        POLICY_FILE: bench.config.retrain is None,
+        SPLIT_FILE: bench.dataset.validation is None,
+        BEST_FILE: fitted.best_epoch is None,
+    }
+    names = [name for name in (*RESULT_FILES, OUTCOMES_FILE, BEST_FILE) if not absent.get(name, False)]
+    for name in names:
+        if not (bench.folder / name).exists():
+            raise UserError(f"{bench.folder / name} was deleted while the run worked: repeat the command")
+    return names
 
 
 def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
@@ -479,10 +465,11 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
     return "finished" if (folder / DONE_FILE).exists() else "unfinished"
 
 
-def _checked_table(folder: Path) -> str:
-    """Return the class table of a finished run whose files are as they were written."""
-    check_finished(folder)
-    return _result_table(folder)
+def _checked_table(config: RunConfig, data: DataSets) -> tuple[str, str]:
+    """Return what is said of a finished run whose files and inputs are as they were: a note, and its class table."""
+    check_finished(config.folder)
+    unknown = compare_finished(config, data)
+    return f"; not compared with its data: {unknown}" if unknown else "", _result_table(config.folder)
 
 
 def _result_table(folder: Path) -> str:

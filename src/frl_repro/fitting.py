@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import build, checkpoints, distributed, readback, speed, streams
+from frl_repro import build, checkpoints, distributed, readback, records, registration, speed, streams
 from frl_repro.backends import Backend
 from frl_repro.best import BEST, BEST_FILE, validation_errors
-from frl_repro.config import RunConfig, rebuilding_settings
+from frl_repro.config import RunConfig, rebuilding_settings, to_dict
 from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.loggers import Logger
@@ -29,9 +29,9 @@ from frl_repro.measure import Measured, measure
 from frl_repro.models import stack
 from frl_repro.networks import new_network
 from frl_repro.origin import data_facts
-from frl_repro.outcomes import Outcomes
+from frl_repro.outcomes import SPLIT_DIGEST, Outcomes
 from frl_repro.progress import LOGGER, bar
-from frl_repro.run_folder import STATE_FILE, has_state
+from frl_repro.run_folder import RUN_FILE, STATE_FILE, has_state
 from frl_repro.trainer import Diverged, EpochSummary, train_epoch
 
 
@@ -47,6 +47,10 @@ class Bench:
         Where training starts, on the device.
     started : float
         ``time.perf_counter()`` when this process began the run.
+    start : mapping or None
+        ``file`` and ``sha256`` of the weights that retraining starts from.
+    process : mapping
+        What is recorded of this process: versions, commit, machine, command.
     """
 
     config: RunConfig
@@ -58,6 +62,8 @@ class Bench:
     folder: Path
     logger: Logger
     started: float
+    start: Mapping[str, str] | None
+    process: Mapping[str, Any]
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -81,6 +87,20 @@ class Bench:
         settings = rebuilding_settings(self.config)
         return {**self.keys, "epoch": epoch, "checkpoint": checkpoint, "settings": settings, "data": facts}
 
+    @property
+    def inputs(self) -> dict[str, str | None]:
+        """The digests of what the run is made from."""
+        return {"data": self.dataset.digest, "start": None if self.start is None else self.start["sha256"]}
+
+    def write_record(self, segments: Sequence[Mapping[str, Any]], **more: Any) -> None:
+        """Write ``run.json``; ``segments`` says which process trained which epochs, ``more`` is added."""
+        config = self.config
+        names: dict[str, Any] = {"run_id": config.run_id, "config_hash": config.hash, "config": to_dict(config)}
+        names["registration"] = registration.record_of(config.run_id)
+        inputs = {"data": self.dataset.content, "start": self.start}
+        record = {**names, **inputs, **self.process, "segments": list(segments), **more}
+        records.write_json(self.folder / RUN_FILE, record)
+
     def measure(
         self, model: nn.Module, split: Split, split_name: str, epoch: int, *, checkpoint: str | None = None
     ) -> Measured:
@@ -101,7 +121,8 @@ class Bench:
     def outcomes(self, measured: Measured) -> Outcomes:
         """Return what a measurement says of each image."""
         first = measured.rows[0]
-        return measured.outcomes({name: first[name] for name in (*self.keys, "split", "epoch", "checkpoint", "attack")})
+        about = {name: first[name] for name in (*self.keys, "split", "epoch", "checkpoint", "attack")}
+        return measured.outcomes({**about, SPLIT_DIGEST: self.dataset.split_digest(first["split"])})
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,8 @@ class Fitted:
         Wall seconds of earlier processes.
     best_epoch : int or None
         The epoch whose weights are kept as well, in ``best.safetensors``; None where the last ones are all there is.
+    segments : list of dict
+        Of each process that trained a part: first and last of its ``epochs``, versions, commit, machine, command.
     """
 
     model: nn.Module
@@ -126,6 +149,7 @@ class Fitted:
     policy_rows: list[dict[str, Any]]
     earlier_seconds: float
     best_epoch: int | None
+    segments: list[dict[str, Any]]
 
 
 def new_model(config: RunConfig, dataset: Dataset) -> nn.Module:
@@ -165,6 +189,7 @@ class _Training:
         self.policy_rows: list[dict[str, Any]] = []
         self.best: dict[str, float] | None = None  # epoch and validation error of the best so far
         self.num_done, self.earlier_seconds = 0, 0.0
+        self.earlier_segments: list[dict[str, Any]] = []  # of the processes before this one
         self.failure: Exception | None = None
         self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
         if distributed.num_processes() > 1:
@@ -183,6 +208,14 @@ class _Training:
     def measured(self) -> nn.Module:
         """The model that is measured: the running average when there is one."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """Which process has trained which epochs so far."""
+        first = self.earlier_segments[-1]["epochs"][-1] + 1 if self.earlier_segments else 1
+        if self.num_done < first:
+            return self.earlier_segments
+        return [*self.earlier_segments, {"epochs": [first, self.num_done], **self.bench.process}]
 
     def step(self, step: int, num_steps: int) -> None:
         """Move the model along its gradients, and the average along: step ``step`` of the epoch, counted from 0."""
@@ -229,6 +262,8 @@ class _Training:
             {
                 "epoch": self.num_done,
                 "machine": self.machine,
+                **bench.inputs,
+                "segments": self.segments,
                 # Cloned: a slice of a stack would be saved with the whole stack.
                 "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
                 "optimizer": self.optimizer.state_dict(),
@@ -248,8 +283,7 @@ class _Training:
         ``before`` holds what was measured for other runs: jobs of a grid start from one model.
         """
         bench, config = self.bench, self.bench.config
-        start = config.keys.init_from, config.keys.init_from_key
-        of_same = repr((config.base().hash, start, config.seed, config.evaluation))
+        of_same = repr((bench.inputs, config.seed, config.evaluation))
         if of_same not in before:
             dataset = bench.dataset
             splits = [("validation", bench.validation), ("selection", dataset.selection), ("test", dataset.test)]
@@ -284,14 +318,28 @@ class _Training:
                 raise
             raise UserError(f"{path} is the state of another training: delete it to train from the start") from None
         LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
+        if distributed.is_writer():
+            self.bench.write_record(self.segments)
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
-        path = self.bench.folder / STATE_FILE
+        folder = self.bench.folder
+        path = folder / STATE_FILE
         readback.checked(state, _STATE_FIELDS, source=path, remedy="delete it to train from the start")
         rows = [*state["history"], *state["rows"], *state["policy_rows"]]
         is_ours = all(row.get("run_id") == self.bench.config.run_id for row in rows)
         if not is_ours or not state["epoch"] == len(state["history"]) <= self.trainer.num_epochs:
             raise ValueError("another run's")
+        for name, digest in self.bench.inputs.items():
+            if state.get(name, digest) != digest:  # older states do not say
+                raise UserError(
+                    f"{path} is the state of a training with another {name}: delete the folder {folder} "
+                    "and repeat the run"
+                )
+        if state.get("best") is not None and distributed.from_writer(lambda: not (folder / BEST_FILE).exists()):
+            raise UserError(
+                f"{folder / BEST_FILE} is missing, though epoch {state['best']['epoch']} was the best so far: delete "
+                f"the folder {folder} and repeat the run"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -302,13 +350,22 @@ class _Training:
         self.best = state.get("best")
         self.history, self.rows, self.policy_rows = state["history"], state["rows"], state["policy_rows"]
         self.num_done, self.earlier_seconds = state["epoch"], state["seconds"]
+        self.earlier_segments = state.get("segments", [{"epochs": [1, self.num_done]}])  # older states do not say more
 
     def result(self) -> Fitted | Exception:
         """Return what came of it."""
         if self.failure is not None:
             return self.failure
         best_epoch = None if self.best is None else int(self.best["epoch"])
-        return Fitted(self.measured, self.history, self.rows, self.policy_rows, self.earlier_seconds, best_epoch)
+        return Fitted(
+            self.measured,
+            self.history,
+            self.rows,
+            self.policy_rows,
+            self.earlier_seconds,
+            best_epoch,
+            self.segments,
+        )
 
 
 def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:

@@ -17,17 +17,20 @@ from frl_repro import autoattack, records, streams, text_tables
 from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.class_errors import SampleErrors
+from frl_repro.components import COMPONENTS_FILE
 from frl_repro.config import AutoAttackEvaluationConfig, EvaluateConfig, PGDEvaluationConfig, to_dict
 from frl_repro.data import Dataset, Split, batch_to_float, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.examples import EXAMPLES_FILE, Examples, write_examples
+from frl_repro.identity import differences, weights_record
 from frl_repro.loading import network_of, refuse_other_model
 from frl_repro.measure_autoattack import measure_with_autoattack
 from frl_repro.origin import checkpoint_file, read_origin
-from frl_repro.outcomes import OUTCOMES_FILE, Outcomes, write_outcomes
+from frl_repro.outcomes import OUTCOMES_FILE, SPLIT_DIGEST, Outcomes, write_outcomes
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
+from frl_repro.run_folder import RUN_FILE, read_object
 
 USUAL_STEP_SIZE = 2 / 255  # of the report and the paper; another one is part of the attack's name in tables
 
@@ -171,7 +174,10 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     backend = choose_backend(config.keys.backend, model, device)
     folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
     folder.mkdir(parents=True, exist_ok=True)
-    run_record = {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)}
+    inputs = {"data": dataset.content, "checkpoint": weights_record(path)}
+    _forget_others(folder, inputs)
+    process = describe(device=device, backend=backend.name, command=command)
+    run_record = {"config": to_dict(config), **inputs, **process}
     if isinstance(config.evaluation, AutoAttackEvaluationConfig):
         measure_with_autoattack(
             model,
@@ -191,6 +197,17 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     LOGGER.info("%s", text_tables.class_table(records.read_classwise([folder / "classwise.csv"])))
     LOGGER.info("tables: %s", folder)
     return folder
+
+
+def _forget_others(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Remove what was measured of other weights or on other data under the same settings, and say so."""
+    if not (folder / RUN_FILE).exists():
+        return
+    changes = differences(read_object(folder / RUN_FILE), inputs)
+    if changes:
+        LOGGER.info("%s was measured before a change of %s: measured anew", folder, " and of ".join(changes))
+        for name in (EXAMPLES_FILE, OUTCOMES_FILE, "classwise.csv", COMPONENTS_FILE, RUN_FILE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _measure_with_pgd(
@@ -217,7 +234,7 @@ def _measure_with_pgd(
         backend=backend,
         keys=keys,
     )
-    about = {**keys, "attack": evaluation_name(settings)}
+    about = {**keys, "attack": evaluation_name(settings), SPLIT_DIGEST: dataset.split_digest("test")}
     records.write_table(folder / "classwise.csv", measured.rows, records.CLASSWISE_HEADER)
     write_outcomes(folder / OUTCOMES_FILE, measured.outcomes(about))
     if config.keys.num_examples:

@@ -23,6 +23,7 @@ from frl_repro.outcomes import (
     NOT_ATTACKED,
     NOT_BROKEN,
     OUTCOMES_FILE,
+    SPLIT_DIGEST,
     Outcomes,
     read_outcomes,
     write_outcomes,
@@ -93,6 +94,7 @@ def measure_with_autoattack(
     attack_keys = {"batch_size": settings.batch_size, "attack_seed": seed}
     package = {"pyautoattack": version("pyautoattack")}
     about = {**keys, **attack_keys, **package, "backend": backend.name, "weights": weights}
+    about[SPLIT_DIGEST] = dataset.split_digest("test")
     codes = {epsilon: np.full(len(split), NOT_ATTACKED, dtype=np.uint8) for epsilon in settings.epsilons}
 
     finished, partial = folder / OUTCOMES_FILE, folder / PARTIAL_FILE
@@ -159,9 +161,10 @@ def _earlier(path: Path, about: Mapping[str, Any], split: Split, images: NDArray
     if not path.exists():
         return None
     found = read_outcomes(path)
-    is_same = {name: value for name, value in found.about.items() if name != _SECONDS} == about
-    theirs, ours = (np.arange(len(split)) if one is None else one for one in (found.images, images))
-    if is_same and np.array_equal(theirs, ours) and np.array_equal(found.labels, split.labels.numpy()):
+    theirs = {name: value for name, value in found.about.items() if name != _SECONDS}
+    is_same = {SPLIT_DIGEST: about[SPLIT_DIGEST], **theirs} == about  # older files do not say which images they are of
+    places = [np.arange(len(split)) if one is None else one for one in (found.images, images)]
+    if is_same and np.array_equal(places[0], places[1]) and np.array_equal(found.labels, split.labels.numpy()):
         return found
     LOGGER.info("%s is of other weights, images or versions: measured anew", path)
     return None

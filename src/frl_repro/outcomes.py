@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OUTCOMES_FILE = "outcomes.safetensors"
+SPLIT_DIGEST = "split_digest"
+"""Key of `Outcomes.about`: sha256 of the images and classes that were measured on; files of older versions lack it."""
+
 _LABELS, _NATURAL, _ROBUST, _ABOUT = "labels", "natural", "robust ", "about"
 _BROKEN, _COMPONENTS, _IMAGES = "broken by ", "broken by", "images"
 
@@ -85,6 +88,12 @@ class Outcomes:
     components: tuple[str, ...] = ()
     broken_by: Mapping[float, NDArray[np.uint8]] = field(default_factory=dict)
     images: NDArray[np.int64] | None = None
+
+
+def are_of_same_images(one: Outcomes, other: Outcomes) -> bool:
+    """Return whether two outcomes can be of the same split: both say which images it holds, and it is these."""
+    digests = [of.about.get(SPLIT_DIGEST) for of in (one, other)]
+    return None in digests or digests[0] == digests[1]
 
 
 def write_outcomes(path: Path, outcomes: Outcomes) -> None:

@@ -332,6 +332,7 @@ def check_checkpoint(config: SanityConfig, *, command: str = "") -> Path:
         folder / "run.json",
         {
             "config": to_dict(config),
+            "data": dataset.content,
             "checkpoints": checkpoints_used,
             **describe(device=device, backend=own.backend.name, command=command),
         },

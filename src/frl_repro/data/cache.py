@@ -17,6 +17,8 @@ from frl_repro.regular_files import check_regular
 logger = logging.getLogger(__name__)
 
 _NOWHERE = Path(os.devnull)
+_CHECKSUMS = "sha256"
+"""The entry of a file's header: sha256 of identity and tensors, a space, sha256 of the identity alone."""
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -44,21 +46,26 @@ def load_tensors(path: Path, *, identity: str) -> dict[str, Tensor] | None:
     Returns
     -------
     dict of str to Tensor, or None
-        ``None`` when there is no such file, and, with a logged warning, when it is unreadable, damaged or outdated.
+        ``None`` when there is no such file, and, with a logged line, when it is unreadable, damaged or of another
+        identity.
     """
     if not path.exists():
         return None
     try:
         check_regular(path)
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            stored = (file.metadata() or {}).get(_CHECKSUMS, "")
             # Cloned, for the tensors of safe_open stay tied to the file, which another program may cut short.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         logger.warning("cache %s cannot be read (%s) and is made again", path, error)
         return None
-    if metadata.get("sha256") != _sha256(tensors, identity):
-        logger.warning("cache %s is damaged or outdated (wrong sha256) and is made again", path)
+    checksum, _, made_from = stored.partition(" ")  # a file of older versions does not say what it was made from
+    if made_from not in ("", _sha256_of(identity)):
+        logger.info("cache %s is of other files or settings and is made anew", path)
+        return None
+    if checksum != _sha256(tensors, identity):
+        logger.warning("cache %s is damaged%s (wrong sha256) and is made again", path, "" if made_from else " or old")
         return None
     return tensors
 
@@ -67,11 +74,16 @@ def store_tensors(path: Path, tensors: Mapping[str, Tensor], *, identity: str) -
     """Write ``tensors`` to ``path`` atomically, with a checksum; a folder that cannot be written to is only logged."""
     if path.is_relative_to(_NOWHERE):
         return
-    metadata = {"sha256": _sha256(tensors, identity)}  # one entry only: safetensors writes several in random order
+    # One entry only: safetensors writes several in random order.
+    metadata = {_CHECKSUMS: f"{_sha256(tensors, identity)} {_sha256_of(identity)}"}
     try:
         write_bytes(path, safetensors.torch.save(dict(tensors), metadata=metadata))
     except OSError as error:
         logger.warning("cache %s cannot be written (%s): the next run prepares the data again", path, error)
+
+
+def _sha256_of(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _sha256(tensors: Mapping[str, Tensor], identity: str) -> str:

@@ -2,10 +2,15 @@
 
 import functools
 import hashlib
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+SPLIT_NAMES = ("train", "validation", "selection", "test")
+"""Attributes of a `Dataset` that hold images."""
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare tensors to one boolean, which raises
@@ -89,20 +94,42 @@ class Dataset:
         return len(self.class_names)
 
     @functools.cached_property
-    def digest(self) -> str:
-        """Sha256 (hexadecimal) of what the data set holds: class names, and each split's pixels and labels in order.
+    def content(self) -> dict[str, Any]:
+        """What the data set holds, as plain containers for the record of a run.
 
         It does not depend on where the files lie or how they are named, apart from class names.
+
+        Returns
+        -------
+        dict
+            ``class_names``; ``splits``: of each split that there is ``num_images`` and the sha256 of its pixels
+            (``images``) and of its ``labels``, both in order; ``digest``: the sha256 of all that.
         """
-        digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
-        for split in (self.train, self.validation, self.selection, self.test):
-            if split is None:
-                digest.update(b"no split\n")
-                continue
-            digest.update(f"\n{tuple(split.images.shape)}\n".encode())
-            digest.update(split.images.contiguous().numpy().data)
-            digest.update(split.labels.contiguous().numpy().data)
-        return digest.hexdigest()
+        splits = {name: getattr(self, name) for name in SPLIT_NAMES}
+        content = {
+            # Folder names may be no text in any encoding; a record is.
+            "class_names": [name.encode(errors="backslashreplace").decode() for name in self.class_names],
+            "splits": {name: _content_of(split) for name, split in splits.items() if split is not None},
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return {"digest": digest, **content}
+
+    @property
+    def digest(self) -> str:
+        """Sha256 (hexadecimal) of what the data set holds: class names, and each split's pixels and labels in order."""
+        return str(self.content["digest"])
+
+    def split_digest(self, name: str) -> str:
+        """Sha256 (hexadecimal) of the class names and of one split, one of ``SPLIT_NAMES``: of what is measured on."""
+        of = {"class_names": self.content["class_names"], "split": self.content["splits"][name]}
+        return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+
+
+def _content_of(split: Split) -> dict[str, Any]:
+    images = hashlib.sha256(f"{tuple(split.images.shape)}\n".encode())
+    images.update(split.images.contiguous().numpy().data)
+    labels = hashlib.sha256(split.labels.contiguous().numpy().data)
+    return {"num_images": len(split), "images": images.hexdigest(), "labels": labels.hexdigest()}
 
 
 def batch_to_float(images: Tensor) -> Tensor:

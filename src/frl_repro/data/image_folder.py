@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from frl_repro.data.cache import cache_folder, load_tensors, store_tensors
 from frl_repro.data.dataset import Split
-from frl_repro.data.pictures import Wanted, decode_all
+from frl_repro.data.pictures import NUM_THREADS, Wanted, decode_all, read_picture
 from frl_repro.errors import UserError
 
 SPLITS = ("train", "test")
-CACHE_VERSION = 1  # raise it when the content of the cache changes for the same files
+CACHE_VERSION = 2  # raise it when the content of the cache changes for the same files
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")  # as hidden files, no part of the data
 
 
@@ -51,7 +52,7 @@ def load_image_folder(
 ) -> tuple[tuple[str, ...], Split, Split]:
     """Return class names, training and test images of a folder.
 
-    The decoded images are cached under the files' names, sizes and times: a folder that changes is decoded anew.
+    The decoded images are cached by the content of the files: a folder in which anything changes is decoded anew.
 
     Parameters
     ----------
@@ -78,19 +79,37 @@ def load_image_folder(
         or does not fit the others; the message names it.
     """
     listing = list_folder(root)
-    digest = hashlib.sha256(f"version {CACHE_VERSION}, size {image_size}, channels {num_channels}\n".encode())
-    for name in (name for split in SPLITS for name in listing.names(split)):
-        status = (root / name).stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    place = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
+    settings = f"size {image_size}, channels {num_channels}"
+    place = hashlib.sha256(f"{root.resolve()}\n{settings}".encode(errors="surrogateescape")).hexdigest()[:12]
     cache_file = cache_folder(cache_dir) / f"image_folder-{place}.safetensors"
 
-    tensors = load_tensors(cache_file, identity=digest.hexdigest())
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        names = [name for split in SPLITS for name in listing.names(split)]
+        digests = dict(zip(names, pool.map(lambda name: _sha256(read_picture(root / name, name)), names), strict=True))
+    tensors = load_tensors(cache_file, identity=_identity(listing, digests, settings))
     if tensors is None:
-        wanted = Wanted(image_size=image_size, num_channels=num_channels)
-        tensors = decode_listing(listing, lambda name: (root / name).read_bytes(), wanted)
-        store_tensors(cache_file, tensors, identity=digest.hexdigest())
+
+        def read(name: str) -> bytes:
+            content = read_picture(root / name, name)
+            digests[name] = _sha256(content)  # of the very bytes that are decoded
+            return content
+
+        tensors = decode_listing(listing, read, Wanted(image_size=image_size, num_channels=num_channels))
+        store_tensors(cache_file, tensors, identity=_identity(listing, digests, settings))
     return (listing.class_names, *splits_of(tensors))
+
+
+def _identity(listing: Listing, digests: Mapping[str, str], settings: str) -> str:
+    """Return what decoded pictures depend on: the files' content by split and class, in order, and the settings."""
+    lines = [f"version {CACHE_VERSION}, {settings}"]
+    for split in SPLITS:
+        for class_name in listing.class_names:
+            lines += [split, class_name, *(digests[name] for name in listing.files[split][class_name])]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def decode_listing(listing: Listing, read: Callable[[str], bytes], wanted: Wanted) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ MIN_SIDE = 8  # pixels; no model takes less
 _GREY_MODES = ("1", "L")
 _COLOUR_MODES = ("RGB", "P", "YCbCr", "CMYK", "LAB", "HSV")
 _CLEAR_MODES = ("LA", "La", "PA", "RGBA", "RGBa", "RGBX")
-_NUM_THREADS = 8  # at most; Pillow decodes outside Python's lock
+NUM_THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes outside Python's lock
 _NUM_AHEAD = 64  # decoded pictures that wait for their place, for each thread
 
 
@@ -86,13 +87,20 @@ def decode_all(names: Sequence[str], read: Callable[[str], bytes], wanted: Wante
     return images
 
 
+def read_picture(path: Path, name: str) -> bytes:
+    """Return the content of a picture's file; UserError, which calls it ``name``, where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}): mend its permissions or remove it") from error
+
+
 def _decoded(names: Sequence[str], read: Callable[[str], bytes], wanted: Wanted) -> Iterator[NDArray[np.uint8]]:
     """Yield the pictures in order, shape (H, W, C); a few are decoded ahead, however slowly they are taken."""
-    num_threads = min(_NUM_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         remaining = iter(names)
         under_way: deque[Future[NDArray[np.uint8]]] = deque(
-            pool.submit(_decode, name, read, wanted) for name in islice(remaining, num_threads * _NUM_AHEAD)
+            pool.submit(_decode, name, read, wanted) for name in islice(remaining, NUM_THREADS * _NUM_AHEAD)
         )
         try:
             for name in chain(remaining, [None] * len(under_way)):
@@ -113,8 +121,6 @@ def _decode(name: str, read: Callable[[str], bytes], wanted: Wanted) -> NDArray[
     except UserError:
         raise
     except OSError as error:
-        if error.filename is not None:  # the file itself cannot be opened
-            raise UserError(f"{name} cannot be read ({error.strerror}): mend its permissions or remove it") from error
         raise UserError(
             f"{name} is no picture that can be read ({_first_line(error)}): replace or remove it"
         ) from error

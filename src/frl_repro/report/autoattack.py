@@ -9,7 +9,7 @@ import pandas as pd
 
 from frl_repro.components import COMPONENTS_FILE
 from frl_repro.errors import UserError
-from frl_repro.outcomes import NATURAL_ERROR, OUTCOMES_FILE, Outcomes, read_outcomes
+from frl_repro.outcomes import NATURAL_ERROR, OUTCOMES_FILE, Outcomes, are_of_same_images, read_outcomes
 from frl_repro.records import find_tables, format_epsilon
 from frl_repro.report.page import Cell, Grid
 from frl_repro.report.study import outcomes_in
@@ -49,7 +49,12 @@ def _of_the_same_model(one: Outcomes, epsilon: float, others: Sequence[Outcomes]
     """Return the other attack's name and its robust errors on the images of ``one``; None where there are none."""
     for other in others:
         is_same = all(other.about.get(name) == one.about.get(name) for name in ("run_id", "split"))
-        if not is_same or epsilon not in other.is_robust_error or other.images is not None:
+        if (
+            not is_same
+            or not are_of_same_images(one, other)
+            or epsilon not in other.is_robust_error
+            or other.images is not None
+        ):
             continue
         places = np.arange(len(one.labels)) if one.images is None else one.images
         if places.max() < len(other.labels) and np.array_equal(other.labels[places], one.labels):

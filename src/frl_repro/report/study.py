@@ -17,7 +17,7 @@ import pandas as pd
 
 from frl_repro import statistics
 from frl_repro.errors import UserError
-from frl_repro.outcomes import Outcomes, read_outcomes
+from frl_repro.outcomes import Outcomes, are_of_same_images, read_outcomes
 from frl_repro.records import (
     find_tables,
     read_classwise,
@@ -201,7 +201,11 @@ class Study:
         if not self.outcomes:
             return None
         first = next(iter(self.outcomes.values()))
-        same = {key: one for key, one in self.outcomes.items() if np.array_equal(one.labels, first.labels)}
+        same = {
+            key: one
+            for key, one in self.outcomes.items()
+            if are_of_same_images(one, first) and np.array_equal(one.labels, first.labels)
+        }
         names, wrong = [], []
         for (role, seed), one in same.items():
             is_robust_error = at_radius(one, self.epsilon)
