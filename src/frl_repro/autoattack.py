@@ -21,6 +21,7 @@ from frl_repro.attacks import evaluation_mode
 from frl_repro.data import Split, batch_to_float
 from frl_repro.errors import UserError
 from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN
+from frl_repro.predictions import NO_CLASS, predicted_class, say_not_finite
 from frl_repro.progress import LOGGER
 
 NOT_ATTACKED = 255
@@ -75,6 +76,7 @@ def attack_batch(
     epsilon: float,
     num_classes: int,
     seed: int,
+    is_not_finite: Tensor | None = None,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Tensor:
     """Return what breaks each image of a batch: AutoAttack in the L-infinity ball, standard version.
@@ -100,6 +102,8 @@ def attack_batch(
         K, at least 2. With fewer than ten classes the targeted attacks aim at all K - 1 others, else at nine.
     seed : int
         Every attack starts from it.
+    is_not_finite : Tensor, shape (N,), bool, optional
+        Set where an image is wrong because its logits are not finite, clean or attacked.
     advance : callable
         Called with the number of images that an attack has dealt with, as a share of all attacks.
 
@@ -116,14 +120,19 @@ def attack_batch(
         torch.no_grad(),
     ):
         attacks = _attacks(lambda images: forward(model, images), epsilon, num_classes, seed, x.device)
-        codes = torch.where(_predicted(forward(model, x)) == y, NOT_BROKEN, NATURAL_ERROR).to(torch.uint8)
+        predicted = predicted_class(forward(model, x))
+        codes = torch.where(predicted == y, NOT_BROKEN, NATURAL_ERROR).to(torch.uint8)
+        not_finite = predicted == NO_CLASS
         for code, attack in enumerate(attacks, start=_FIRST_CODE):
             standing = (codes == NOT_BROKEN).nonzero().flatten()
             if len(standing) > 0:
                 x_adv = attack(x[standing], y[standing])
-                is_broken = _predicted(forward(model, x_adv)) != y[standing]
-                codes[standing[is_broken]] = code
+                predicted = predicted_class(forward(model, x_adv))
+                codes[standing[predicted != y[standing]]] = code
+                not_finite[standing] |= predicted == NO_CLASS
             advance(len(x) / len(attacks))
+    if is_not_finite is not None:
+        is_not_finite |= not_finite.cpu()
     return codes.cpu()
 
 
@@ -159,6 +168,7 @@ def attack_split(
     advance : callable
         Called with the number of images done, radii counted separately, for a progress bar.
     """
+    is_not_finite = torch.zeros(len(split.labels), dtype=torch.bool)
     for epsilon, of_radius in codes.items():
         for first in range(0, len(split.labels), batch_size):
             batch = slice(first, first + batch_size)
@@ -173,14 +183,12 @@ def attack_split(
                 epsilon=epsilon,
                 num_classes=num_classes,
                 seed=seed,
+                is_not_finite=is_not_finite[batch],
                 advance=advance,
             )
             of_radius[batch] = found.numpy()
             keep()
-
-
-def _predicted(logits: Tensor) -> Tensor:
-    return logits.max(1).indices
+    say_not_finite(is_not_finite)
 
 
 def _attacks(

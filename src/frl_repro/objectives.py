@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from frl_repro.predictions import is_wrong
+
 
 @dataclass(frozen=True)
 class ClassTerms:
@@ -123,10 +125,8 @@ def mixed(
     if each is not None:
         weights = [each.weight_bndy[..., :num_attacked], each.weight_nat[..., num_attacked:]]
         losses = losses * torch.cat(weights, -1)
-    is_wrong = logits.detach().argmax(-1) != y
-    return Loss(
-        losses.mean(-1), is_wrong_clean=is_wrong[..., num_attacked:], is_wrong_attacked=is_wrong[..., :num_attacked]
-    )
+    wrong = is_wrong(logits.detach(), y)
+    return Loss(losses.mean(-1), is_wrong_clean=wrong[..., num_attacked:], is_wrong_attacked=wrong[..., :num_attacked])
 
 
 def split(
@@ -227,6 +227,6 @@ def _pair(clean: Tensor, attacked: Tensor, y: Tensor, *, boundary_target: Tensor
 def _loss(value: Tensor, clean: Tensor, attacked: Tensor, y: Tensor) -> Loss:
     return Loss(
         value,
-        is_wrong_clean=clean.detach().argmax(-1) != y,
-        is_wrong_attacked=attacked.detach().argmax(-1) != y,
+        is_wrong_clean=is_wrong(clean.detach(), y),
+        is_wrong_attacked=is_wrong(attacked.detach(), y),
     )

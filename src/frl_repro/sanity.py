@@ -29,6 +29,7 @@ from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.measure import USUAL_STEP_SIZE, origin_of, resolve_device, set_up_machine
 from frl_repro.networks import new_network
+from frl_repro.predictions import is_wrong, say_not_finite
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 from frl_repro.sanity_rules import (
@@ -141,6 +142,7 @@ def gather(
         attacks["transfer"] = white_box(other)
 
     is_attacked_error = {}
+    is_not_finite = torch.zeros(len(split), dtype=torch.bool)
     with bar("sanity checks", len(attacks) * len(split)) as advance:
         for role, attack in attacks.items():
             measured_at = radii if role == "pgd" else [epsilon]
@@ -157,6 +159,8 @@ def gather(
             )
             for radius, is_error in zip(measured_at, samples.is_attacked_error, strict=True):
                 is_attacked_error[role, radius] = is_error.numpy()
+            is_not_finite |= samples.is_not_finite
+    say_not_finite(is_not_finite)
     is_natural_error = samples.is_natural_error
     if bool(is_natural_error.all()):
         raise UserError(f"the model gets none of {len(split)} images right: there is nothing to attack")
@@ -212,8 +216,8 @@ def strongest_noise(
     with evaluation_mode(model):
         for _ in range(num_draws):
             noisy = draw(x, epsilon, generator)
-            is_wrong = logits(model, noisy).argmax(1) != y
-            result = torch.where(is_wrong.view(-1, *[1] * (x.ndim - 1)), noisy, result)
+            wrong = is_wrong(logits(model, noisy), y)
+            result = torch.where(wrong.view(-1, *[1] * (x.ndim - 1)), noisy, result)
     return result
 
 

@@ -212,7 +212,8 @@ def measured(evidence: Evidence) -> list[float | None]:
         ("transfer", "transfer_minus_pgd"): (broken["transfer"] - broken["pgd"]) / num
         if "transfer" in broken
         else None,
-        ("gradient", "share_vanished"): float((evidence.largest_gradient < VANISHED).mean()),
+        # A gradient that is NaN leads nowhere either.
+        ("gradient", "share_vanished"): float((~(evidence.largest_gradient >= VANISHED)).mean()),
         ("gradient", "share_rising"): float(rising.mean()),
         ("single_step", "fgsm_minus_pgd"): above_pgd("single_step"),
     }

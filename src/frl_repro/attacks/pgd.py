@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from frl_repro.attacks.ascent import Ascend, Logits, ascend, evaluation_mode, logits
 from frl_repro.attacks.linf import per_sample, random_start
 from frl_repro.errors import UserError
+from frl_repro.predictions import is_wrong
 
 Objective = Literal["cross_entropy", "kl"]
 OBJECTIVES: tuple[Objective, ...] = ("cross_entropy", "kl")
@@ -154,7 +155,7 @@ def fgsm(
 def _score(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Return a score by which restarts are compared: misclassified first, then the larger loss. Shape (N,)."""
     loss = nn.functional.cross_entropy(logits, target, reduction="none")
-    # loss / (1 + loss) is increasing in the loss and stays below 1, the value of being misclassified.
+    # loss / (1 + loss) is increasing in the loss and stays below 1, the value of being misclassified. It is NaN where
+    # the loss is infinite or NaN, of which none is larger.
     loss = loss.double()
-    score: Tensor = (logits.argmax(1) != y).double() + loss / (1 + loss)
-    return score
+    return is_wrong(logits, y).double() + (loss / (1 + loss)).nan_to_num(nan=1.0)

@@ -157,7 +157,8 @@ def pgd(
     num_steps
         Number of steps, at least 0.
     early_stop
-        Whether a sample is left at its first iterate (the start included) whose predicted class is not its label.
+        Whether a sample is left at its first iterate (the start included) whose predicted class is not its label, or
+        whose logits are not all finite.
     labels : Tensor, shape (N,) int64, optional
         True classes, needed with `early_stop`.
     num_threads
