@@ -300,7 +300,7 @@ def test_layout_and_gradient_tracking_of_the_arguments_do_not_matter() -> None:
         ({"num_threads": 0}, ValueError, r"num_threads must be at least 1, got 0"),
         ({"epsilon": torch.zeros(3)}, ValueError, r"epsilon must have shape \(2,\), got \(3,\)"),
         ({"start": torch.zeros(1, 1, 32, 32)}, ValueError, r"start must have shape \(2, 1, 32, 32\)"),
-        ({"num_steps": -1}, ValueError, r"num_steps must be at least 0, got -1"),
+        ({"num_steps": -1}, ValueError, r"num_steps must lie in \[0, 2\^31\), got -1"),
         ({"early_stop": True}, ValueError, r"early_stop needs labels"),
         ({"early_stop": True, "labels": torch.tensor([0, -1])}, ValueError, r"labels must be classes from 0 to 9"),
     ],

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from frl_repro.attacks import evaluation_mode
+from frl_repro.attacks import check_images, check_length, evaluation_mode
 from frl_repro.data import Split, batch_to_float
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, is_out_of_memory
 from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN
 from frl_repro.predictions import NO_CLASS, predicted_class, say_not_finite
 from frl_repro.progress import LOGGER
@@ -97,7 +97,7 @@ def attack_batch(
     forward : callable (model, x) -> Tensor
         Logits that can be differentiated with respect to x: a backend's ``forward_of_images``.
     epsilon : float
-        Radius in pixel units, above 0.
+        Radius in pixel units, above 0 and at most 1.
     num_classes : int
         K, at least 2. With fewer than ten classes the targeted attacks aim at all K - 1 others, else at nine.
     seed : int
@@ -111,7 +111,14 @@ def attack_batch(
     -------
     Tensor, shape (N,), uint8
         `Outcomes.broken_by`'s codes for `components`.
+
+    Raises
+    ------
+    UserError
+        Images or the radius lie outside [0, 1].
     """
+    check_images(x)
+    check_length(epsilon, name="epsilon")
     with (
         _warnings_in_one_line(),
         evaluation_mode(model),
@@ -167,6 +174,11 @@ def attack_split(
         Called after each batch: ``codes`` has grown.
     advance : callable
         Called with the number of images done, radii counted separately, for a progress bar.
+
+    Raises
+    ------
+    UserError
+        Memory does not hold a batch.
     """
     is_not_finite = torch.zeros(len(split.labels), dtype=torch.bool)
     for epsilon, of_radius in codes.items():
@@ -175,17 +187,25 @@ def attack_split(
             if (of_radius[batch] != NOT_ATTACKED).all():
                 advance(len(of_radius[batch]))
                 continue
-            found = attack_batch(
-                model,
-                batch_to_float(split.images[batch].to(device)),
-                split.labels[batch].to(device),
-                forward=forward,
-                epsilon=epsilon,
-                num_classes=num_classes,
-                seed=seed,
-                is_not_finite=is_not_finite[batch],
-                advance=advance,
-            )
+            try:
+                found = attack_batch(
+                    model,
+                    batch_to_float(split.images[batch].to(device)),
+                    split.labels[batch].to(device),
+                    forward=forward,
+                    epsilon=epsilon,
+                    num_classes=num_classes,
+                    seed=seed,
+                    is_not_finite=is_not_finite[batch],
+                    advance=advance,
+                )
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+                raise UserError(
+                    f"not enough memory for AutoAttack on a batch of {batch_size} images: give a smaller "
+                    "evaluation.batch_size (results depend on it), or another device"
+                ) from problem
             of_radius[batch] = found.numpy()
             keep()
     say_not_finite(is_not_finite)

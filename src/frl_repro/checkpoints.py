@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from frl_repro.atomic import replacing, write_bytes
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, is_out_of_memory
 from frl_repro.run_folder import PREVIOUS_STATE_FILE, check_file
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,9 @@ def load_weights(path: Path, model: nn.Module) -> str:
     Raises
     ------
     UserError
-        The file is missing, is not a checkpoint, holds other shapes, or values that are not finite; or it belongs to
-        a finished run and is no longer as it was written.
+        The file is missing, is not a checkpoint, holds other shapes, or values that are not finite, negative variances
+        or standard deviations that are not above 0; or it belongs to a finished run and is no longer as it was
+        written.
     """
     state = _read_state(path)
     own = model.state_dict()
@@ -104,10 +105,29 @@ def load_weights(path: Path, model: nn.Module) -> str:
                 f"{path}: {theirs} has shape {tuple(state[theirs].shape)}, the model's {mine} needs "
                 f"{tuple(own[mine].shape)}"
             )
-        if not torch.isfinite(state[theirs]).all():
-            raise UserError(f"{path}: {theirs} holds values that are not finite")
+        state[theirs] = _checked(state[theirs], own[mine].dtype, f"{path}: {theirs}", is_of=mine)
     model.load_state_dict({**model.state_dict(), **{mine: state[theirs] for mine, theirs in pairs}})
     return "by name" if by_name else "in order"
+
+
+def _checked(tensor: Tensor, kind: torch.dtype, where: str, *, is_of: str) -> Tensor:
+    """Return a tensor in the precision of the model, which calls it ``is_of``; UserError where its values are of no use."""
+    if tensor.is_complex():
+        raise UserError(f"{where} holds {tensor.dtype}, the model's {is_of} needs {kind}")
+    try:
+        values = tensor.to(kind)
+        is_finite = bool(torch.isfinite(values).all())
+    except RuntimeError as problem:  # a kind of numbers that PyTorch cannot convert
+        if is_out_of_memory(problem):
+            raise
+        raise UserError(f"{where} holds {tensor.dtype}, which cannot be converted to {kind}") from None
+    if not is_finite:
+        raise UserError(f"{where} holds values that are not finite")
+    if is_of.endswith("running_var") and bool((values < 0).any()):
+        raise UserError(f"{where} holds negative variances: they belong to no trained network")
+    if is_of == f"{_NORMALISATION}std" and bool((values <= 0).any()):
+        raise UserError(f"{where} holds a standard deviation that is not above 0")
+    return values
 
 
 def _strip(name: str) -> str:
@@ -142,7 +162,9 @@ def _torch_load(source: Path | io.BytesIO, *, name: Path, what: str) -> Any:
             return torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
-    except Exception:  # arbitrary bytes make the unpickler fail in many ways: IndexError, struct.error, ...
+    except Exception as problem:  # arbitrary bytes make the unpickler fail in many ways: IndexError, struct.error, ...
+        if is_out_of_memory(problem):
+            raise
         raise UserError(f"{name} is not {what}") from None
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro import streams
-from frl_repro.attacks import evaluation_mode
+from frl_repro.attacks import check_length, evaluation_mode
 from frl_repro.class_errors import SampleErrors
 from frl_repro.data import Split, batch_to_float
 from frl_repro.predictions import NO_CLASS, predicted_class
@@ -49,7 +49,7 @@ def evaluate(
         uint8 images, shape (N, C, H, W), and labels, shape (N,).
     attack : EvaluationAttack
     epsilons : sequence of float
-        Radii in pixel units.
+        Radii in pixel units, in [0, 1].
     batch_size : int
         Images per batch.
     seed : int
@@ -65,7 +65,14 @@ def evaluate(
     -------
     SampleErrors
         Its rows are the radii in the given order.
+
+    Raises
+    ------
+    UserError
+        A radius lies outside [0, 1].
     """
+    for epsilon in epsilons:
+        check_length(epsilon, name="epsilon")
     is_natural_error = torch.zeros(len(split.labels), dtype=torch.bool)
     is_attacked_error = torch.zeros(len(epsilons), len(split.labels), dtype=torch.bool)
     is_not_finite = torch.zeros(len(split.labels), dtype=torch.bool)

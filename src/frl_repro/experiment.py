@@ -26,7 +26,7 @@ from frl_repro import checkpoints, distributed, records, text_tables
 from frl_repro.atomic import TEMPORARY_PATTERN, write_bytes
 from frl_repro.backends import choose_backend
 from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
-from frl_repro.build import num_steering_images
+from frl_repro.build import check_batches, num_steering_images
 from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
@@ -178,6 +178,7 @@ def _starting_points(
                     if loaded is None or loaded[0].dataset != config.dataset:
                         loaded = config, _load_dataset(config)
                     _check_validation(config, loaded[1])
+                    check_batches(config, loaded[1])
                     missing[base.folder] = base
             except (UserError, OSError) as problem:
                 failed[config.folder] = problem
@@ -305,6 +306,7 @@ def _open(
 ) -> _Opened | None:
     """Take hold of a run's folder and prepare what is left of the run; None where another process has finished it."""
     folder = config.folder
+    check_batches(config, dataset)
     model = new_model(config, dataset)
     if start is not None:
         _load_weights(start, model)

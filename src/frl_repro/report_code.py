@@ -93,7 +93,7 @@ def paired_scrambled(
     order = torch.stack(orders).to(y.device)
     x_adv = x_adv.take_along_dim(order.view(*order.shape, *[1] * (x.ndim - 2)), 1)
     clean, shuffled = forward(torch.cat([x, x_adv], 1)).chunk(2, 1)
-    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
+    value = weighted_mean(cross_entropies(clean, y), each, "nat")
     value = value + cross_entropies(shuffled, y).mean(-1)
     return Loss(
         value,
@@ -110,8 +110,7 @@ def split_by_prediction(
     x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
     clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
     predicted = clean.detach().argmax(-1)
-    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
-    value = value + weighted_mean(
-        cross_entropies(attacked, predicted), None if terms is None else terms.of(predicted).weight_bndy
-    )
+    value = weighted_mean(cross_entropies(clean, y), each, "nat")
+    by_prediction = None if terms is None else terms.of(predicted)
+    value = value + weighted_mean(cross_entropies(attacked, predicted), by_prediction, "bndy")
     return Loss(value, is_wrong_clean=is_wrong(clean.detach(), y), is_wrong_attacked=is_wrong(attacked.detach(), y))

@@ -19,7 +19,7 @@ from pandas import DataFrame
 from torch import Tensor, nn
 
 from frl_repro import checkpoints, records, streams
-from frl_repro.attacks import evaluation_mode, fgsm, input_gradient, pgd
+from frl_repro.attacks import check_images, evaluation_mode, fgsm, input_gradient, pgd
 from frl_repro.attacks.linf import project, random_start
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.config import SanityConfig, to_dict
@@ -102,8 +102,10 @@ def gather(
     Raises
     ------
     UserError
-        The model gets no image right: there is nothing to attack.
+        The radius lies outside (0, 1), or the model gets no image right: there is nothing to attack.
     """
+    if not 0 < epsilon < 1:
+        raise UserError(f"epsilon={epsilon:g} must lie in (0, 1): write 8/255 for eight grey levels of 255")
     radii = radii_of_sweep(epsilon)
     step = functools.partial(_step_size, num_steps=num_steps)
 
@@ -180,8 +182,8 @@ def gather(
 
 
 def _step_size(epsilon: float, *, num_steps: int) -> float:
-    """Return the step at a radius: the usual one, or longer where the ball is too wide for it."""
-    return max(USUAL_STEP_SIZE, _REACH * epsilon / num_steps)
+    """Return the step at a radius: the usual one, or longer where the ball is too wide for it; 1 reaches any point."""
+    return min(1.0, max(USUAL_STEP_SIZE, _REACH * epsilon / num_steps))
 
 
 def random_signs(x: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
@@ -212,6 +214,7 @@ def strongest_noise(
     logits : callable (model, x) -> Tensor
     num_draws : int
     """
+    check_images(x)
     result = x
     with evaluation_mode(model):
         for _ in range(num_draws):

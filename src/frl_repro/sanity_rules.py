@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from frl_repro.errors import UserError
-from frl_repro.records import RUN_COLUMNS, format_epsilon
+from frl_repro.records import RUN_COLUMNS, format_epsilon, is_same_radius
 from frl_repro.text_tables import aligned
 
 if TYPE_CHECKING:
@@ -176,8 +176,7 @@ class Evidence:
 
 def radii_of_sweep(epsilon: float) -> list[float]:
     """Return the radii of the sweep, the checked one among them."""
-    near = [radius for radius in RADII if math.isclose(radius, epsilon, rel_tol=1e-9)]
-    return sorted([radius for radius in RADII if radius not in near] + [epsilon])
+    return sorted([radius for radius in RADII if not is_same_radius(radius, epsilon)] + [epsilon])
 
 
 def measured(evidence: Evidence) -> list[float | None]:
