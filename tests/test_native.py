@@ -182,6 +182,21 @@ def test_non_finite_weights_show() -> None:
         assert gradient.isnan().any()
 
 
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("label", range(3))
+def test_early_stop_leaves_samples_whose_logits_are_not_finite(label: int) -> None:
+    x, labels = make_images(20), torch.full((20,), label)
+    settings = {"epsilon": torch.full((20,), 0.1), "step_size": torch.full((20,), 0.02), "num_steps": 5}
+    for place in range(3):
+        for value in (float("nan"), float("inf"), float("-inf")):
+            parameters = make_parameters(3)
+            parameters[9][place] = value
+            found = lenet5.pgd(
+                parameters, x, labels, start=x, **settings, early_stop=True, labels=labels, num_threads=2
+            )
+            assert torch.equal(found, x)
+
+
 def attack_settings(count: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(4)
     epsilon = torch.rand(count, generator=generator) * 0.2

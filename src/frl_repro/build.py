@@ -43,6 +43,7 @@ Attack = Callable[..., Tensor]
 image or None, scales radius and step.
 """
 
+_WIDEST = 1e30
 _POLICY_BATCH_SIZE = 2100  # validation images measured at once for an update
 
 
@@ -59,14 +60,15 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
         radius: float | Tensor = settings.epsilon
         step: float | Tensor = step_size
         if factor is not None:
-            # At 1 an image can become any other: a wider ball or a longer step reaches no further.
-            radius = (settings.epsilon * factor).clamp(max=1)
+            # Of margins without bounds some are infinite; the widest finite ball is as good, and 0 times it is 0.
+            factor = factor.clamp(max=_WIDEST)
+            radius = settings.epsilon * factor
             if isinstance(settings, TradesConfig):
                 # The paper's authors step by a quarter of the largest radius, whatever the sample's own is.
                 by_run = factor.view(len(generator), -1)
-                step = (step_size * by_run.amax(1, keepdim=True)).clamp(max=1).expand_as(by_run).flatten()
+                step = step_size * by_run.amax(1, keepdim=True).expand_as(by_run).flatten()
             elif not has_fixed_step:
-                step = (step_size * factor).clamp(max=1)
+                step = step_size * factor
         return pgd(
             model,
             x,
@@ -76,7 +78,7 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
             generator=generator,
             ascend=backend.ascend,
             logits=backend.logits,
-            is_checked=True,  # images are those of `batch_to_float`
+            is_checked=True,  # images are those of `batch_to_float`; margins may widen a radius beyond 1
             **_budget(settings),
         )
 

@@ -111,7 +111,7 @@ def load_weights(path: Path, model: nn.Module) -> str:
 
 
 def _checked(tensor: Tensor, kind: torch.dtype, where: str, *, is_of: str) -> Tensor:
-    """Return a tensor in the precision of the model, which calls it ``is_of``; UserError where its values are of no use."""
+    """Return a tensor in the model's precision, where it is ``is_of``; UserError where its values are of no use."""
     if tensor.is_complex():
         raise UserError(f"{where} holds {tensor.dtype}, the model's {is_of} needs {kind}")
     try:
