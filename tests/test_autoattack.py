@@ -455,11 +455,11 @@ def test_the_hash_knows_every_setting(checkpoint):
     [
         ({"evaluation__num_images": 41}, r"evaluation\.num_images=41: 41 images asked for, but there are 40"),
         ({"evaluation__num_images": 3}, r"evaluation\.num_images=3: 3 images leave 1 of 4 classes without an image"),
-        ({"evaluation__num_images": 0}, r"evaluation\.num_images=0: must lie in \[1, inf\)"),
+        ({"evaluation__num_images": 0}, r"evaluation\.num_images=0: must lie in \[1, 2\^31\)"),
         ({"evaluation__epsilons": [0]}, r"evaluation\.epsilons=\[0\]: must lie in \(0, 1\]"),
         ({"evaluation__epsilons": []}, "at least one radius"),
         ({"evaluation__subset_seed": 1}, r"subset_seed has no effect with evaluation\.num_images=null"),
-        ({"evaluation__batch_size": 0}, r"evaluation\.batch_size=0: must lie in \[1, inf\)"),
+        ({"evaluation__batch_size": 0}, r"evaluation\.batch_size=0: must lie in \[1, 2\^31\)"),
         ({"num_examples": 2}, "num_examples has no effect with evaluation=autoattack"),
     ],
 )

@@ -6,6 +6,7 @@ gradients and a reseeded global generator behind. What it does to one batch is r
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ NOT_ATTACKED = 255
 
 _FIRST_CODE = NATURAL_ERROR + 1
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+_ROUNDING = 1e-6  # by which an attack's images may leave the ball
 _NUM_TARGETS = 9  # of the two targeted attacks, in the standard version
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -126,15 +128,17 @@ def attack_batch(
         _random_state_kept(x.device),
         torch.no_grad(),
     ):
-        attacks = _attacks(lambda images: forward(model, images), epsilon, num_classes, seed, x.device)
+        seen = _NotFinite(functools.partial(forward, model), epsilon)
+        attacks = _attacks(seen, epsilon, num_classes, seed, x.device)
         predicted = predicted_class(forward(model, x))
         codes = torch.where(predicted == y, NOT_BROKEN, NATURAL_ERROR).to(torch.uint8)
         not_finite = predicted == NO_CLASS
         for code, attack in enumerate(attacks, start=_FIRST_CODE):
             standing = (codes == NOT_BROKEN).nonzero().flatten()
             if len(standing) > 0:
-                x_adv = attack(x[standing], y[standing])
-                predicted = predicted_class(forward(model, x_adv))
+                with seen.around(x[standing]) as met:
+                    x_adv = attack(x[standing], y[standing])
+                predicted = predicted_class(forward(model, x_adv)).masked_fill(met, NO_CLASS)
                 codes[standing[predicted != y[standing]]] = code
                 not_finite[standing] |= predicted == NO_CLASS
             advance(len(x) / len(attacks))
@@ -209,6 +213,33 @@ def attack_split(
             of_radius[batch] = found.numpy()
             keep()
     say_not_finite(is_not_finite)
+
+
+class _NotFinite:
+    """A model's logits for the library's attacks, and a note of the images that they meet where these are not finite.
+
+    The library takes the first NaN for the largest logit: for an image of that class it goes on, and leaves what it has
+    met. Any image of a ball whose logits are not finite breaks the image that the ball is around.
+    """
+
+    def __init__(self, predict: Callable[[Tensor], Tensor], epsilon: float) -> None:
+        self._predict, self._reach = predict, epsilon + _ROUNDING
+        self._centres = self._met = torch.empty(0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits of images."""
+        logits = self._predict(images)
+        for image in images.detach()[predicted_class(logits.detach()) == NO_CLASS]:
+            if self._met.all():
+                break
+            self._met |= (self._centres - image).abs().flatten(1).amax(1) <= self._reach
+        return logits
+
+    @contextmanager
+    def around(self, x: Tensor) -> Iterator[Tensor]:
+        """Note which of the images, shape (N, C, H, W), have such an image in their ball: a mask (N,), grown inside."""
+        self._centres, self._met = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        yield self._met
 
 
 def _attacks(
