@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from frl_repro.attacks import fgsm, input_gradient, pgd
+from frl_repro.errors import UserError
 from frl_repro.models import build_model
+from frl_repro.predictions import NO_CLASS, is_wrong, predicted_class
 
 IMAGES = (8, 1, 32, 32)
 
@@ -234,10 +236,14 @@ def test_an_attack_leaves_no_trace(fails):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": -0.1}, "epsilon must be finite and at least 0"),
-        ({"epsilon": float("nan")}, "epsilon must be finite"),
+        ({"epsilon": -0.1}, r"epsilon=-0.1 must lie in \[0, 1\]"),
+        ({"epsilon": float("nan")}, "epsilon=nan must lie in"),
         ({"epsilon": torch.zeros(3)}, r"epsilon has shape \(3,\); give one number or one per sample \(8,\)"),
-        ({"step_size": -1.0}, "step_size must be finite and at least 0"),
+        ({"epsilon": 8}, r"epsilon=8 must lie in \[0, 1\], as pixels do: write 8/255 for eight grey levels of 255"),
+        ({"epsilon": torch.tensor([0.1] * 7 + [8])}, r"epsilon=8 must lie in \[0, 1\]"),
+        ({"epsilon": torch.tensor([0.1] * 7 + [float("nan")])}, "epsilon=nan must lie in"),
+        ({"step_size": -1.0}, r"step_size=-1 must lie in \[0, 1\]"),
+        ({"step_size": 2}, r"step_size=2 must lie in \[0, 1\]"),
         ({"num_steps": 0}, "num_steps=0 .* must be at least 1"),
         ({"objective": "hinge"}, "unknown objective 'hinge'; known: cross_entropy, kl"),
         ({"use_random_start": False, "num_restarts": 2}, "num_restarts > 1 needs random_start"),
@@ -250,6 +256,68 @@ def test_wrong_settings_are_refused(settings, message):
     given_settings = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 1, "generator": torch.Generator(), **settings}
     with pytest.raises(ValueError, match=message):
         pgd(lenet(), x, y, **given_settings)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (lambda x: 255 * x, r"images must lie in \[0, 1\], got pixels from .* to 2.*: divide those of 0..255 by 255"),
+        (lambda x: x - 0.5, r"images must lie in \[0, 1\], got pixels from -0"),
+        (lambda x: x.where(x < x.max(), float("nan")), "got pixels from nan"),
+        (lambda x: (255 * x).to(torch.uint8), r"images must be floats in \[0, 1\], got torch.uint8"),
+    ],
+    ids=["0..255", "centred", "nan", "uint8"],
+)
+def test_images_outside_the_unit_interval_are_refused(images, message):
+    x, y = draw()
+    model, generator = lenet(), torch.Generator()
+    with pytest.raises(UserError, match=message):
+        pgd(model, images(x), y, epsilon=0.1, step_size=0.1, num_steps=1, generator=generator)
+    with pytest.raises(UserError, match=message):
+        fgsm(model, images(x), y, epsilon=0.1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_logits_that_are_not_finite_are_wrong(value, place):
+    logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 3e38, -3e38]])
+    assert predicted_class(logits).tolist() == [0, 1]
+    logits[0, place] = value
+    assert predicted_class(logits).tolist() == [NO_CLASS, 1]
+    for label in range(3):
+        assert is_wrong(logits, torch.tensor([label, 1])).tolist() == [True, False]
+    assert is_wrong(logits.expand(2, 2, 3), torch.tensor([[0, 1], [0, 0]])).tolist() == [[True, False], [True, True]]
+
+
+class NotFiniteBeyond(nn.Module):
+    """Right for label 0 below a mean pixel of 0.55, NaN above; the gradient leads up."""
+
+    def forward(self, x):
+        mean = x.mean((1, 2, 3))
+        logits = torch.stack([-mean, mean - 2], 1)
+        return torch.where((mean < 0.55).view(-1, 1), logits, float("nan"))
+
+
+def test_early_stop_leaves_a_sample_whose_logits_are_not_finite():
+    x, y = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    settings = {"epsilon": 0.3, "step_size": 0.02, "num_steps": 9, "use_random_start": False}
+    stopped = pgd(NotFiniteBeyond(), x, y, early_stop=True, **settings)
+    torch.testing.assert_close(stopped, torch.full_like(x, 0.56))  # the third step is the first beyond 0.55
+
+
+def test_of_several_restarts_one_that_is_not_finite_is_kept():
+    """The first restart ends at finite logits and the second at NaN, or the other way round: both are wrong at last."""
+    x, y = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    for order in ([0.5, 0.6], [0.6, 0.5]):
+        ends = iter(order)
+
+        def ascend(model, x, *_, ends=ends, **__):
+            return torch.full_like(x, next(ends))
+
+        generator = torch.Generator().manual_seed(0)
+        settings = {"epsilon": 0.3, "step_size": 0.02, "num_steps": 1, "num_restarts": 2, "generator": generator}
+        found = pgd(NotFiniteBeyond(), x, y, ascend=ascend, **settings)
+        assert torch.equal(found, torch.full_like(x, 0.6))
 
 
 def test_no_images_give_no_images():

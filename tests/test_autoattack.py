@@ -113,6 +113,38 @@ def test_the_parts_depend_on_the_number_of_classes():
         autoattack.components(1)
 
 
+def test_logits_that_are_not_finite_are_broken_clean_and_attacked(quick, caplog):
+    """Sure of class 0 at clean images of even grey levels; NaN at odd ones and wherever an attack leads."""
+    caplog.set_level(logging.INFO, "frl_repro")
+
+    class Fragile(nn.Module):
+        def forward(self, x):
+            level = 255 * x[:, 0, 0, 0]
+            is_clean = ((level - level.round()).abs() < 1e-3) & (level.round() % 2 == 0)
+            return torch.where(is_clean[:, None], 0 * level[:, None] + torch.tensor([9.0, 0.0, 0.0]), float("nan"))
+
+    images = torch.arange(100, 108, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 1, 4, 4).clone()
+    split = Split(images=images, labels=torch.zeros(8, dtype=torch.int64))
+    codes = {0.003: np.full(8, autoattack.NOT_ATTACKED, dtype=np.uint8)}
+    autoattack.attack_split(
+        Fragile(), split, forward=forward, codes=codes, num_classes=3, batch_size=5, seed=0,
+        device=torch.device("cpu"), keep=lambda: None,
+    )  # fmt: skip
+    assert (codes[0.003][1::2] == NATURAL_ERROR).all()
+    assert (codes[0.003][::2] > NATURAL_ERROR).all()
+    assert "8 of 8 images have logits that are not finite (NaN or infinite), clean or attacked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale", "message"),
+    [({"epsilon": 8}, 1, r"epsilon=8 must lie in \[0, 1\]"), ({}, 255, r"images must lie in \[0, 1\]")],
+)
+def test_pixels_of_0_to_255_are_refused(settings, scale, message):
+    model, x, y = small(3)
+    with pytest.raises(UserError, match=message):
+        run_batch(model, scale * x, y, num_classes=3, **settings)
+
+
 def test_the_seed_and_the_batch_count(quick):
     model, x, y = small(2)
     first, again, seed = (run_batch(model, x, y, num_classes=2, epsilon=0.16, seed=seed) for seed in (0, 0, 1))
@@ -454,11 +486,11 @@ def test_the_hash_knows_every_setting(checkpoint):
     [
         ({"evaluation__num_images": 41}, r"evaluation\.num_images=41: 41 images asked for, but there are 40"),
         ({"evaluation__num_images": 3}, r"evaluation\.num_images=3: 3 images leave 1 of 4 classes without an image"),
-        ({"evaluation__num_images": 0}, r"evaluation\.num_images=0: must lie in \[1, inf\)"),
+        ({"evaluation__num_images": 0}, r"evaluation\.num_images=0: must lie in \[1, 2\^31\)"),
         ({"evaluation__epsilons": [0]}, r"evaluation\.epsilons=\[0\]: must lie in \(0, 1\]"),
         ({"evaluation__epsilons": []}, "at least one radius"),
         ({"evaluation__subset_seed": 1}, r"subset_seed has no effect with evaluation\.num_images=null"),
-        ({"evaluation__batch_size": 0}, r"evaluation\.batch_size=0: must lie in \[1, inf\)"),
+        ({"evaluation__batch_size": 0}, r"evaluation\.batch_size=0: must lie in \[1, 2\^31\)"),
         ({"num_examples": 2}, "num_examples has no effect with evaluation=autoattack"),
     ],
 )

@@ -54,7 +54,7 @@ REFUSED = {
     "model=lenet": "model=lenet: unknown choice; did you mean lenet5?",
     "frl=reweigth": "frl=reweigth: unknown choice; did you mean reweight?",
     "experiment=auditt": "experiment=auditt: unknown choice; did you mean audit?",
-    "trainer.num_epochs=-1": "trainer.num_epochs=-1: must lie in [1, inf)",
+    "trainer.num_epochs=-1": "trainer.num_epochs=-1: must lie in [1, 2^31)",
     "attack.epsilon=abc": "attack.epsilon=abc: expected a number or a fraction such as 8/255",
     "attack=none attack.epsilon=0.1": "attack.epsilon has no effect with attack=none; it belongs to attack=pgd",
     "-m attack=pgd,none attack.num_steps=3": "attack.num_steps has no effect with attack=none",
@@ -104,7 +104,7 @@ REFUSED = {
     "hydra.nonsense=1": "hydra.nonsense",
     "dataset.root=/nowhere dataset.download=false": "/nowhere",
     "device=cuda:99": "device=cuda:99: this machine offers",
-    "dataset=synthetic dataset.num_classes=1": "dataset.num_classes=1: must lie in [2, inf)",
+    "dataset=synthetic dataset.num_classes=1": "dataset.num_classes=1: must lie in [2, 2^16)",
 }
 
 

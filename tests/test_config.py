@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -80,13 +81,22 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"attack__epsilon": float("nan")}, r"attack\.epsilon=nan: must lie in \(0, 1\]"),
         ({"attack__epsilon": 8}, r"attack\.epsilon=8: must lie in \(0, 1\]"),
         ({"attack__epsilon": None}, r"attack\.epsilon=null: expected a number"),
-        ({"trainer__num_epochs": -1}, r"trainer\.num_epochs=-1: must lie in \[1, inf\)"),
+        ({"trainer__num_epochs": -1}, r"trainer\.num_epochs=-1: must lie in \[1, 2\^31\)"),
         ({"trainer__num_epochs": 1.5}, r"trainer\.num_epochs=1\.5: expected a whole number"),
         ({"trainer__learning_rate": float("inf")}, r"trainer\.learning_rate=inf: must lie in \(0, inf\)"),
         ({"attack__random_start": "maybe"}, r"attack\.random_start=maybe: expected true or false"),
         ({"evaluation__epsilons": 0.1}, r"evaluation\.epsilons=0\.1: expected a list of numbers"),
         ({"evaluation__epsilons": []}, "must name at least one radius"),
-        ({"evaluation__epsilons": ["8/255", 8 / 255]}, "each once"),
+        ({"evaluation__epsilons": ["8/255", 8 / 255]}, "each radius once: 0.03137254901960784 and .* are both 8/255"),
+        ({"evaluation__epsilons": [0.1, 0.1000001]}, "each radius once: 0.1 and 0.1000001 are both 0.1 in tables"),
+        ({"evaluation__epsilons": ["8/255", 0.0313725]}, "0.0313725 and 0.03137254901960784 are both 8/255"),
+        ({"evaluation__epsilons": [0.2, 1e-7, 0.1, 2e-7]}, "1e-07 and 2e-07 are both 1e-07"),
+        ({"seed": 2**63}, r"seed=9223372036854775808: must lie in \[0, 2\^63\)"),
+        ({"dataset__split_seed": 2**64}, r"split_seed=18446744073709551616: must lie in \[0, 2\^63\)"),
+        ({"num_threads": 3 * 10**9}, r"num_threads=3000000000: must lie in \[1, 1024\]"),
+        ({"trainer__batch_size": 10**20}, r"batch_size=100000000000000000000: must lie in \[1, 2\^31\)"),
+        ({"attack__num_steps": 2**32}, r"num_steps=4294967296: must lie in \[1, 2\^31\)"),
+        ({"frl": "reweight", "frl__update_every": "9" * 5000}, "expected a whole number of steps from 1, below 10"),
         ({"attack__epsilom": 1}, r"unknown key attack\.epsilom; did you mean attack\.epsilon\?"),
         ({"attack__objective": "hinge"}, r"attack\.objective=hinge: unknown choice; known: cross_entropy, kl"),
         ({"attack__random_start": False, "attack__num_restarts": 2}, r"attack\.num_restarts > 1 needs"),
@@ -116,7 +126,10 @@ def test_fractions_pixels_and_decimals_are_one_setting():
             {"frl": "reweight", "recipe": "report_code", "tau__nat": 0.3},
             r"tau\.nat has no effect with departures\.ignored_tau_nat=true",
         ),
-        ({"frl": "reweight", "frl__update_every": "often"}, "expected a whole number of steps from 1, or epoch"),
+        (
+            {"frl": "reweight", "frl__update_every": "often"},
+            "expected a whole number of steps from 1, below",
+        ),
         ({"frl": "reweight", "retrain__attack__name": "none"}, r"retrain\.attack=none: unknown choice"),
         ({"frl": "reweight", "alpha__natt": 1}, r"unknown key alpha\.natt; did you mean alpha\.nat\?"),
         ({"frl": "remargin", "frl__margin_bounds": [2, 3]}, "one at most and one at least 1"),
@@ -138,14 +151,14 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ),
         (
             {"dataset": "image_folder", "dataset__root": "x", "dataset__image_size": 7},
-            r"dataset\.image_size=7: must lie in \[8, inf\)",
+            r"dataset\.image_size=7: must lie in \[8, 2\^16\)",
         ),
         ({"dataset": "cifar10", "dataset__split_seed": 1}, "split_seed has no effect"),
         (
             {"dataset__augmentation": "crop_flipp"},
             r"augmentation=crop_flipp: unknown choice; did you mean crop_flip\? known: none, crop, crop_flip",
         ),
-        ({"model": "wrn28_10", "model__width": 0}, r"model\.width=0: must lie in \[1, inf\)"),
+        ({"model": "wrn28_10", "model__width": 0}, r"model\.width=0: must lie in \[1, 2\^16\)"),
         ({"model": "wrn28_10", "model__std": [0]}, r"model\.std=\[0\]: must lie in \(0, 1\]"),
         ({"model": "wrn28_10", "model__mean": 0.5}, r"model\.mean=0\.5: expected a list of numbers"),
         ({"alpha": 5}, "alpha=5: expected keys with values"),
@@ -356,7 +369,37 @@ trainer.precision trainer.warmup_share trainer.weight_decay
 
 @pytest.mark.parametrize(
     ("number", "bounds", "expected"),
-    [(0, "[0, 1)", True), (1, "[0, 1)", False), (0, "(0, 1]", False), (1e9, "[1, inf)", True), (-1, "[0, inf)", False)],
+    [
+        (0, "[0, 1)", True),
+        (1, "[0, 1)", False),
+        (0, "(0, 1]", False),
+        (1e9, "[1, inf)", True),
+        (-1, "[0, inf)", False),
+        (2**31 - 1, "[1, 2^31)", True),
+        (2**31, "[1, 2^31)", False),
+        (2**63 - 1, "[0, 2^63)", True),
+        (2**63, "[0, 2^63)", False),
+    ],
 )
 def test_interval_notation(number, bounds, expected):
     assert within(number, bounds) is expected
+
+
+def test_every_whole_number_has_an_end():
+    """Seeds fit into 64 bits and counts into a C integer: beyond, they would be cut off or crash, deep inside."""
+    pending, seen = [RunConfig, EvaluateConfig, SanityConfig], set()
+    while pending:
+        kind = pending.pop()
+        for item, hint in zip(dataclasses.fields(kind), get_type_hints(kind).values(), strict=True):
+            parts = [hint, *get_args(hint)]
+            pending += [part for part in parts if dataclasses.is_dataclass(part) and part not in seen]
+            if int in parts:
+                assert not within(2**63, item.metadata["bounds"]), f"{kind.__name__}.{item.name}"
+                seen.add(item.name)
+        seen.add(kind)
+    assert {"seed", "batch_size", "num_steps", "lr_milestones", "num_threads", "width", "num_examples"} <= seen
+
+
+def test_radii_that_are_told_apart_are_kept():
+    config = parse(composed(evaluation__epsilons=[0, 0.1, 0.10001, "8/255", 0.03138]), RunConfig)
+    assert config.evaluation.epsilons == [0, 0.1, 0.10001, 8 / 255, 0.03138]

@@ -1,5 +1,6 @@
 """Example images: kept by a measurement, drawn, refused."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -60,6 +61,13 @@ def test_the_figure_shows_images_and_predictions(channels):
         perturbation if channels == 3 else perturbation[..., None], change * 255 / 32 + 0.5, atol=1e-6
     )
     assert any("16/255" in text.get_text() for text in figure.findobj(Text))
+
+
+def test_logits_that_are_not_finite_are_called_no_class():
+    examples = dataclasses.replace(some(), attacked_predictions=np.array([-1, -1]))
+    assert examples_numbers(examples)["predicted_after"].tolist() == ["no class", "no class"]
+    titles = [axes.get_title() for axes in examples_figure(examples).axes]
+    assert titles.count("“no class”") == 2
 
 
 def test_every_text_stays_on_the_page():

@@ -207,6 +207,45 @@ def test_weights_are_positive_with_mean_one_and_margins_stay_in_their_bounds(rat
 # ---------------------------------------------------------------------------------------------------------------
 # Objectives: against a loop over samples, and against what they say of the published code
 
+
+def test_weights_too_small_for_numbers_keep_their_ratios_in_a_batch():
+    """alpha.nat=1000: a batch without the class that has all the weight would divide 0 by 0."""
+    rules = Rules(alpha={"nat": 1000.0, "bndy": 0.0}, tau={"nat": 0.0, "bndy": 0.0})
+    policy = new_policy("reweight", rules, shape=(4,))
+    policy.update(errors([0.9, 0.001, 0.0, 0.0005], [0.1] * 4, 10_000))
+    terms = ClassTerms(
+        *(answer.float() for answer in (policy.weight_nat(), policy.weight_bndy(), policy.margin_factor())),
+        policy.log_weight_nat(),
+        policy.log_weight_bndy(),
+    )
+    assert terms.weight_nat.tolist() == [4, 0, 0, 0]
+    y, losses = torch.tensor([1, 2, 3, 2]), torch.tensor([2.0, 3.0, 5.0, 7.0], requires_grad=True)
+    weights = [math.exp(1000 * error) for error in (0.001, 0.0, 0.0005, 0.0)]
+    expected = [weight / sum(weights) for weight in weights]
+    mean = objectives.weighted_mean(losses, terms.of(y), "nat")
+    mean.backward()
+    assert mean.item() == pytest.approx(sum(w * loss for w, loss in zip(expected, [2, 3, 5, 7], strict=True)), rel=1e-5)
+    assert losses.grad.tolist() == pytest.approx(expected, rel=1e-5)
+    assert objectives.weighted_mean(losses, terms.of(y), "bndy").item() == 17 / 4
+    with_the_class = torch.tensor([1, 0, 3, 2])
+    assert objectives.weighted_mean(losses, terms.of(with_the_class), "nat").item() == 3
+
+
+@given(RATES, SETTINGS)
+def test_logarithms_of_weights_are_those_of_the_weights(rates, rules):
+    for policy in every_policy(rules, len(rates)):
+        policy.update(errors([a / 100 for a, _ in rates], [b / 100 for _, b in rates], 100))
+        torch.testing.assert_close(policy.log_weight_nat().exp(), policy.weight_nat())
+        torch.testing.assert_close(policy.log_weight_bndy().exp(), policy.weight_bndy())
+
+
+def test_usual_weights_change_no_bit_of_a_mean():
+    generator = torch.Generator().manual_seed(0)
+    weights, losses = torch.rand(2, 5, 64, generator=generator) + 1e-6
+    each = ClassTerms(weights, weights, torch.ones_like(weights))
+    assert torch.equal(objectives.weighted_mean(losses, each, "nat"), (losses * weights).sum(-1) / weights.sum(-1))
+
+
 X, Y = torch.linspace(0, 1, 6).view(6, 1), torch.tensor([0, 1, 2, 2, 1, 0])
 WEIGHT = torch.tensor([[2.0, -1.0, 0.5]])
 TERMS = ClassTerms(

@@ -11,15 +11,32 @@ from frl_repro.attacks import pgd
 from frl_repro.errors import reason
 from frl_repro.memory import Parts, ascend_in_parts, logits_in_parts
 from frl_repro.models import build_model, stack
+from frl_repro.native import lenet5 as native
 from test_experiment import contents, tiny
 
 
-def holds(num, function, *, at=1):
+def on_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+def on_processor():
+    torch.empty(2**60, dtype=torch.uint8)  # the allocator's own error: a RuntimeError
+
+
+def in_native_code():
+    raise MemoryError("frl_lenet5_pgd ran out of memory for 13 images")
+
+
+def in_cpp():
+    raise RuntimeError("std::bad_alloc")
+
+
+def holds(num, function, *, at=1, runs_out=on_gpu):
     """Return a function that runs out of memory above ``num`` images; they are argument ``at``."""
 
     def limited(*arguments, **settings):
         if len(arguments[at]) > num:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            runs_out()
         return function(*arguments, **settings)
 
     return limited
@@ -52,6 +69,51 @@ def test_an_attack_in_parts_gives_the_same_images(num, settings, caplog):
     caplog.clear()
     attacked(ascend_in_parts(holds(most, attacks.ascend), parts), **settings)
     assert caplog.messages == []  # it has learnt its lesson
+
+
+@pytest.mark.parametrize("runs_out", [on_processor, in_native_code, in_cpp])
+def test_memory_may_run_out_anywhere(runs_out, caplog):
+    caplog.set_level(logging.INFO, "frl_repro")
+    found = attacked(ascend_in_parts(holds(4, attacks.ascend, runs_out=runs_out), Parts()))
+    torch.testing.assert_close(found, attacked(attacks.ascend), rtol=0, atol=1e-6)
+    assert "out of memory: attacks and measurements go on with 4 images at a time" in caplog.text
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        runs_out()
+    assert reason(caught.value).startswith("not enough memory for one step: give a smaller trainer.batch_size")
+
+
+def test_another_error_is_no_shortage_of_memory():
+    def broken(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        attacked(ascend_in_parts(broken, Parts()))
+
+
+def test_native_code_works_in_parts_to_the_same_bits(monkeypatch):
+    try:
+        native.library()
+    except native.NativeUnavailable as problem:
+        pytest.skip(str(problem))
+    model = build_model("lenet5", num_classes=3, image_shape=(1, 32, 32), seed=0).eval()
+    x = torch.rand(70, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def answers():
+        settings = {"ascend": backends.NATIVE.ascend, "generator": torch.Generator().manual_seed(0)}
+        x_adv = pgd(model, x, torch.arange(70) % 3, epsilon=0.1, step_size=0.03, num_steps=3, **settings)
+        return x_adv, backends.NATIVE.logits(model, x_adv)
+
+    whole, most = answers(), native._Call.__init__
+
+    def scarce(self, parameters, x, num_threads):
+        if len(x) > 20:
+            in_native_code()
+        most(self, parameters, x, num_threads)
+
+    monkeypatch.setattr(native._Call, "__init__", scarce)
+    monkeypatch.setattr(backends._PARTS, "_most", None)
+    for found, expected in zip(answers(), whole, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_run_with_little_memory_writes_the_same_bytes(tmp_path, monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from frl_repro import checkpoints, experiment, objectives, records, streams
 from frl_repro.attacks import pgd
 from frl_repro.backends import TORCH, choose_backend
+from frl_repro.build import check_batches
 from frl_repro.config import LeNet5Config, PreActResNet18Config, RunConfig, parse
 from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.models import Normalise, build_model, stack
 from frl_repro.networks import new_network
-from frl_repro.trainer import EpochSummary, train_epoch
+from frl_repro.trainer import EpochSummary, fewest_images, train_epoch
 from test_config import composed
 
 NAMES = ("preact_resnet18", "wrn28_10")
@@ -279,6 +281,86 @@ def test_checkpoints_of_ours_and_of_other_code_load(tmp_path, kind):
     assert matched == ("in order" if kind == "renamed" else "by name")
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(model.eval()(x), other.eval()(x))  # its normalisation came along
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stages.layer1.0.bn1.running_var", -1.0, "holds negative variances"),
+        ("normalise.std", 0.0, "holds a standard deviation that is not above 0"),
+        ("normalise.std", -0.2, "holds a standard deviation that is not above 0"),
+    ],
+)
+def test_statistics_that_make_no_network_are_refused(tmp_path, name, value, message):
+    state = network().state_dict()
+    state[name].view(-1)[0] = value
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=f"{re.escape(name)} {message}"):
+        checkpoints.load_weights(tmp_path / "x.pt", network(seed=1))
+
+
+# Batches of one image
+
+
+def images_of(num, side):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (num, 3, side, side), generator=generator, dtype=torch.uint8)
+    return Split(images=images, labels=torch.arange(num) % 3)
+
+
+@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize(
+    ("num", "batch_size", "num_accumulation", "fewest", "better"),
+    [
+        (18, 17, 1, 1, 16),
+        (18, 1, 1, 1, 2),
+        (18, 4, 4, 1, 6),
+        (18, 10, 4, 1, 9),  # parts of 3, 3, 3 and 1
+        (18, 9, 4, 3, None),
+        (18, 100, 1, 18, None),
+        (19, 6, 2, 1, 5),
+        (1, 100, 1, 1, None),
+    ],
+)
+def test_batch_norm_of_one_image_is_refused_where_and_only_where_training_would_break(
+    side, num, batch_size, num_accumulation, fewest, better
+):
+    assert fewest_images(num, batch_size=batch_size, num_accumulation=num_accumulation) == fewest
+    split, none = images_of(num, side), torch.arange(0)
+    data = Dataset("x", ("a", "b", "c"), split, None, split, none, none)
+    config = tiny("x", attack__fraction=1, trainer__batch_size=batch_size, trainer__num_accumulation=num_accumulation)
+    model = network(width=1, num_classes=3, image_shape=(3, side, side))
+
+    def epoch():
+        train_epoch(
+            model, split, update=lambda: None, objective=objectives.natural, attack=attack, forward=TORCH.forward,
+            batch_size=batch_size, num_accumulation=num_accumulation,
+            order_generators=[streams.generator(0, "order")], attack_generators=[streams.generator(0, "attack")],
+        )  # fmt: skip
+
+    if fewest > 1 or side == 9:  # the last stage still has 2 x 2 pixels
+        check_batches(config, data)
+        epoch()
+        return
+    advice = "give more training images" if better is None else rf"give trainer\.batch_size={better}"
+    with pytest.raises(UserError, match=rf"trainer\.batch_size={batch_size} of {num} training images .*: {advice}$"):
+        check_batches(config, data)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        epoch()
+
+
+def test_a_batch_of_one_image_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    split, none = images_of(18, 8), torch.arange(0)
+    data = Dataset("x", ("a", "b", "c"), split, split, split, none, none)
+    monkeypatch.setattr(experiment, "load_dataset", lambda _: data)
+    with pytest.raises(UserError, match=r"^trainer\.batch_size=17 of 18 training images leaves one image"):
+        experiment.run(tiny(tmp_path / "run", trainer__batch_size=17))
+    retrained = {
+        "frl": "reweight", "recipe": "paper", "base_dir": str(tmp_path / "bases"), "retrain__trainer__batch_size": 17,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"^retrain\.trainer\.batch_size=17 of 18 training images leaves one image"):
+        experiment.run(tiny(tmp_path / "retrained", **retrained))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Whole runs

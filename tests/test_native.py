@@ -187,6 +187,21 @@ def test_non_finite_weights_show() -> None:
         assert gradient.isnan().any()
 
 
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("label", range(3))
+def test_early_stop_leaves_samples_whose_logits_are_not_finite(label: int) -> None:
+    x, labels = make_images(20), torch.full((20,), label)
+    settings = {"epsilon": torch.full((20,), 0.1), "step_size": torch.full((20,), 0.02), "num_steps": 5}
+    for place in range(3):
+        for value in (float("nan"), float("inf"), float("-inf")):
+            parameters = make_parameters(3)
+            parameters[9][place] = value
+            found = lenet5.pgd(
+                parameters, x, labels, start=x, **settings, early_stop=True, labels=labels, num_threads=2
+            )
+            assert torch.equal(found, x)
+
+
 def attack_settings(count: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(4)
     epsilon = torch.rand(count, generator=generator) * 0.2
@@ -305,7 +320,7 @@ def test_layout_and_gradient_tracking_of_the_arguments_do_not_matter() -> None:
         ({"num_threads": 0}, ValueError, r"num_threads must be at least 1, got 0"),
         ({"epsilon": torch.zeros(3)}, ValueError, r"epsilon must have shape \(2,\), got \(3,\)"),
         ({"start": torch.zeros(1, 1, 32, 32)}, ValueError, r"start must have shape \(2, 1, 32, 32\)"),
-        ({"num_steps": -1}, ValueError, r"num_steps must be at least 0, got -1"),
+        ({"num_steps": -1}, ValueError, r"num_steps must lie in \[0, 2\^31\), got -1"),
         ({"early_stop": True}, ValueError, r"early_stop needs labels"),
         ({"early_stop": True, "labels": torch.tensor([0, -1])}, ValueError, r"labels must be classes from 0 to 9"),
     ],

@@ -421,7 +421,7 @@ REFUSED = {
     "checkpoint=TRAINED num_images=151": "num_images=151: 151 images asked for, but there are 150",
     "checkpoint=TRAINED num_images=1": "num_images=1: 1 images leave 2 of 3 classes without an image",
     "checkpoint=TRAINED epsilon=1": "epsilon=1: must lie in (0, 1)",
-    "checkpoint=TRAINED num_steps=0": "num_steps=0: must lie in [1, inf)",
+    "checkpoint=TRAINED num_steps=0": "num_steps=0: must lie in [1, 2^28)",
     "checkpoint=TRAINED evaluation.num_steps=3": "unknown key evaluation.num_steps; did you mean num_steps?",
     "checkpoint=TRAINED othr=x": "unknown key othr; did you mean other?",
 }

@@ -6,11 +6,12 @@ import math
 import re
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import checkpoints, objectives, origin, streams
+from frl_repro import checkpoints, objectives, origin, report_code, streams
 from frl_repro.attacks import pgd
 from frl_repro.backends import TORCH, choose_backend
 from frl_repro.data import Split
@@ -224,6 +225,66 @@ def test_class_errors_equal_a_plain_double_loop(images):
     assert large.overall_robust_error > clean.overall_robust_error
 
 
+class NotFinite(nn.Module):
+    """Always class 0 and sure; images whose first pixel is in ``bad`` (0..255), or attacked ones, get such a value."""
+
+    def __init__(self, value, *, bad=(), is_bad_attacked=False):
+        super().__init__()
+        self.value, self.bad, self.is_bad_attacked = value, bad, is_bad_attacked
+
+    def forward(self, x):
+        pixel = 255 * x[:, 0, 0, 0]
+        is_bad = torch.stack([(pixel - bad).abs() < 1e-3 for bad in self.bad]).any(0) if self.bad else pixel < -1
+        if self.is_bad_attacked:
+            is_bad |= (pixel - pixel.round()).abs() > 1e-3
+        sure = torch.tensor([9.0, 0.0, 0.0]) + 0 * pixel[:, None]
+        values = torch.tensor([self.value, 0.0, 0.0])
+        return torch.where(is_bad[:, None], values, sure)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_errors_clean_and_attacked(value):
+    images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 4, 4) * 10 + 50
+    split = Split(images=images.clone(), labels=torch.tensor([0, 1, 2] * 4))
+    settings = {"epsilons": [0.0, 0.003], "batch_size": 5, "seed": 0, "device": CPU, "logits": TORCH.logits}
+    attack = functools.partial(pgd, step_size=0.001, num_steps=1)
+
+    found = evaluate(NotFinite(value, bad=(50, 60, 80)), split, attack=attack, **settings)  # classes 0, 1 and 0
+    clean, attacked = found.by_class(3)
+    assert clean.num_natural_errors.tolist() == attacked.num_natural_errors.tolist() == [2, 4, 4]
+    assert clean.num_boundary_errors.tolist() == [0, 0, 0]
+    assert found.is_not_finite.nonzero().flatten().tolist() == [0, 1, 3]
+
+    found = evaluate(NotFinite(value, is_bad_attacked=True), split, attack=attack, **settings)
+    clean, attacked = found.by_class(3)
+    assert clean.num_robust_errors.tolist() == [0, 4, 4]
+    assert attacked.num_boundary_errors.tolist() == [4, 0, 0]
+    assert found.is_not_finite.nonzero().flatten().tolist() == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("epsilon", [8, -0.1, math.nan])
+def test_a_radius_out_of_range_is_refused_before_anything_is_measured(images, epsilon):
+    with pytest.raises(UserError, match=rf"epsilon={epsilon:g} must lie in \[0, 1\]"):
+        measured(lenet(), images[1], [0.1, epsilon])
+
+
+def test_training_counts_logits_that_are_not_finite_as_wrong():
+    x, y = torch.rand(4, 2), torch.zeros(4, dtype=torch.int64)
+    logits = torch.tensor([[5.0, 0.0], [5.0, -math.inf], [math.nan, 0.0], [0.0, 5.0]])
+
+    def attack(x, y, *, factor):
+        assert factor is None
+        return x
+
+    def forward(x):
+        return logits.repeat(len(x) // 4, 1)
+
+    for objective in (objectives.natural, objectives.paired, objectives.split, report_code.split_by_prediction):
+        loss = objective(x, y, forward=forward, attack=attack, terms=None)
+        assert loss.is_wrong_clean.tolist() == [False, True, True, True]
+        assert loss.is_wrong_attacked.tolist() in ([], [False, True, True, True])
+
+
 def test_a_radius_gives_the_same_numbers_whichever_others_are_measured(images):
     _, test = images
     model = lenet()
@@ -294,6 +355,18 @@ class Bomb:
             lambda path: torch.save({k: v * math.nan for k, v in lenet().state_dict().items()}, path),
             "conv1.weight holds values that are not finite",
         ),
+        (
+            lambda path: torch.save({k: v.double() * 1e300 for k, v in lenet().state_dict().items()}, path),
+            "conv1.weight holds values that are not finite",  # in float32
+        ),
+        (
+            lambda path: torch.save({k: v.to(torch.complex64) for k, v in lenet().state_dict().items()}, path),
+            r"conv1.weight holds torch.complex64, the model's conv1.weight needs torch.float32",
+        ),
+        (
+            lambda path: torch.save({k: v.to("meta") for k, v in lenet().state_dict().items()}, path),
+            "conv1.weight holds .* cannot be converted",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, make, message):
@@ -336,3 +409,12 @@ def test_class_errors_are_values(images):
     (errors,) = measured(lenet(), images[1], [0.1])
     with pytest.raises(dataclasses.FrozenInstanceError):
         errors.count = None
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float64])
+def test_a_checkpoint_of_any_precision_loads(tmp_path, kind):
+    other, model = lenet(seed=1), lenet()
+    safetensors.torch.save_file({k: v.to(kind) for k, v in other.state_dict().items()}, tmp_path / "x.safetensors")
+    assert checkpoints.load_weights(tmp_path / "x.safetensors", model) == "by name"
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs.to(kind).float())

@@ -6,6 +6,7 @@ gradients and a reseeded global generator behind. What it does to one batch is r
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from frl_repro.attacks import evaluation_mode
+from frl_repro.attacks import check_images, check_length, evaluation_mode
 from frl_repro.data import Split, batch_to_float
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, is_out_of_memory
 from frl_repro.outcomes import NATURAL_ERROR, NOT_ATTACKED, NOT_BROKEN
+from frl_repro.predictions import NO_CLASS, predicted_class, say_not_finite
 from frl_repro.progress import LOGGER
 
 _FIRST_CODE = NATURAL_ERROR + 1
 _STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+_ROUNDING = 1e-6  # by which an attack's images may leave the ball
 _NUM_TARGETS = 9  # of the two targeted attacks, in the standard version
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -72,6 +75,7 @@ def attack_batch(
     epsilon: float,
     num_classes: int,
     seed: int,
+    is_not_finite: Tensor | None = None,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Tensor:
     """Return what breaks each image of a batch: AutoAttack in the L-infinity ball, standard version.
@@ -92,11 +96,13 @@ def attack_batch(
     forward : callable (model, x) -> Tensor
         Logits that can be differentiated with respect to x: a backend's ``forward_of_images``.
     epsilon : float
-        Radius in pixel units, above 0.
+        Radius in pixel units, above 0 and at most 1.
     num_classes : int
         K, at least 2. With fewer than ten classes the targeted attacks aim at all K - 1 others, else at nine.
     seed : int
         Every attack starts from it.
+    is_not_finite : Tensor, shape (N,), bool, optional
+        Set where an image is wrong because its logits are not finite, clean or attacked.
     advance : callable
         Called with the number of images that an attack has dealt with, as a share of all attacks.
 
@@ -104,7 +110,14 @@ def attack_batch(
     -------
     Tensor, shape (N,), uint8
         `Outcomes.broken_by`'s codes for `components`.
+
+    Raises
+    ------
+    UserError
+        Images or the radius lie outside [0, 1].
     """
+    check_images(x)
+    check_length(epsilon, name="epsilon")
     with (
         _warnings_in_one_line(),
         evaluation_mode(model),
@@ -112,15 +125,22 @@ def attack_batch(
         _random_state_kept(x.device),
         torch.no_grad(),
     ):
-        attacks = _attacks(lambda images: forward(model, images), epsilon, num_classes, seed, x.device)
-        codes = torch.where(_predicted(forward(model, x)) == y, NOT_BROKEN, NATURAL_ERROR).to(torch.uint8)
+        seen = _NotFinite(functools.partial(forward, model), epsilon)
+        attacks = _attacks(seen, epsilon, num_classes, seed, x.device)
+        predicted = predicted_class(forward(model, x))
+        codes = torch.where(predicted == y, NOT_BROKEN, NATURAL_ERROR).to(torch.uint8)
+        not_finite = predicted == NO_CLASS
         for code, attack in enumerate(attacks, start=_FIRST_CODE):
             standing = (codes == NOT_BROKEN).nonzero().flatten()
             if len(standing) > 0:
-                x_adv = attack(x[standing], y[standing])
-                is_broken = _predicted(forward(model, x_adv)) != y[standing]
-                codes[standing[is_broken]] = code
+                with seen.around(x[standing]) as met:
+                    x_adv = attack(x[standing], y[standing])
+                predicted = predicted_class(forward(model, x_adv)).masked_fill(met, NO_CLASS)
+                codes[standing[predicted != y[standing]]] = code
+                not_finite[standing] |= predicted == NO_CLASS
             advance(len(x) / len(attacks))
+    if is_not_finite is not None:
+        is_not_finite |= not_finite.cpu()
     return codes.cpu()
 
 
@@ -155,29 +175,68 @@ def attack_split(
         Called after each batch: ``codes`` has grown.
     advance : callable
         Called with the number of images done, radii counted separately, for a progress bar.
+
+    Raises
+    ------
+    UserError
+        Memory does not hold a batch.
     """
+    is_not_finite = torch.zeros(len(split.labels), dtype=torch.bool)
     for epsilon, of_radius in codes.items():
         for first in range(0, len(split.labels), batch_size):
             batch = slice(first, first + batch_size)
             if (of_radius[batch] != NOT_ATTACKED).all():
                 advance(len(of_radius[batch]))
                 continue
-            found = attack_batch(
-                model,
-                batch_to_float(split.images[batch].to(device)),
-                split.labels[batch].to(device),
-                forward=forward,
-                epsilon=epsilon,
-                num_classes=num_classes,
-                seed=seed,
-                advance=advance,
-            )
+            try:
+                found = attack_batch(
+                    model,
+                    batch_to_float(split.images[batch].to(device)),
+                    split.labels[batch].to(device),
+                    forward=forward,
+                    epsilon=epsilon,
+                    num_classes=num_classes,
+                    seed=seed,
+                    is_not_finite=is_not_finite[batch],
+                    advance=advance,
+                )
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+                raise UserError(
+                    f"not enough memory for AutoAttack on a batch of {batch_size} images: give a smaller "
+                    "evaluation.batch_size (results depend on it), or another device"
+                ) from problem
             of_radius[batch] = found.numpy()
             keep()
+    say_not_finite(is_not_finite)
 
 
-def _predicted(logits: Tensor) -> Tensor:
-    return logits.max(1).indices
+class _NotFinite:
+    """A model's logits for the library's attacks, and a note of the images that they meet where these are not finite.
+
+    The library takes the first NaN for the largest logit: for an image of that class it goes on, and leaves what it has
+    met. Any image of a ball whose logits are not finite breaks the image that the ball is around.
+    """
+
+    def __init__(self, predict: Callable[[Tensor], Tensor], epsilon: float) -> None:
+        self._predict, self._reach = predict, epsilon + _ROUNDING
+        self._centres = self._met = torch.empty(0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits of images."""
+        logits = self._predict(images)
+        for image in images.detach()[predicted_class(logits.detach()) == NO_CLASS]:
+            if self._met.all():
+                break
+            self._met |= (self._centres - image).abs().flatten(1).amax(1) <= self._reach
+        return logits
+
+    @contextmanager
+    def around(self, x: Tensor) -> Iterator[Tensor]:
+        """Note which of the images, shape (N, C, H, W), have such an image in their ball: a mask (N,), grown inside."""
+        self._centres, self._met = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        yield self._met
 
 
 def _attacks(

@@ -156,10 +156,10 @@ def _native_forward_of_images(model: nn.Module, x: Tensor) -> Tensor:
 
 NATIVE = Backend(
     name="native",
-    logits=_native_logits,
+    logits=logits_in_parts(_native_logits, _PARTS),
     forward=_native_forward,
     forward_of_images=_native_forward_of_images,
-    ascend=_native_ascend,
+    ascend=ascend_in_parts(_native_ascend, _PARTS),
 )
 
 

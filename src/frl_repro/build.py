@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro import objectives, report_code, streams
-from frl_repro.attacks import pgd
+from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.backends import Backend
 from frl_repro.config import (
     AlphaConfig,
@@ -31,9 +31,10 @@ from frl_repro.data import AUGMENTATIONS, Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.evaluate import evaluate
 from frl_repro.frl import ErrorRates, Rules, new_policy
+from frl_repro.networks import new_network
 from frl_repro.objectives import Objective
 from frl_repro.steering import Measure, Steering
-from frl_repro.trainer import learning_rate_at, one_cycle_learning_rate
+from frl_repro.trainer import fewest_images, learning_rate_at, one_cycle_learning_rate
 
 Attack = Callable[..., Tensor]
 """(model, x, y, *, factor, generator) -> attacked images.
@@ -42,6 +43,7 @@ Attack = Callable[..., Tensor]
 image or None, scales radius and step.
 """
 
+_WIDEST = 1e30
 _POLICY_BATCH_SIZE = 2100  # validation images measured at once for an update
 
 
@@ -58,6 +60,8 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
         radius: float | Tensor = settings.epsilon
         step: float | Tensor = step_size
         if factor is not None:
+            # Of margins without bounds some are infinite; the widest finite ball is as good, and 0 times it is 0.
+            factor = factor.clamp(max=_WIDEST)
             radius = settings.epsilon * factor
             if isinstance(settings, TradesConfig):
                 # The paper's authors step by a quarter of the largest radius, whatever the sample's own is.
@@ -74,6 +78,7 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
             generator=generator,
             ascend=backend.ascend,
             logits=backend.logits,
+            is_checked=True,  # images are those of `batch_to_float`; margins may widen a radius beyond 1
             **_budget(settings),
         )
 
@@ -135,6 +140,49 @@ def augmentation(
 def has_batch_statistics(model: nn.Module) -> bool:
     """Return whether a layer of the model normalises by the batch that it is in."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def check_batches(config: RunConfig, dataset: Dataset) -> None:
+    """Raise a `UserError` where training computes one image by itself of which batch norm can take no statistics.
+
+    One image is enough where every such layer sees it as more than one pixel.
+    """
+    departures, (_, trainer) = config.departures, config.training
+    num_images = len(dataset.train)
+    fewest = functools.partial(fewest_images, num_images, num_accumulation=trainer.num_accumulation)
+    if fewest(batch_size=trainer.batch_size) > 1:
+        return
+    if departures.scrambled_labels or departures.weight_by_prediction:
+        return  # these take clean and attacked images through the network together
+    if not _needs_two_images(new_network(config.model, dataset, seed=0), dataset.train.images.shape[1:]):
+        return
+    name = "trainer" if config.retrain is None else "retrain.trainer"
+    # A batch cannot be split into more parts than it has images, and one of all images is the largest there is.
+    sizes_to_try = range(max(2, trainer.num_accumulation), num_images + 1)
+    near = sorted(sizes_to_try, key=lambda size: abs(size - trainer.batch_size))
+    fits = (size for size in near if fewest(batch_size=size) > 1)
+    better = next((f"give {name}.batch_size={size}" for size in fits), "give more training images")
+    height, width = dataset.train.images.shape[2:]
+    raise UserError(
+        f"{name}.batch_size={trainer.batch_size} of {num_images} training images leaves one image by itself, and batch "
+        f"norm takes no statistics of one image of {height}x{width} pixels: {better}"
+    )
+
+
+def _needs_two_images(model: nn.Module, image_shape: Sequence[int]) -> bool:
+    """Return whether some batch norm of the model sees one pixel alone of an image."""
+    sizes = []
+
+    def note(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+        sizes.append(inputs[0][:, 0].numel())
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [module.register_forward_pre_hook(note) for module in norms]
+    with evaluation_mode(model), torch.no_grad():
+        model(torch.zeros(1, *image_shape))
+    for hook in hooks:
+        hook.remove()
+    return 1 in sizes
 
 
 def optimizer(model: nn.Module, settings: TrainerConfig) -> torch.optim.Optimizer:

@@ -12,14 +12,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frl_repro.atomic import replacing, write_bytes
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, is_out_of_memory
 from frl_repro.origin import header_of
 from frl_repro.regular_files import read_bytes
 from frl_repro.run_folder import PREVIOUS_STATE_FILE, check_file, parse_state_header
-from frl_repro.state_dicts import match, read_state, torch_load
+from frl_repro.state_dicts import NORMALISATION, match, read_state, torch_load
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,9 @@ def load_weights(path: Path, model: nn.Module, *, key: str | None = None, settin
     Raises
     ------
     UserError
-        The file is missing, is not a checkpoint, holds other shapes, or values that are not finite; or it belongs to
-        a finished run and is no longer as it was written.
+        The file is missing, is not a checkpoint, holds other shapes, or values that are not finite, negative variances
+        or standard deviations that are not above 0; or it belongs to a finished run and is no longer as it was
+        written.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
@@ -74,11 +75,29 @@ def load_weights(path: Path, model: nn.Module, *, key: str | None = None, settin
     how, pairs = match(state, model, path, setting=setting)
     own, values = model.state_dict(), {}
     for mine, theirs in pairs:
-        values[mine] = state.tensors[theirs].to(own[mine].dtype)
-        if not torch.isfinite(values[mine]).all():
-            raise UserError(f"{path}: {theirs} holds values that are not finite")
+        values[mine] = _checked(state.tensors[theirs], own[mine].dtype, f"{path}: {theirs}", is_of=mine)
     model.load_state_dict({**own, **values})
     return how
+
+
+def _checked(tensor: Tensor, kind: torch.dtype, where: str, *, is_of: str) -> Tensor:
+    """Return a tensor in the model's precision, where it is ``is_of``; UserError where its values are of no use."""
+    if tensor.is_complex():
+        raise UserError(f"{where} holds {tensor.dtype}, the model's {is_of} needs {kind}")
+    try:
+        values = tensor.to(kind)
+        is_finite = bool(torch.isfinite(values).all())
+    except RuntimeError as problem:  # a kind of numbers that PyTorch cannot convert
+        if is_out_of_memory(problem):
+            raise
+        raise UserError(f"{where} holds {tensor.dtype}, which cannot be converted to {kind}") from None
+    if not is_finite:
+        raise UserError(f"{where} holds values that are not finite")
+    if is_of.endswith("running_var") and bool((values < 0).any()):
+        raise UserError(f"{where} holds negative variances: they belong to no trained network")
+    if is_of == f"{NORMALISATION}std" and bool((values <= 0).any()):
+        raise UserError(f"{where} holds a standard deviation that is not above 0")
+    return values
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -20,11 +20,14 @@ class SampleErrors:
         Whether the clean image is misclassified.
     is_attacked_error : Tensor, shape (E, N), bool
         For each radius whether the attacked image is misclassified; without meaning where the clean image already is.
+    is_not_finite : Tensor, shape (N,), bool
+        Whether the image is wrong because its logits are not finite: clean, or right clean and attacked at some radius.
     """
 
     labels: Tensor
     is_natural_error: Tensor
     is_attacked_error: Tensor
+    is_not_finite: Tensor
 
     @property
     def is_robust_error(self) -> Tensor:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -49,6 +50,10 @@ def _own(bounds: str | None = None, *, one_of: Sequence[str] | None = None, adde
     return field(default=None, metadata=metadata)
 
 
+# Whole numbers have an end: seeds are kept as 64-bit integers in tables, counts as C integers in native code.
+_SEED, _COUNT = "[0, 2^63)", "[1, 2^31)"
+
+
 @dataclass
 class LeNet5Config:
     """conf/model/lenet5.yaml."""
@@ -61,7 +66,7 @@ class PreActResNet18Config:
     """conf/model/preact_resnet18.yaml."""
 
     name: str = _key()
-    width: int = _key("[1, inf)")
+    width: int = _key("[1, 2^16)")
     mean: list[float] | None = _key("[0, 1]")
     std: list[float] | None = _key("(0, 1]")
 
@@ -71,7 +76,7 @@ class WRN28x10Config:
     """conf/model/wrn28_10.yaml."""
 
     name: str = _key()
-    width: int = _key("[1, inf)")
+    width: int = _key("[1, 2^16)")
     mean: list[float] | None = _key("[0, 1]")
     std: list[float] | None = _key("(0, 1]")
 
@@ -88,9 +93,9 @@ class FashionMNISTConfig:
     name: str = _key()
     validation_fraction: float = _key("[0, 1)")
     selection_fraction: float = _key("[0, 1)", added_as=0.0)
-    split_seed: int = _key("[0, inf)")
-    num_train: int | None = _key("[1, inf)")
-    num_test: int | None = _key("[1, inf)")
+    split_seed: int = _key(_SEED)
+    num_train: int | None = _key(_COUNT)
+    num_test: int | None = _key(_COUNT)
     augmentation: str = _key(one_of=_AUGMENTATIONS, added_as="none")
     root: str | None = _key(is_machine=True)
     download: bool = _key(is_machine=True)
@@ -104,9 +109,9 @@ class TorchvisionConfig:
     name: str = _key()
     validation_fraction: float = _key("[0, 1)")
     selection_fraction: float = _key("[0, 1)", added_as=0.0)
-    split_seed: int = _key("[0, inf)")
-    num_train: int | None = _key("[1, inf)")
-    num_test: int | None = _key("[1, inf)")
+    split_seed: int = _key(_SEED)
+    num_train: int | None = _key(_COUNT)
+    num_test: int | None = _key(_COUNT)
     augmentation: str = _key(one_of=_AUGMENTATIONS)
     root: str | None = _key(is_machine=True)
     download: bool = _key(is_machine=True)
@@ -120,9 +125,9 @@ class CIFAR10JPEGConfig:
     name: str = _key()
     validation_fraction: float = _key("[0, 1)")
     selection_fraction: float = _key("[0, 1)", added_as=0.0)
-    split_seed: int = _key("[0, inf)")
-    num_train: int | None = _key("[1, inf)")
-    num_test: int | None = _key("[1, inf)")
+    split_seed: int = _key(_SEED)
+    num_train: int | None = _key(_COUNT)
+    num_test: int | None = _key(_COUNT)
     augmentation: str = _key(one_of=_AUGMENTATIONS)
     root: str | None = _key(is_machine=True)
     cache_dir: str | None = _key(is_machine=True)
@@ -134,13 +139,13 @@ class ImageFolderConfig:
 
     name: str = _key()
     root: str = _key()  # no machine setting: another folder is another data set
-    image_size: int | None = _key("[8, inf)")
+    image_size: int | None = _key("[8, 2^16)")
     num_channels: int | None = _key("[1, 3]")
     validation_fraction: float = _key("[0, 1)")
     selection_fraction: float = _key("[0, 1)", added_as=0.0)
-    split_seed: int = _key("[0, inf)")
-    num_train: int | None = _key("[1, inf)")
-    num_test: int | None = _key("[1, inf)")
+    split_seed: int = _key(_SEED)
+    num_train: int | None = _key(_COUNT)
+    num_test: int | None = _key(_COUNT)
     augmentation: str = _key(one_of=_AUGMENTATIONS)
     cache_dir: str | None = _key(is_machine=True)
 
@@ -150,12 +155,12 @@ class SyntheticConfig:
     """conf/dataset/synthetic.yaml."""
 
     name: str = _key()
-    num_classes: int = _key("[2, inf)")
-    num_train: int = _key("[1, inf)")
-    num_test: int = _key("[1, inf)")
+    num_classes: int = _key("[2, 2^16)")
+    num_train: int = _key(_COUNT)
+    num_test: int = _key(_COUNT)
     validation_fraction: float = _key("[0, 1)")
     selection_fraction: float = _key("[0, 1)", added_as=0.0)
-    split_seed: int = _key("[0, inf)")
+    split_seed: int = _key(_SEED)
     augmentation: str = _key(one_of=_AUGMENTATIONS, added_as="none")
 
 
@@ -176,9 +181,9 @@ class PGDConfig:
     name: str = _key()
     epsilon: float = _key("(0, 1]")
     step_size: float = _key("(0, 1]")
-    num_steps: int = _key("[1, inf)")
+    num_steps: int = _key(_COUNT)
     random_start: bool = _key()
-    num_restarts: int = _key("[1, inf)")
+    num_restarts: int = _key(_COUNT)
     objective: str = _key(one_of=("cross_entropy", "kl"))
     fraction: float = _key("(0, 1]")
 
@@ -201,7 +206,7 @@ class TradesConfig:
     name: str = _key()
     epsilon: float = _key("(0, 1]")
     step_size: float = _key("(0, 1]")
-    num_steps: int = _key("[1, inf)")
+    num_steps: int = _key(_COUNT)
     start_sd: float = _key("(0, 1]")
     fraction: float = _key("(0, 1]")
 
@@ -221,14 +226,14 @@ class AdamConfig:
     """conf/trainer/adam.yaml."""
 
     name: str = _key()
-    num_epochs: int = _key("[1, inf)")
-    batch_size: int = _key("[1, inf)")
+    num_epochs: int = _key(_COUNT)
+    batch_size: int = _key(_COUNT)
     learning_rate: float = _key("(0, inf)")
-    lr_decay_every: int = _key("[1, inf)")
+    lr_decay_every: int = _key(_COUNT)
     lr_decay_factor: float = _key("(0, 1]")
     weight_decay: float = _key("[0, inf)")
     ema_decay: float | None = _key("(0, 1)")
-    num_accumulation: int = _key("[1, inf)", added_as=1)
+    num_accumulation: int = _key(_COUNT, added_as=1)
     precision: str = _key(one_of=_PRECISIONS, added_as="float32")
 
 
@@ -237,15 +242,15 @@ class SGDConfig:
     """conf/trainer/sgd.yaml."""
 
     name: str = _key()
-    num_epochs: int = _key("[1, inf)")
-    batch_size: int = _key("[1, inf)")
+    num_epochs: int = _key(_COUNT)
+    batch_size: int = _key(_COUNT)
     learning_rate: float = _key("(0, inf)")
-    lr_milestones: list[int] = _key("[1, inf)")
+    lr_milestones: list[int] = _key(_COUNT)
     lr_decay_factor: float = _key("(0, 1]")
     momentum: float = _key("[0, 1)")
     weight_decay: float = _key("[0, inf)")
     ema_decay: float | None = _key("(0, 1)")
-    num_accumulation: int = _key("[1, inf)", added_as=1)
+    num_accumulation: int = _key(_COUNT, added_as=1)
     precision: str = _key(one_of=_PRECISIONS, added_as="float32")
 
 
@@ -254,14 +259,14 @@ class SGDOneCycleConfig:
     """conf/trainer/sgd_one_cycle.yaml."""
 
     name: str = _key()
-    num_epochs: int = _key("[1, inf)")
-    batch_size: int = _key("[1, inf)")
+    num_epochs: int = _key(_COUNT)
+    batch_size: int = _key(_COUNT)
     learning_rate: float = _key("(0, inf)")
     warmup_share: float = _key("(0, 1)")
     momentum: float = _key("[0, 1)")
     weight_decay: float = _key("[0, inf)")
     ema_decay: float | None = _key("(0, 1)")
-    num_accumulation: int = _key("[1, inf)", added_as=1)
+    num_accumulation: int = _key(_COUNT, added_as=1)
     precision: str = _key(one_of=_PRECISIONS, added_as="float32")
 
 
@@ -279,10 +284,10 @@ class FRLConfig:
     name: str = _key()
     accumulate: bool | None = _own()
     update_every: str | None = _own()
-    num_validation: int | None = _own("[1, inf)")
+    num_validation: int | None = _own(_COUNT)
     epsilon: float | None = _own("(0, 1]")
     step_size: float | None = _own("(0, 1]")
-    num_steps: int | None = _own("[1, inf)")
+    num_steps: int | None = _own(_COUNT)
     weight_rule: str | None = _own(one_of=("softmax", "simplex"))
     margin_centred: bool | None = _own()
     margin_bounds: list[float] | None = _own("[0, inf)")
@@ -327,13 +332,13 @@ class PGDEvaluationConfig:
     name: str = _key()
     epsilons: list[float] = _key("[0, 1]")
     step_size: float = _key("(0, 1]")
-    num_steps: int = _key("[1, inf)")
+    num_steps: int = _key(_COUNT)
     random_start: bool = _key()
-    num_restarts: int = _key("[1, inf)")
+    num_restarts: int = _key(_COUNT)
     early_stop: bool = _key()
-    batch_size: int = _key("[1, inf)")
-    validation_every: int = _key("[1, inf)")
-    num_validation: int | None = _key("[1, inf)")
+    batch_size: int = _key(_COUNT)
+    validation_every: int = _key(_COUNT)
+    num_validation: int | None = _key(_COUNT)
     keep_best_by: str | None = _key(one_of=("overall_robust", "worst_class_robust"), added_as=None)
 
 
@@ -343,9 +348,9 @@ class AutoAttackEvaluationConfig:
 
     name: str = _key()
     epsilons: list[float] = _key("(0, 1]")
-    batch_size: int = _key("[1, inf)")
-    num_images: int | None = _key("[1, inf)")
-    subset_seed: int = _key("[0, inf)")
+    batch_size: int = _key(_COUNT)
+    num_images: int | None = _key(_COUNT)
+    subset_seed: int = _key(_SEED)
 
 
 def _choices(group: str) -> list[str]:
@@ -425,14 +430,14 @@ class _Machine:
     output_dir: str = _key(is_machine=True)
     device: str = _key(is_machine=True)
     backend: str = _key(one_of=("auto", "torch", "native"), is_machine=True)
-    num_threads: int | None = _key("[1, inf)", is_machine=True)
+    num_threads: int | None = _key("[1, 1024]", is_machine=True)
 
 
 @dataclass
 class _RunKeys(_Machine):
     """Keys of conf/config.yaml outside every group."""
 
-    seed: int = _key("[0, inf)")
+    seed: int = _key(_SEED)
     init_from: str | None = _key()
     init_from_key: str | None = _own(added_as=None)
     run_dir: str | None = _key(is_machine=True)
@@ -446,10 +451,10 @@ class _RunKeys(_Machine):
 class _EvaluateKeys(_Machine):
     """Keys of conf/evaluate.yaml outside every group."""
 
-    seed: int | None = _key("[0, inf)")
+    seed: int | None = _key(_SEED)
     checkpoint: str = _key()
     checkpoint_key: str | None = _own(added_as=None)
-    num_examples: int = _key("[0, inf)", is_machine=True)  # adds a file, changes no number
+    num_examples: int = _key("[0, 2^31)", is_machine=True)  # adds a file, changes no number
 
 
 @dataclass
@@ -459,10 +464,10 @@ class _SanityKeys(_Machine):
     checkpoint: str = _key()
     checkpoint_key: str | None = _own(added_as=None)
     other: str | None = _key()
-    seed: int | None = _key("[0, inf)")
-    num_images: int | None = _key("[1, inf)")
+    seed: int | None = _key(_SEED)
+    num_images: int | None = _key(_COUNT)
     epsilon: float = _key("(0, 1)")
-    num_steps: int = _key("[1, inf)")
+    num_steps: int = _key("[1, 2^28)")  # one check takes several times as many
     run_dir: str | None = _key(is_machine=True)
 
 
@@ -848,11 +853,16 @@ def _check_value(key: str, value: Any, metadata: Mapping[str, Any], *, shown: st
 
 
 def within(number: float, bounds: str) -> bool:
-    """Return whether a number lies in an interval such as ``"(0, 1]"`` or ``"[1, inf)"``."""
-    low, high = (float(part) for part in bounds[1:-1].split(","))
+    """Return whether a number lies in an interval such as ``"(0, 1]"``, ``"(0, inf)"`` or ``"[1, 2^31)"``."""
+    low, high = map(_end, bounds[1:-1].split(","))
     above = number > low if bounds[0] == "(" else number >= low
     below = number < high if bounds[-1] == ")" else number <= high
     return above and below
+
+
+def _end(text: str) -> float:
+    base, _, exponent = text.partition("^")
+    return float(base) ** int(exponent or 1)
 
 
 _FRACTION = re.compile(r"\s*([-+]?[0-9.eE+-]+?)\s*/\s*([0-9.eE+-]+)\s*")
@@ -1010,8 +1020,8 @@ def _check_retraining(config: RunConfig) -> None:
         raise UserError(f"retrain.beta has no effect with retrain.objective={retrain.objective}")
     _check_departures(config.departures, config.tau, retrain.objective)
     every = frl.update_every
-    if every not in (None, "epoch") and not (every.isascii() and every.isdigit() and int(every) > 0):
-        raise UserError(f"frl.update_every={every}: expected a whole number of steps from 1, or epoch")
+    if every not in (None, "epoch") and not re.fullmatch(r"0*[1-9][0-9]{0,8}", every):
+        raise UserError(f"frl.update_every={every}: expected a whole number of steps from 1, below 10^9, or epoch")
     if frl.margin_bounds is not None:
         bounds = frl.margin_bounds
         if len(bounds) != 2 or not bounds[0] <= 1 <= bounds[1]:
@@ -1035,5 +1045,13 @@ def _check_evaluation(evaluation: PGDEvaluationConfig | AutoAttackEvaluationConf
             raise UserError("evaluation.subset_seed has no effect with evaluation.num_images=null: all are taken")
     elif not evaluation.random_start and evaluation.num_restarts > 1:
         raise UserError("evaluation.num_restarts > 1 needs evaluation.random_start=true: without it all are the same")
-    if not evaluation.epsilons or len(set(evaluation.epsilons)) < len(evaluation.epsilons):
+    from frl_repro.records import format_epsilon, is_same_radius  # noqa: PLC0415 (pandas is slow to import)
+
+    if not evaluation.epsilons:
         raise UserError("evaluation.epsilons must name at least one radius, and each once")
+    for one, other in itertools.pairwise(sorted(evaluation.epsilons)):
+        if is_same_radius(one, other):
+            raise UserError(
+                f"evaluation.epsilons must name each radius once: {one!r} and {other!r} are both {format_epsilon(one)} "
+                "in tables and files, where radii count as equal up to 1e-6"
+            )

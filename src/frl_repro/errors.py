@@ -17,13 +17,24 @@ class UserError(ValueError):
     """
 
 
+# What torch's allocator on the processor says (Linux and macOS, then Windows), and C++ below it.
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_alloc|bad allocation", re.IGNORECASE)
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Return whether memory ran out: on a GPU, on the processor, in native code or in NumPy."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # torch's, without torch
+        return True
+    return isinstance(problem, RuntimeError) and _OUT_OF_MEMORY.search(str(problem)) is not None
+
+
 def reason(problem: Exception) -> str:
     """Return why something failed, in one line for people."""
     if isinstance(problem, UserError):
         text = str(problem)
     elif isinstance(problem, OSError):
         text = f"{os.fsdecode(problem.filename) if problem.filename else 'input/output'}: {problem.strerror or problem}"
-    elif isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # torch's, without torch
+    elif is_out_of_memory(problem):
         text = "not enough memory for one step: give a smaller trainer.batch_size, or another device"
     else:
         if os.environ.get(_TRACEBACK):

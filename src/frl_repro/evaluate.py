@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro import streams
-from frl_repro.attacks import evaluation_mode
+from frl_repro.attacks import check_length, evaluation_mode
 from frl_repro.class_errors import SampleErrors
 from frl_repro.data import Split, batch_to_float
+from frl_repro.predictions import NO_CLASS, predicted_class
 
 
 class EvaluationAttack(Protocol):
@@ -36,8 +37,9 @@ def evaluate(
     """Return which images a model gets wrong at several radii, from one pass over a split.
 
     Clean predictions are made once and serve every radius. Images that are already misclassified need no attack:
-    they count as natural errors whatever it does. Random starts depend on ``seed`` and the radius alone, so
-    that a radius gives the same numbers whichever others are measured with it.
+    they count as natural errors whatever it does. Logits that are not finite are wrong (`frl_repro.predictions`).
+    Random starts depend on ``seed`` and the radius alone, so that a radius gives the same numbers whichever others are
+    measured with it.
 
     Parameters
     ----------
@@ -47,7 +49,7 @@ def evaluate(
         uint8 images, shape (N, C, H, W), and labels, shape (N,).
     attack : EvaluationAttack
     epsilons : sequence of float
-        Radii in pixel units.
+        Radii in pixel units, in [0, 1].
     batch_size : int
         Images per batch.
     seed : int
@@ -63,24 +65,40 @@ def evaluate(
     -------
     SampleErrors
         Its rows are the radii in the given order.
+
+    Raises
+    ------
+    UserError
+        A radius lies outside [0, 1].
     """
+    for epsilon in epsilons:
+        check_length(epsilon, name="epsilon")
     is_natural_error = torch.zeros(len(split.labels), dtype=torch.bool)
     is_attacked_error = torch.zeros(len(epsilons), len(split.labels), dtype=torch.bool)
+    is_not_finite = torch.zeros(len(split.labels), dtype=torch.bool)
     generators = [streams.generator(seed, f"evaluation/{epsilon!r}", device=device) for epsilon in epsilons]
 
     with evaluation_mode(model):
         for first in range(0, len(split.labels), batch_size):
             batch = slice(first, first + batch_size)
             x, y = batch_to_float(split.images[batch].to(device)), split.labels[batch].to(device)
-            is_wrong = logits(model, x).argmax(1) != y
+            predicted = predicted_class(logits(model, x))
+            is_wrong = predicted != y
             is_natural_error[batch] = is_wrong.cpu()
+            is_not_finite[batch] = (predicted == NO_CLASS).cpu()
             # A GPU takes batches of one size best, and the wrong ones along: the numbers are the same by definition.
             attacked = torch.arange(len(y), device=device) if device.type == "cuda" else (~is_wrong).nonzero().flatten()
             for row, (epsilon, generator) in enumerate(zip(epsilons, generators, strict=True)):
                 x_adv = attack(model, x[attacked], y[attacked], epsilon=epsilon, generator=generator)
-                is_attacked_error[row, first + attacked.cpu()] = (logits(model, x_adv).argmax(1) != y[attacked]).cpu()
+                predicted = predicted_class(logits(model, x_adv))
+                places = first + attacked.cpu()
+                is_attacked_error[row, places] = (predicted != y[attacked]).cpu()
+                is_not_finite[places] |= ((predicted == NO_CLASS) & ~is_wrong[attacked]).cpu()
             advance(len(y))
 
     return SampleErrors(
-        labels=split.labels.cpu(), is_natural_error=is_natural_error, is_attacked_error=is_attacked_error
+        labels=split.labels.cpu(),
+        is_natural_error=is_natural_error,
+        is_attacked_error=is_attacked_error,
+        is_not_finite=is_not_finite,
     )

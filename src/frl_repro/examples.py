@@ -45,7 +45,7 @@ class Examples:
     clean, attacked : array, shape (N, C, H, W), float32
         Images in [0, 1].
     labels, clean_predictions, attacked_predictions : array, shape (N,), int64
-        Classes, 0 to K - 1.
+        Classes, 0 to K - 1; a prediction of -1 is none: logits that are not finite.
     about : mapping of str to value
         ``run_id``, ``attack``, ``epsilon`` and ``class_names``; ``worst`` and ``best`` name classes.
     """

@@ -24,7 +24,7 @@ from frl_repro import checkpoints, distributed, records, text_tables
 from frl_repro.atomic import TEMPORARY_PATTERN, check_in_place, kept_in_place, write_bytes
 from frl_repro.backends import choose_backend
 from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
-from frl_repro.build import num_steering_images
+from frl_repro.build import check_batches, num_steering_images
 from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
@@ -181,7 +181,9 @@ def _starting_points(
                     starts[config.folder] = found / WEIGHTS_FILE
                 else:
                     # What the data cannot give is said before the starting model is trained, not after.
-                    _check_validation(config, data.load(config.dataset))
+                    dataset = data.load(config.dataset)
+                    _check_validation(config, dataset)
+                    check_batches(config, dataset)
                     bases[config.folder] = missing[base.folder] = base
             except (UserError, OSError) as problem:
                 failed[config.folder] = problem
@@ -279,6 +281,7 @@ def _open(
     """Take hold of a run's folder and prepare what is left of the run; None where another process has finished it."""
     folder = config.folder
     validation = _validation_subset(dataset, config)
+    check_batches(config, dataset)
     model = new_model(config, dataset)
     if start is not None:
         if config.keys.init_from is None:

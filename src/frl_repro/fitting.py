@@ -23,7 +23,7 @@ from frl_repro.backends import Backend
 from frl_repro.best import BEST, BEST_FILE, validation_errors
 from frl_repro.config import RunConfig, rebuilding_settings, to_dict
 from frl_repro.data import Dataset, Split
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, is_out_of_memory
 from frl_repro.loggers import Logger
 from frl_repro.measure import Measured, measure
 from frl_repro.models import stack
@@ -314,7 +314,7 @@ class _Training:
         try:
             self._continue_from(distributed.from_writer(lambda: checkpoints.load_state(path)))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as problem:
-            if isinstance(problem, UserError):
+            if isinstance(problem, UserError) or is_out_of_memory(problem):
                 raise
             raise UserError(f"{path} is the state of another training: delete it to train from the start") from None
         LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -101,9 +102,9 @@ def choice(key: str, value: str, known: Iterable[str]) -> str:
 
 
 def whole_number(key: str, value: str, *, least: int = 1) -> int:
-    """Return a whole number from ``least``, not below 0; UserError for anything else."""
-    if not (value.isascii() and value.isdecimal()) or int(value) < least:
-        raise UserError(f"{key}={value} is not a whole number from {least}")
+    """Return a whole number from ``least``, not below 0, and below 10^9; UserError for anything else."""
+    if not re.fullmatch("0*[0-9]{1,9}", value) or int(value) < least:
+        raise UserError(f"{key}={value} is not a whole number from {least}, below 10^9")
     return int(value)
 
 

@@ -28,6 +28,7 @@ from frl_repro.loading import network_of, refuse_other_model
 from frl_repro.measure_autoattack import measure_with_autoattack
 from frl_repro.origin import checkpoint_file, read_origin
 from frl_repro.outcomes import OUTCOMES_FILE, SPLIT_DIGEST, Outcomes, write_outcomes
+from frl_repro.predictions import predicted_class, say_not_finite
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 from frl_repro.run_folder import RUN_FILE, read_object
@@ -135,6 +136,7 @@ def measure(
             device=device,
             advance=advance,
         )
+    say_not_finite(samples.is_not_finite)
     rows: list[dict[str, Any]] = []
     for epsilon, class_errors in zip(settings.epsilons, samples.by_class(len(class_names)), strict=True):
         rows += records.classwise_rows(
@@ -272,7 +274,7 @@ def _examples(
     with evaluation_mode(model):
         attack = evaluation_attack(settings, backend)
         x_adv = attack(model, x, y, epsilon=settings.epsilons[place], generator=generator)
-        before, after = (backend.logits(model, images).argmax(1).cpu().numpy() for images in (x, x_adv))
+        before, after = (predicted_class(backend.logits(model, images)).cpu().numpy() for images in (x, x_adv))
     names = {"class_names": list(dataset.class_names), "worst": dataset.class_names[ends[0]]}
     return Examples(
         clean=x.cpu().numpy(),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro.attacks import Ascend
+from frl_repro.errors import is_out_of_memory
 from frl_repro.models import ModelStack
 from frl_repro.progress import LOGGER
 
@@ -38,8 +39,8 @@ class Parts:
 
         Raises
         ------
-        torch.OutOfMemoryError
-            One image of each run is too many.
+        RuntimeError, MemoryError
+            One image of each run is too many (`is_out_of_memory`), or the function failed for another reason.
         """
         block = num_images // num_runs
         while True:
@@ -54,8 +55,8 @@ class Parts:
                 for part, found in zip(parts, rows, strict=True):
                     result[part.to(result.device)] = found
                 return result
-            except torch.OutOfMemoryError:
-                if most <= 1:
+            except (RuntimeError, MemoryError) as problem:
+                if most <= 1 or not is_out_of_memory(problem):
                     raise
                 self._shrink(most)
             if torch.cuda.is_available():  # outside the handler: the exception holds the tensors of its frames

@@ -14,12 +14,14 @@ released code of TRADES and of Xu et al. 2021. Without such layers both give the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
+
+from frl_repro.predictions import is_wrong
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,25 @@ class ClassTerms:
         Weights of the natural and of the boundary (or adversarial) loss, mean 1.
     margin_factor : Tensor
         What the training radius is multiplied with.
+    log_weight_nat, log_weight_bndy : Tensor
+        Logarithms of the weights, which also tell apart weights that are too small for numbers; by default those of the
+        weights as they are.
     """
 
     weight_nat: Tensor
     weight_bndy: Tensor
     margin_factor: Tensor
+    log_weight_nat: Tensor = field(default=None)  # type: ignore[assignment]
+    log_weight_bndy: Tensor = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for loss in ("nat", "bndy"):
+            if getattr(self, f"log_weight_{loss}") is None:
+                object.__setattr__(self, f"log_weight_{loss}", getattr(self, f"weight_{loss}").log())
 
     def of(self, y: Tensor) -> ClassTerms:
         """Return the terms of each sample by its class, shape (..., N)."""
-        return ClassTerms(
-            self.weight_nat.gather(-1, y), self.weight_bndy.gather(-1, y), self.margin_factor.gather(-1, y)
-        )
+        return ClassTerms(*(by_class.gather(-1, y) for by_class in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -123,10 +133,8 @@ def mixed(
     if each is not None:
         weights = [each.weight_bndy[..., :num_attacked], each.weight_nat[..., num_attacked:]]
         losses = losses * torch.cat(weights, -1)
-    is_wrong = logits.detach().argmax(-1) != y
-    return Loss(
-        losses.mean(-1), is_wrong_clean=is_wrong[..., num_attacked:], is_wrong_attacked=is_wrong[..., :num_attacked]
-    )
+    wrong = is_wrong(logits.detach(), y)
+    return Loss(losses.mean(-1), is_wrong_clean=wrong[..., num_attacked:], is_wrong_attacked=wrong[..., :num_attacked])
 
 
 def split(
@@ -185,14 +193,38 @@ def trades(
     divergences = kl_div(
         torch.log_softmax(attacked, -1), torch.log_softmax(clean, -1), log_target=True, reduction="none"
     ).sum(-1)
-    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
-    value = value + beta * weighted_mean(divergences, None if each is None else each.weight_bndy)
+    value = weighted_mean(cross_entropies(clean, y), each, "nat") + beta * weighted_mean(divergences, each, "bndy")
     return _loss(value, clean, attacked, y)
 
 
-def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Return sum(weights * losses) / sum(weights), the mean of both sources; all alike for None. Shapes (..., N)."""
-    return losses.mean(-1) if weights is None else (losses * weights).sum(-1) / weights.sum(-1)
+def weighted_mean(losses: Tensor, each: ClassTerms | None, loss: Literal["nat", "bndy"]) -> Tensor:
+    """Return sum(weights * losses) / sum(weights), the mean of both sources; all alike for None.
+
+    Where the largest weight of a batch is too small for its products to keep their digits, down to 0 / 0, the ratios of
+    the weights come from their logarithms.
+
+    Parameters
+    ----------
+    losses : Tensor, shape (..., N)
+    each : ClassTerms, optional
+        Of each sample.
+    loss : {"nat", "bndy"}
+        Whose weights to take.
+
+    Returns
+    -------
+    Tensor, shape (...)
+    """
+    if each is None:
+        return losses.mean(-1)
+    weights, logarithms = (
+        (each.weight_nat, each.log_weight_nat) if loss == "nat" else (each.weight_bndy, each.log_weight_bndy)
+    )
+    limits = torch.finfo(weights.dtype)
+    is_too_small = weights.amax(-1, keepdim=True) < limits.tiny / limits.eps
+    ratios = (logarithms - logarithms.amax(-1, keepdim=True)).exp().to(weights)
+    weights = torch.where(is_too_small, ratios, weights)
+    return (losses * weights).sum(-1) / weights.sum(-1)
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
@@ -217,16 +249,14 @@ def _clean_and_attacked(
 
 
 def _pair(clean: Tensor, attacked: Tensor, y: Tensor, *, boundary_target: Tensor, each: ClassTerms | None) -> Loss:
-    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
-    value = value + weighted_mean(
-        cross_entropies(attacked, boundary_target), None if each is None else each.weight_bndy
-    )
+    value = weighted_mean(cross_entropies(clean, y), each, "nat")
+    value = value + weighted_mean(cross_entropies(attacked, boundary_target), each, "bndy")
     return _loss(value, clean, attacked, y)
 
 
 def _loss(value: Tensor, clean: Tensor, attacked: Tensor, y: Tensor) -> Loss:
     return Loss(
         value,
-        is_wrong_clean=clean.detach().argmax(-1) != y,
-        is_wrong_attacked=attacked.detach().argmax(-1) != y,
+        is_wrong_clean=is_wrong(clean.detach(), y),
+        is_wrong_attacked=is_wrong(attacked.detach(), y),
     )

@@ -337,6 +337,11 @@ def format_epsilon(epsilon: float) -> str:
     return f"{nearest}/255" if is_whole and 0 < nearest < 255 else f"{epsilon:g}"
 
 
+def is_same_radius(one: float, other: float) -> bool:
+    """Whether tables and files, which keep a radius by its name or find it up to rounding, cannot tell two apart."""
+    return abs(one - other) <= _EPSILON_TOLERANCE or format_epsilon(one) == format_epsilon(other)
+
+
 def parse_fraction(text: str) -> float:
     """The number that ``"8/255"`` or ``"0.03"`` stands for.
 

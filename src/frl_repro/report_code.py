@@ -17,6 +17,7 @@ from frl_repro.attacks import evaluation_mode
 from frl_repro.data import Split, batch_to_float
 from frl_repro.evaluate import EvaluationAttack
 from frl_repro.objectives import Attack, ClassTerms, Loss, cross_entropies, weighted_mean
+from frl_repro.predictions import is_wrong, predicted_class
 
 NUM_BATCHES, DIVISOR = 21, 22  # validation batches measured before a step, and what their sum is divided by
 
@@ -55,8 +56,8 @@ def measure_published(
     """
     with evaluation_mode(model):
         x, y = batch_to_float(split.images.to(device)), split.labels.to(device)
-        predicted = logits(model, x).argmax(1)
-        attacked = logits(model, attack(model, x, y, epsilon=epsilon, generator=generator)).argmax(1)
+        predicted = predicted_class(logits(model, x))
+        attacked = predicted_class(logits(model, attack(model, x, y, epsilon=epsilon, generator=generator)))
     is_natural_error = predicted != y
     is_boundary_error = attacked != predicted if flipped_boundary else (attacked != y) & ~is_natural_error
 
@@ -92,12 +93,12 @@ def paired_scrambled(
     order = torch.stack(orders).to(y.device)
     x_adv = x_adv.take_along_dim(order.view(*order.shape, *[1] * (x.ndim - 2)), 1)
     clean, shuffled = forward(torch.cat([x, x_adv], 1)).chunk(2, 1)
-    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
+    value = weighted_mean(cross_entropies(clean, y), each, "nat")
     value = value + cross_entropies(shuffled, y).mean(-1)
     return Loss(
         value,
-        is_wrong_clean=clean.detach().argmax(-1) != y,
-        is_wrong_attacked=shuffled.detach().argmax(-1) != y.gather(1, order),
+        is_wrong_clean=is_wrong(clean.detach(), y),
+        is_wrong_attacked=is_wrong(shuffled.detach(), y.gather(1, order)),
     )
 
 
@@ -109,8 +110,7 @@ def split_by_prediction(
     x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
     clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
     predicted = clean.detach().argmax(-1)
-    value = weighted_mean(cross_entropies(clean, y), None if each is None else each.weight_nat)
-    value = value + weighted_mean(
-        cross_entropies(attacked, predicted), None if terms is None else terms.of(predicted).weight_bndy
-    )
-    return Loss(value, is_wrong_clean=predicted != y, is_wrong_attacked=attacked.detach().argmax(-1) != y)
+    value = weighted_mean(cross_entropies(clean, y), each, "nat")
+    by_prediction = None if terms is None else terms.of(predicted)
+    value = value + weighted_mean(cross_entropies(attacked, predicted), by_prediction, "bndy")
+    return Loss(value, is_wrong_clean=is_wrong(clean.detach(), y), is_wrong_attacked=is_wrong(attacked.detach(), y))

@@ -20,7 +20,7 @@ from pandas import DataFrame
 from torch import Tensor, nn
 
 from frl_repro import records, streams
-from frl_repro.attacks import evaluation_mode, fgsm, input_gradient, pgd
+from frl_repro.attacks import check_images, evaluation_mode, fgsm, input_gradient, pgd
 from frl_repro.attacks.linf import project, random_start
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.config import SanityConfig, to_dict
@@ -31,6 +31,7 @@ from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.loading import network_of, refuse_other_model
 from frl_repro.measure import USUAL_STEP_SIZE, origin_of, resolve_device, set_up_machine
 from frl_repro.origin import checkpoint_file
+from frl_repro.predictions import is_wrong, say_not_finite
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 from frl_repro.sanity_rules import (
@@ -103,8 +104,10 @@ def gather(
     Raises
     ------
     UserError
-        The model gets no image right: there is nothing to attack.
+        The radius lies outside (0, 1), or the model gets no image right: there is nothing to attack.
     """
+    if not 0 < epsilon < 1:
+        raise UserError(f"epsilon={epsilon:g} must lie in (0, 1): write 8/255 for eight grey levels of 255")
     radii = radii_of_sweep(epsilon)
     step = functools.partial(_step_size, num_steps=num_steps)
 
@@ -143,6 +146,7 @@ def gather(
         attacks["transfer"] = white_box(other)
 
     is_attacked_error = {}
+    is_not_finite = torch.zeros(len(split), dtype=torch.bool)
     with bar("sanity checks", len(attacks) * len(split)) as advance:
         for role, attack in attacks.items():
             measured_at = radii if role == "pgd" else [epsilon]
@@ -159,6 +163,8 @@ def gather(
             )
             for radius, is_error in zip(measured_at, samples.is_attacked_error, strict=True):
                 is_attacked_error[role, radius] = is_error.numpy()
+            is_not_finite |= samples.is_not_finite
+    say_not_finite(is_not_finite)
     is_natural_error = samples.is_natural_error
     if bool(is_natural_error.all()):
         raise UserError(f"the model gets none of {len(split)} images right: there is nothing to attack")
@@ -178,8 +184,8 @@ def gather(
 
 
 def _step_size(epsilon: float, *, num_steps: int) -> float:
-    """Return the step at a radius: the usual one, or longer where the ball is too wide for it."""
-    return max(USUAL_STEP_SIZE, _REACH * epsilon / num_steps)
+    """Return the step at a radius: the usual one, or longer where the ball is too wide for it; 1 reaches any point."""
+    return min(1.0, max(USUAL_STEP_SIZE, _REACH * epsilon / num_steps))
 
 
 def random_signs(x: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
@@ -210,12 +216,13 @@ def strongest_noise(
     logits : callable (model, x) -> Tensor
     num_draws : int
     """
+    check_images(x)
     result = x
     with evaluation_mode(model):
         for _ in range(num_draws):
             noisy = draw(x, epsilon, generator)
-            is_wrong = logits(model, noisy).argmax(1) != y
-            result = torch.where(is_wrong.view(-1, *[1] * (x.ndim - 1)), noisy, result)
+            wrong = is_wrong(logits(model, noisy), y)
+            result = torch.where(wrong.view(-1, *[1] * (x.ndim - 1)), noisy, result)
     return result
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from frl_repro import readback
 from frl_repro.errors import UserError
-from frl_repro.records import RUN_COLUMNS, format_epsilon
+from frl_repro.records import RUN_COLUMNS, format_epsilon, is_same_radius
 from frl_repro.text_tables import aligned
 
 if TYPE_CHECKING:
@@ -177,8 +177,7 @@ class Evidence:
 
 def radii_of_sweep(epsilon: float) -> list[float]:
     """Return the radii of the sweep, the checked one among them."""
-    near = [radius for radius in RADII if math.isclose(radius, epsilon, rel_tol=1e-9)]
-    return sorted([radius for radius in RADII if radius not in near] + [epsilon])
+    return sorted([radius for radius in RADII if not is_same_radius(radius, epsilon)] + [epsilon])
 
 
 def measured(evidence: Evidence) -> list[float | None]:
@@ -213,7 +212,8 @@ def measured(evidence: Evidence) -> list[float | None]:
         ("transfer", "transfer_minus_pgd"): (broken["transfer"] - broken["pgd"]) / num
         if "transfer" in broken
         else None,
-        ("gradient", "share_vanished"): float((evidence.largest_gradient < VANISHED).mean()),
+        # A gradient that is NaN leads nowhere either.
+        ("gradient", "share_vanished"): float((~(evidence.largest_gradient >= VANISHED)).mean()),
         ("gradient", "share_rising"): float(rising.mean()),
         ("single_step", "fgsm_minus_pgd"): above_pgd("single_step"),
     }

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, is_out_of_memory
 
 # Where several state_dicts lie in one file, the first of these names is what most training scripts measure.
 _USUAL_NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "checkpoint")
@@ -28,7 +28,7 @@ _USUAL_NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "we
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # Counters that an evaluation does not need: of averaging, and of batches that batch norm has seen.
 _AVERAGED, _BATCHES = "n_averaged", "num_batches_tracked"
-_NORMALISATION = "normalise."
+NORMALISATION = "normalise."
 # A tensor's role in its layer, which stays when layers are renamed.
 _ROLES = frozenset({"weight", "bias", "running_mean", "running_var", _BATCHES})
 _MAX_DEPTH = 6
@@ -179,7 +179,7 @@ def match(state: State, model: nn.Module, path: Path, *, setting: str) -> tuple[
         Number, shapes or roles of tensors differ, or names do and nothing else says which belong together.
     """
     own, theirs = model.state_dict(), state.tensors
-    optional = [{n for n in own if n.startswith(_NORMALISATION)}, {n for n in own if n.endswith(_BATCHES)}]
+    optional = [{n for n in own if n.startswith(NORMALISATION)}, {n for n in own if n.endswith(_BATCHES)}]
     for bare in _bared(theirs):
         absent = own.keys() - bare.keys()
         needed = [n for n in own if not any(n in names and names <= absent for names in optional)]
@@ -191,7 +191,7 @@ def match(state: State, model: nn.Module, path: Path, *, setting: str) -> tuple[
     has_batches = any(name.endswith(_BATCHES) for name in theirs)
     wanted = {name: tensor for name, tensor in own.items() if has_batches or not name.endswith(_BATCHES)}
     if len(theirs) < len(wanted):
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(_NORMALISATION)}
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(NORMALISATION)}
     if len(theirs) != len(wanted):
         prefixes = _prefixes(theirs)
         is_several = len(theirs) > len(own) and 1 < len(prefixes) <= _MAX_LISTED
@@ -270,6 +270,8 @@ def torch_load(source: Path | io.BytesIO, *, name: Path, what: str) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as problem:  # arbitrary bytes make the unpickler fail in many ways: IndexError, struct.error, ...
+        if is_out_of_memory(problem):
+            raise
         raise UserError(f"{name} is not {what}{_cause(problem)}") from None
 
 

@@ -97,10 +97,14 @@ class Steering:
         return before_step
 
     def terms(self) -> ClassTerms:
-        """Return the policy's answers on the training device, float32."""
+        """Return the policy's answers on the training device, float32; logarithms float64."""
         policy = self.policy
         answers = (policy.weight_nat(), policy.weight_bndy(), policy.margin_factor())
-        return ClassTerms(*(answer.to(self.device, torch.float32) for answer in answers))
+        logarithms = (policy.log_weight_nat(), policy.log_weight_bndy())
+        return ClassTerms(
+            *(answer.to(self.device, torch.float32) for answer in answers),
+            *(logarithm.to(self.device) for logarithm in logarithms),
+        )
 
     def rows(self, r: int, keys: dict[str, Any], class_names: Sequence[str], *, epsilon: float) -> list[dict[str, Any]]:
         """Return run r's policy as table rows, one a class: its answers, and the errors that they follow from."""

@@ -70,6 +70,14 @@ def one_cycle_learning_rate(step: int, *, num_steps: int, peak: float, warmup_sh
     return peak * min(position / warmup_share, (1 - position) / (1 - warmup_share))
 
 
+def fewest_images(num_images: int, *, batch_size: int, num_accumulation: int = 1) -> int:
+    """Return how many images the smallest part of an epoch has that `train_epoch` computes at once."""
+    rest = num_images % batch_size
+    batches = ([batch_size] if num_images >= batch_size else []) + ([rest] if rest else [])
+    parts = [(size, math.ceil(size / num_accumulation)) for size in batches]
+    return min(size % part or part for size, part in parts)
+
+
 def train_epoch(
     model: nn.Module,
     train: Split,

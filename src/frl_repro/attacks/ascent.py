@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro.attacks.linf import project
+from frl_repro.predictions import is_wrong
 
 
 class Ascend(Protocol):
@@ -127,7 +128,7 @@ def ascend(
     active = torch.arange(len(x), device=x.device)
     for _ in range(num_steps):
         logits, gradient = input_gradient(model, result[active], target[active])
-        is_standing = logits.argmax(1) == y[active]
+        is_standing = ~is_wrong(logits, y[active])
         active, gradient = active[is_standing], gradient[is_standing]
         if len(active) == 0:
             break

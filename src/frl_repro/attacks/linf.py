@@ -8,34 +8,59 @@ from torch import Tensor
 from frl_repro.errors import UserError
 
 
-def per_sample(value: float | Tensor, x: Tensor, *, name: str) -> float | Tensor:
+def check_images(x: Tensor) -> None:
+    """Raise a `UserError` unless all pixels are floats in [0, 1]. A GPU waits for the answer.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, H, W)
+    """
+    if not x.is_floating_point():
+        raise UserError(f"images must be floats in [0, 1], got {x.dtype}: use data.batch_to_float on uint8 pixels")
+    if x.numel() == 0:
+        return
+    low, high = torch.stack(x.aminmax()).tolist()
+    if not 0 <= low <= high <= 1:
+        raise UserError(
+            f"images must lie in [0, 1], got pixels from {low:g} to {high:g}: divide those of 0..255 by 255, and let "
+            "the model do what normalisation it needs"
+        )
+
+
+def check_length(value: float, *, name: str) -> None:
+    """Raise a `UserError` unless a radius or step lies in [0, 1]; ``name`` is what the message calls it."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name}={value:g} must lie in [0, 1], as pixels do: write 8/255 for eight grey levels of 255")
+
+
+def per_sample(value: float | Tensor, x: Tensor, *, name: str, is_checked: bool = False) -> float | Tensor:
     """Return ``value`` in a shape that broadcasts against ``x``, one number per sample or one for all.
 
     Parameters
     ----------
     value : float or Tensor, shape () or (N,)
-        Pixel units, non-negative.
+        Pixel units, in [0, 1].
     x : Tensor, shape (N, C, H, W)
         Images; gives N, dtype and device.
     name : str
         What the value is, for the message.
+    is_checked : bool
+        The values are known to be in range; looking at them would make a GPU wait.
 
     Raises
     ------
     UserError
-        When the value is negative, not finite or of another shape.
+        When a value lies outside [0, 1], or the shape is another.
     """
     if isinstance(value, Tensor) and value.ndim > 0:
         if value.shape != (len(x),):
             raise UserError(f"{name} has shape {tuple(value.shape)}; give one number or one per sample ({len(x)},)")
-        value = value.to(x).view(-1, *[1] * (x.ndim - 1))
-        # Looking at values would make a GPU wait in the middle of training.
-        is_valid = value.device.type != "cpu" or bool((torch.isfinite(value) & (value >= 0)).all())
-    else:
-        value = float(value)
-        is_valid = 0 <= value < float("inf")
-    if not is_valid:
-        raise UserError(f"{name} must be finite and at least 0")
+        if not is_checked:
+            for extreme in torch.stack(value.aminmax()).tolist():
+                check_length(extreme, name=name)
+        return value.to(x).view(-1, *[1] * (x.ndim - 1))
+    value = float(value)
+    check_length(value, name=name)
     return value
 
 

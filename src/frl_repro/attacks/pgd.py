@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro.attacks.ascent import Ascend, Logits, ascend, evaluation_mode, logits
-from frl_repro.attacks.linf import per_sample, random_start
+from frl_repro.attacks.linf import check_images, per_sample, random_start
 from frl_repro.errors import UserError
+from frl_repro.predictions import is_wrong
 
 Objective = Literal["cross_entropy", "kl"]
 OBJECTIVES: tuple[Objective, ...] = ("cross_entropy", "kl")
@@ -30,6 +31,7 @@ def pgd(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ascend: Ascend = ascend,
     logits: Logits = logits,
+    is_checked: bool = False,
 ) -> Tensor:
     """Return attacked images: steepest ascent of the loss in the L-infinity ball, clipped to [0, 1].
 
@@ -44,9 +46,9 @@ def pgd(
     y : Tensor, shape (N,), int64
         True classes.
     epsilon : float or Tensor, shape (N,)
-        Radius in pixel units. 0 returns the clean image.
+        Radius in pixel units, in [0, 1]. 0 returns the clean image.
     step_size : float or Tensor, shape (N,)
-        Length of a step in pixel units.
+        Length of a step in pixel units, in [0, 1].
     num_steps : int
         Gradient steps of each restart, at least 1.
     use_random_start : bool
@@ -68,6 +70,9 @@ def pgd(
     ascend, logits : callable
         The steps themselves, and the model's answers that a KL objective and the choice among restarts need: PyTorch's
         by default, or those of another backend.
+    is_checked : bool
+        Images, and radii and steps given as tensors, are known to lie in [0, 1]: they are not looked at, for which a
+        GPU would have to wait.
 
     Returns
     -------
@@ -77,7 +82,7 @@ def pgd(
     Raises
     ------
     UserError
-        A setting out of range, or settings that contradict one another.
+        Images or a setting out of range, or settings that contradict one another.
 
     Notes
     -----
@@ -96,8 +101,10 @@ def pgd(
     x, y = x.detach(), y.detach()
     if len(x) == 0:
         return x
-    radius = per_sample(epsilon, x, name="epsilon")
-    step = per_sample(step_size, x, name="step_size")
+    if not is_checked:
+        check_images(x)
+    radius = per_sample(epsilon, x, name="epsilon", is_checked=is_checked)
+    step = per_sample(step_size, x, name="step_size", is_checked=is_checked)
 
     with evaluation_mode(model):
         target = y
@@ -154,7 +161,7 @@ def fgsm(
 def _score(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Return a score by which restarts are compared: misclassified first, then the larger loss. Shape (N,)."""
     loss = nn.functional.cross_entropy(logits, target, reduction="none")
-    # loss / (1 + loss) is increasing in the loss and stays below 1, the value of being misclassified.
+    # loss / (1 + loss) is increasing in the loss and stays below 1, the value of being misclassified. It is NaN where
+    # the loss is infinite or NaN, of which none is larger.
     loss = loss.double()
-    score: Tensor = (logits.argmax(1) != y).double() + loss / (1 + loss)
-    return score
+    return is_wrong(logits, y).double() + (loss / (1 + loss)).nan_to_num(nan=1.0)

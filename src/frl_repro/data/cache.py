@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from frl_repro.atomic import write_bytes
+from frl_repro.errors import is_out_of_memory
 from frl_repro.paths import user_cache
 from frl_repro.regular_files import check_regular
 
@@ -58,6 +59,8 @@ def load_tensors(path: Path, *, identity: str) -> dict[str, Tensor] | None:
             # Cloned, for the tensors of safe_open stay tied to the file, which another program may cut short.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         logger.warning("cache %s cannot be read (%s) and is made again", path, error)
         return None
     checksum, _, made_from = stored.partition(" ")  # a file of older versions does not say what it was made from

@@ -17,7 +17,7 @@ from torch import Tensor
 from frl_repro.data.cache import cache_folder, load_tensors, store_tensors
 from frl_repro.data.dataset import Split
 from frl_repro.data.fetch import FetchError, fetching, in_one_line
-from frl_repro.errors import UserError
+from frl_repro.errors import UserError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,8 @@ def _read(source: Source, root: Path | None, *, download: bool) -> dict[str, Ten
         try:
             return source.read(root, False)
         except RuntimeError as problem:
+            if is_out_of_memory(problem):
+                raise
             if not download:
                 raise UserError(
                     f"dataset.root={root} lacks {source.files}, or holds damaged ones ({in_one_line(problem)}): "

@@ -12,6 +12,8 @@ from frl_repro.figures.style import COLUMN_WIDTH, RED, paper_style
 from frl_repro.records import format_epsilon
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
     from pandas import DataFrame
@@ -42,7 +44,9 @@ def examples_figure(examples: Examples) -> Figure:
             label = examples.labels[place]
             for one, predicted in ((axes[0], examples.clean_predictions), (axes[2], examples.attacked_predictions)):
                 is_wrong = predicted[place] != label
-                one.set_title(f"“{names[predicted[place]]}”", color=RED if is_wrong else "black", fontsize=6.5, pad=2)
+                one.set_title(
+                    f"“{_called(predicted[place], names)}”", color=RED if is_wrong else "black", fontsize=6.5, pad=2
+                )
             which = "worst" if names[label] == examples.about["worst"] else "best"
             axes[0].set_ylabel(f"{names[label]}\n({which} class)")
             if place == 0:
@@ -61,7 +65,7 @@ def examples_numbers(examples: Examples) -> DataFrame:
     names = examples.about["class_names"]
 
     def called(classes: NDArray[np.int64]) -> list[str]:
-        return [names[index] for index in classes]
+        return [_called(index, names) for index in classes]
 
     return pd.DataFrame(
         {
@@ -70,6 +74,10 @@ def examples_numbers(examples: Examples) -> DataFrame:
             "predicted_after": called(examples.attacked_predictions),
         }
     )
+
+
+def _called(predicted: int, names: Sequence[str]) -> str:
+    return "no class" if predicted < 0 else names[predicted]  # logits that are not finite
 
 
 def _show(axes: Axes, image: NDArray[np.float32]) -> None:

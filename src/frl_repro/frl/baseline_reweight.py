@@ -1,8 +1,7 @@
 """The paper's baseline: classes with larger robust error weigh more, natural and boundary error not told apart."""
 
+from collections.abc import Mapping
 from typing import ClassVar
-
-from torch import Tensor
 
 from frl_repro.frl.policy import ClassPolicy, ErrorRates
 
@@ -19,17 +18,10 @@ class BaselineReweight(ClassPolicy):
     """
 
     required: ClassVar[tuple[str, ...]] = ("rob",)
+    weighed_by: ClassVar[Mapping[str, str]] = {"nat": "rob", "bndy": "rob"}
 
     def update(self, errors: ErrorRates) -> None:
         """Raise the multipliers of classes whose robust error exceeds the overall one by more than tau."""
         class_robust_error = errors.class_natural_error + errors.class_boundary_error
         overall_robust_error = errors.overall_natural_error + errors.overall_boundary_error
         self._raise_weight_multiplier("rob", class_robust_error, overall_robust_error)
-
-    def weight_nat(self) -> Tensor:
-        """Weight of each class's natural loss, mean 1."""
-        return self._weights("rob")
-
-    def weight_bndy(self) -> Tensor:
-        """Weight of each class's boundary loss, mean 1: that of its natural loss."""
-        return self._weights("rob")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,11 @@ def softmax_weights(multiplier: Tensor) -> Tensor:
     return multiplier.shape[-1] * torch.softmax(multiplier, -1)
 
 
+def softmax_log_weights(multiplier: Tensor) -> Tensor:
+    """Return the logarithms of `softmax_weights`, finite also where these are too small for numbers; shape (..., K)."""
+    return math.log(multiplier.shape[-1]) + torch.log_softmax(multiplier, -1)
+
+
 def simplex_weights(multiplier: Tensor) -> Tensor:
     """Return class weights ``K * (1/K + multiplier - mean(multiplier))``: mean 1, shape (..., K).
 
@@ -62,7 +69,13 @@ def simplex_weights(multiplier: Tensor) -> Tensor:
     return 1 + K * (multiplier - multiplier.mean(-1, keepdim=True))
 
 
+def simplex_log_weights(multiplier: Tensor) -> Tensor:
+    """Return the logarithms of `simplex_weights` of projected multipliers, shape (..., K)."""
+    return simplex_weights(multiplier).log()
+
+
 WEIGHT_RULES = {"softmax": softmax_weights, "simplex": simplex_weights}
+LOG_WEIGHT_RULES = {"softmax": softmax_log_weights, "simplex": simplex_log_weights}
 
 
 def margin_factors(multiplier: Tensor, *, bounds: tuple[float, float]) -> Tensor:

@@ -83,6 +83,9 @@ class ClassPolicy(ABC):
     """Multipliers that the policy keeps."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Multipliers that it keeps when the rules have an alpha for them."""
+    weighed_by: ClassVar[Mapping[str, str]] = {}
+    """Which multiplier weighs the classes in the natural (``"nat"``) and in the boundary loss (``"bndy"``); a loss that
+    is not named, or whose multiplier is not kept, weighs all alike."""
 
     def __init__(self, rules: Rules, *, shape: tuple[int, ...]) -> None:
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
@@ -96,11 +99,19 @@ class ClassPolicy(ABC):
 
     def weight_nat(self) -> Tensor:
         """Weight of each class's natural loss, mean 1."""
-        return torch.ones(self.shape, dtype=torch.float64)
+        return self._weights("nat")
 
     def weight_bndy(self) -> Tensor:
         """Weight of each class's boundary (or adversarial) loss, mean 1."""
-        return torch.ones(self.shape, dtype=torch.float64)
+        return self._weights("bndy")
+
+    def log_weight_nat(self) -> Tensor:
+        """Logarithm of `weight_nat`, finite also where that is too small for a number."""
+        return self._log_weights("nat")
+
+    def log_weight_bndy(self) -> Tensor:
+        """Logarithm of `weight_bndy`, finite also where that is too small for a number."""
+        return self._log_weights("bndy")
 
     def margin_factor(self) -> Tensor:
         """What each class's training radius is multiplied with."""
@@ -124,8 +135,17 @@ class ClassPolicy(ABC):
             self.state["margin"], violation, rules.alpha["margin"], accumulate=rules.accumulate
         )
 
-    def _weights(self, key: str) -> Tensor:
-        return parts.WEIGHT_RULES[self.rules.weight_rule](self.state[key])
+    def _weights(self, loss: str) -> Tensor:
+        multiplier = self.state.get(self.weighed_by.get(loss, ""))
+        if multiplier is None:
+            return torch.ones(self.shape, dtype=torch.float64)
+        return parts.WEIGHT_RULES[self.rules.weight_rule](multiplier)
+
+    def _log_weights(self, loss: str) -> Tensor:
+        multiplier = self.state.get(self.weighed_by.get(loss, ""))
+        if multiplier is None:
+            return torch.zeros(self.shape, dtype=torch.float64)
+        return parts.LOG_WEIGHT_RULES[self.rules.weight_rule](multiplier)
 
 
 class Finetune(ClassPolicy):

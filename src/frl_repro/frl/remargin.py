@@ -1,5 +1,8 @@
 """FRL remargin: classes with larger boundary error are trained with a larger radius."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor
 
 from frl_repro.frl import parts
@@ -14,16 +17,13 @@ class Remargin(ClassPolicy):
 
     required = ("margin",)
     optional = ("nat",)
+    weighed_by: ClassVar[Mapping[str, str]] = {"nat": "nat"}
 
     def update(self, errors: ErrorRates) -> None:
         """Widen the radius of classes whose boundary error is too large, narrow that of the others."""
         self._raise_margin_multiplier(errors)
         if "nat" in self.state:
             self._raise_weight_multiplier("nat", errors.class_natural_error, errors.overall_natural_error)
-
-    def weight_nat(self) -> Tensor:
-        """Weight of each class's natural loss, mean 1."""
-        return self._weights("nat") if "nat" in self.state else super().weight_nat()
 
     def margin_factor(self) -> Tensor:
         """What each class's training radius is multiplied with."""

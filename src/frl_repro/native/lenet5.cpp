@@ -517,11 +517,13 @@ void copy_logits(const Workspace& ws, int K, int lane, float* to) {
     for (int k = 0; k < K; ++k) to[k] = reinterpret_cast<const float*>(ws.logits)[k * LANES + lane];
 }
 
-int argmax(const Workspace& ws, int K, int lane) {  // like torch: the first largest, a NaN above all
+int predicted_class(const Workspace& ws, int K, int lane) {  // as frl_repro.predictions: -1 unless all are finite
     const float* z = reinterpret_cast<const float*>(ws.logits) + lane;
     int best = 0;
-    for (int k = 1; k < K && !std::isnan(z[best * LANES]); ++k)
-        if (!(z[k * LANES] <= z[best * LANES])) best = k;
+    for (int k = 0; k < K; ++k) {
+        if (!std::isfinite(z[k * LANES])) return -1;
+        if (z[k * LANES] > z[best * LANES]) best = k;
+    }
     return best;
 }
 
@@ -650,7 +652,7 @@ struct Attack {
             for (int i = 0; i < LANES; ++i) {
                 if (jobs[i].sample >= 0) {
                     ++samples;
-                    if (stop_labels && argmax(ws, net.classes, i) != stop_labels[jobs[i].sample]) {
+                    if (stop_labels && predicted_class(ws, net.classes, i) != stop_labels[jobs[i].sample]) {
                         save(i);
                         spent += jobs[i].left;
                         jobs[i] = Job{};

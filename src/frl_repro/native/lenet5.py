@@ -157,7 +157,8 @@ def pgd(
     num_steps
         Number of steps, at least 0.
     early_stop
-        Whether a sample is left at its first iterate (the start included) whose predicted class is not its label.
+        Whether a sample is left at its first iterate (the start included) whose predicted class is not its label, or
+        whose logits are not all finite.
     labels : Tensor, shape (N,) int64, optional
         True classes, needed with `early_stop`.
     num_threads
@@ -169,8 +170,8 @@ def pgd(
     """
     call = _Call(parameters, x, num_threads)
     goal = call.target(target)
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be at least 0, got {num_steps}")
+    if not 0 <= num_steps < 2**31:  # a C integer
+        raise ValueError(f"num_steps must lie in [0, 2^31), got {num_steps}")
     if early_stop and labels is None:
         raise ValueError("early_stop needs labels, a (N,) tensor of true classes")
     stop = call.labels("labels", labels) if early_stop and labels is not None else None
