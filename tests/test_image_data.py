@@ -311,8 +311,8 @@ def test_usual_places(jpeg, cache, monkeypatch, tmp_path, place):
 def test_wrong_jpeg_sources_are_one_line_each_and_never_cached(jpeg, cache, tmp_path):
     folder, archive = jpeg
     found = {
-        None: r"^CIFAR-10 as JPEG not found: give dataset\.root=FILE .* set FRL_CIFAR10_JPEG to either",
-        tmp_path / "nowhere": r"nowhere does not exist: give dataset\.root=FILE",
+        None: r"^CIFAR-10 as JPEG not found: get them \(docs/data\.md says where\), then give dataset\.root=FILE .* set FRL_CIFAR10_JPEG to either",
+        tmp_path / "nowhere": r"nowhere does not exist: get them .* then give dataset\.root=FILE",
     }
     other = tmp_path / "other.tar.xz"
     other.write_bytes(archive.read_bytes() + b"\0")
@@ -444,8 +444,9 @@ def test_one_line_names_every_way_to_cifar10_when_there_is_none(cache, monkeypat
         load_dataset(Config("cifar10", cache_dir=str(cache), download=download))
     message = str(caught.value)
     assert "\n" not in message
-    for way in ("dataset.download=true", "dataset.root", "dataset=cifar10_jpeg"):
+    for way in ("dataset.root", "dataset=cifar10_jpeg with its archive", "docs/data.md", "dataset=synthetic"):
         assert way in message
+    assert ("dataset.download=true" in message) != download  # advice that was followed already does not help
     assert ("host out of reach: Name or service not known" in message) == download
 
 

@@ -28,7 +28,7 @@ from frl_repro.backends import choose_backend
 from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
 from frl_repro.build import num_steering_images
 from frl_repro.config import RunConfig, to_dict
-from frl_repro.data import Dataset, Split, load_dataset
+from frl_repro.data import Dataset, Split, at_most, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import Bench, Fitted, fit, new_model
 from frl_repro.lockstep import grouped, runs_at_once, share_out
@@ -388,6 +388,8 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
             indices["selection"] = dataset.selection_indices
         write_bytes(folder / SPLIT_FILE, safetensors.torch.save(indices))
     LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
+    if dataset.validation is not None:
+        at_most("evaluation.num_validation", config.evaluation.num_validation, len(dataset.validation))
     return provenance
 
 
@@ -474,19 +476,20 @@ def _result_table(folder: Path) -> str:
 
 
 def _check_validation(config: RunConfig, dataset: Dataset) -> None:
-    """Raise a `UserError` where retraining asks for more validation images than there are."""
+    """Raise a `UserError` where retraining asks for so few validation images that classes may be missing."""
     _validation_subset(dataset, config)
     if dataset.validation is not None:
         num_steering_images(config, dataset.validation)
 
 
 def _validation_subset(dataset: Dataset, config: RunConfig) -> Split | None:
-    """Return the validation images that are measured: any prefix of the split is stratified."""
+    """Return the validation images that are measured, all where fewer are there than are asked for.
+
+    Any prefix of the split is stratified.
+    """
     validation, wanted = dataset.validation, config.evaluation.num_validation
-    if validation is None or wanted is None:
+    if validation is None or wanted is None or wanted > len(validation):
         return validation
-    if wanted > len(validation):
-        raise UserError(f"evaluation.num_validation={wanted}: the split has {len(validation)} images")
     subset = Split(images=validation.images[:wanted], labels=validation.labels[:wanted])
     if len(set(subset.labels.tolist())) < dataset.num_classes:
         raise UserError(f"evaluation.num_validation={wanted}: too few for one image of each class")
