@@ -91,7 +91,7 @@ REFUSED = {
     "hydra.mode=MULTIRUN": "hydra.mode is not a setting of this program",
     "-m hydra.sweeper.params.seed='0,1'": "hydra.sweeper.params is for other sweepers",
     "-m seed=0,1 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size=0: must be at least 1",
-    "-m seed=0,1 hydra/launcher=bogus": "hydra/launcher/bogus",
+    "-m seed=0,1 hydra/launcher=bogus": "hydra/launcher=bogus: unknown choice; known: basic, fused, joblib, ray, serial",
     "-m seed=0,1 +hydra.launcher.bogus=1": "TypeError('SerialLauncher() takes no arguments')",
     "-m seed=0,1 hydra/launcher=slurm hydra.launcher.executor=local hydra.launcher.num_workers=-1": (
         "hydra.launcher.num_workers=-1: must be a whole number from 1, or null for all"

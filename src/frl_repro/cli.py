@@ -233,7 +233,7 @@ def _kind_of(config_name: str) -> Kind:
 
 
 def _say_whose_settings(line: CommandLine, jobs: Sequence[_Job]) -> None:
-    """Say in a line that attack and trainer, where they were typed beside a class policy, are those of the base model."""
+    """Say in a line that attack and trainer, typed beside a class policy, are those of the base model."""
     from frl_repro.progress import LOGGER, set_up_logging
 
     retrained = [job.config for job in jobs if _is_run(job.config) and job.config.retrain is not None]

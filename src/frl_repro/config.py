@@ -932,9 +932,11 @@ def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mappi
     others = [name for name, condition in belongs.items() if condition]
     elsewhere = _commands_with(key, kind)
 
-    meant = _keys_meant(key, readable, others, kind)
-    if not meant and key in suggestions.ADVICE and kind is RunConfig:
+    if key in suggestions.ADVICE and kind is RunConfig:
         return f"unknown key {key}: {suggestions.ADVICE[key]}"
+    group, _, inner = key.partition(".")
+    is_choosing = group in groups and inner in ("name", "type", "kind")
+    meant = [group] if is_choosing else _keys_meant(key, readable, others, kind)
     if not meant and not elsewhere:
         near = suggestions.keys_near(key, readable)
         # A place that was named counts more than whether its key is read.
@@ -948,7 +950,6 @@ def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mappi
         return f"unknown key {key}; {hint}{f' ({ours})' if is_ours else ''}"
     if elsewhere:
         return f"unknown key {key} here: {ours}"
-    group = key.split(".", 1)[0]
     inside = sorted(name.split(".", 1)[1] for name in keys if name.startswith(f"{group}."))
     if inside:
         return f"unknown key {key}; {group} has {', '.join(inside)}"
@@ -973,7 +974,7 @@ def _keys_meant(key: str, readable: Sequence[str], others: Sequence[str], kind: 
 
 def _belongs_to(key: str, readers: Sequence[str], choices: Mapping[str, str] | None) -> str | None:
     """Return what must be chosen for a key to be read; None where it is, and an empty text where nothing reads it."""
-    methods = method_keys() if key.split(".")[0] in (*_SECTIONS, "frl") else {}
+    methods = method_keys() if key.split(".", maxsplit=1)[0] in (*_SECTIONS, "frl") else {}
     if choices is None:
         return None
     if methods:
@@ -984,7 +985,7 @@ def _belongs_to(key: str, readers: Sequence[str], choices: Mapping[str, str] | N
         recipe = f" recipe={choices.get('recipe')}"
         usual = [method.removesuffix(" recipe=report") for method in own if method.endswith(recipe)] or own
         return next((method for method in usual if method.startswith("frl=reweight")), usual[0] if usual else "")
-    group = key.split(".")[0]
+    group = key.split(".", maxsplit=1)[0]
     return None if not readers or f"{group}={choices.get(group)}" in readers else " or ".join(readers)
 
 
@@ -1010,7 +1011,8 @@ def _check_dataset(dataset: DatasetConfig, evaluation: PGDEvaluationConfig | Aut
     if isinstance(dataset, ImageFolderConfig):
         if dataset.root in ("", "???"):
             raise UserError(
-                "dataset.root is missing: give dataset.root=FOLDER with FOLDER/train/<class>/*, test alike, or class folders alone"
+                "dataset.root is missing: give dataset.root=FOLDER with FOLDER/train/<class>/*, test alike, or class "
+                "folders alone"
             )
         if dataset.num_channels == 2:
             raise UserError("dataset.num_channels=2: give 1 (grey) or 3 (colour), or null for images as they are")

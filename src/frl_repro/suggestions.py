@@ -32,7 +32,7 @@ _KEYS_BY_OTHER_NAMES = {
     "beta": "lambda lam trades_beta",
     "seed": "random_seed rng_seed manual_seed random_state rng seeds",
     "device": "gpu gpus cuda gpu_id accelerator",
-    "num_threads": "threads n_threads nthreads cpus",
+    "num_threads": "threads n_threads nthreads cpus n_jobs jobs workers num_workers n_workers",
     "output_dir": "out output outdir out_dir save_dir save_path log_dir result_dir results results_dir exp_dir workdir "
     "runs",
     "run_dir": "name run_name exp_name experiment_name",
@@ -85,6 +85,8 @@ _CHOICES_BY_OTHER_NAMES = {
     "finetune": "fine_tune fine-tune control",
     "combined": "both reweight_remargin",
     "cuda": "gpu",
+    "slurm": "submitit submitit_slurm",
+    "reweight": "frl fair",
     "joblib": "multiprocessing parallel",
     "smoke": "fast test tiny quick debug",
 }
