@@ -83,7 +83,7 @@ TRAIN = {
     "hydra/launcher=fuse": "hydra/launcher=fuse: unknown choice; did you mean fused? known: basic, fused, joblib,",
     "-m seed=0,1 hydra/launcher=submitit": "did you mean slurm?",
     # Values.
-    "attack.epsilon=8": "attack.epsilon=8: must lie in (0, 1]; in pixel units of [0, 1]: did you mean attack.epsilon=8/255?",
+    "attack.epsilon=8": "must lie in (0, 1]; in pixel units of [0, 1]: did you mean attack.epsilon=8/255?",
     "attack.step_size=2": "did you mean attack.step_size=2/255?",
     "evaluation.epsilons=[8,16]": "did you mean evaluation.epsilons=[8/255,16/255]?",
     "evaluation.epsilons=8/255,16/255": "it takes a list, write evaluation.epsilons=[8/255,16/255]",

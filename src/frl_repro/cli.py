@@ -29,6 +29,7 @@ from frl_repro import suggestions, sweeps
 from frl_repro.atomic import write_text
 from frl_repro.command_line import CommandLine, read_command_line
 from frl_repro.errors import UserError, one_line, reason
+from frl_repro.paths import in_home
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -351,10 +352,10 @@ def _guarded(
     what became of them, and ``note`` takes that down here (`hydra/launcher=ray` and ``slurm``).
     """
     work = functools.partial(_do_jobs, act)
-    note = functools.partial(_note_outcomes, scratch, num_jobs)
+    note = functools.partial(_note_outcomes, scratch, num_jobs, is_elsewhere=True)
 
     def together(jobs: Sequence[tuple[str, DictConfig]]) -> None:
-        note(work(jobs))
+        _note_outcomes(scratch, num_jobs, work(jobs), is_elsewhere=False)
 
     def task(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -388,20 +389,37 @@ def _do_jobs(
             end_unless_all_failed(why)
         _fail(why)
     return [
-        {"job": job, "output_dir": str(settings["output_dir"]), "reason": why, "run": _run_of(settings)}
+        {"job": job, "output_dir": in_home(str(settings["output_dir"])), "reason": why, "run": _run_of(settings)}
         for (job, _), settings, why in zip(jobs, composed, reasons, strict=True)
     ]
 
 
-def _note_outcomes(scratch: str, num_jobs: int, outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """Leave what became of jobs as files, and show how far the sweep is."""
+def _note_outcomes(scratch: str, num_jobs: int, outcomes: Sequence[Mapping[str, Any]], *, is_elsewhere: bool) -> None:
+    """Leave what became of jobs as files, and show how far the sweep is; of jobs ``elsewhere`` their tables too."""
     from frl_repro.progress import LOGGER, set_up_logging
 
     set_up_logging()
     for outcome in outcomes:
+        if is_elsewhere:
+            LOGGER.info("%s", _what_became_of(outcome))
         write_text(Path(scratch) / f"{sweeps.OUTCOME_PREFIX}{uuid.uuid4().hex}", json.dumps(outcome))
     if num_jobs > 1:
         LOGGER.info("%s", sweeps.progress_line(Path(scratch), num_jobs=num_jobs))
+
+
+def _what_became_of(outcome: Mapping[str, Any]) -> str:
+    """Return what a job that another process did would have shown here at its end."""
+    from frl_repro.text_tables import table_of_run
+
+    if outcome["reason"]:
+        return f"failed: {outcome['job']}: {one_line(outcome['reason'])}"
+    if outcome["run"] is None:  # of a measurement
+        return f"done: {outcome['job']} -> {outcome['output_dir']}"
+    folder = Path(outcome["output_dir"]) / outcome["run"]
+    try:
+        return f"done: {folder}\n{table_of_run(folder)}"
+    except (UserError, OSError) as problem:  # a file system that shows late what others have written
+        return f"done: {folder} (its table: {reason(problem)})"
 
 
 def _run_of(settings: Mapping[str, Any]) -> str | None:

@@ -114,12 +114,12 @@ def _with_path(text: str, path_keys: Collection[str]) -> str:
     if not equals or key.lstrip("+") not in path_keys:
         return text
     try:
-        OverridesParser.create().parse_override(text)
+        read = OverridesParser.create().parse_override(text).value()
     except HydraException:
         # A comma is one between values of a sweep, unless there is such a file.
         values = [value] if Path(in_home(value)).exists() else value.split(",")
         return f"{key}={','.join(_quoted(one) for one in values)}"
-    return text
+    return f"{key}={_quoted(read)}" if isinstance(read, str) and read.startswith("~") else text
 
 
 def _quoted(value: str) -> str:

@@ -416,7 +416,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     checksums = {path.name: sha256(path) for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
     forget_state(folder)
-    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder))
+    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder))
 
 
 def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
@@ -466,13 +466,7 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
 def _checked_table(folder: Path) -> str:
     """Return the class table of a finished run whose files are as they were written."""
     check_finished(folder)
-    return _result_table(folder)
-
-
-def _result_table(folder: Path) -> str:
-    """Return the class table of a finished run as text; before and after for retraining."""
-    table = records.read_classwise([folder / CLASSWISE_FILE])
-    return text_tables.before_after_table(table) if (table["epoch"] == 0).any() else text_tables.class_table(table)
+    return text_tables.table_of_run(folder)
 
 
 def _check_validation(config: RunConfig, dataset: Dataset) -> None:
