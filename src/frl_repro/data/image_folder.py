@@ -182,7 +182,7 @@ def _drawn(root: Path, files: Mapping[str, Sequence[str]], seed: int) -> Listing
         names = files[class_name]
         if len(names) < 2:
             raise UserError(
-                f"{root / Path(names[0]).parent} holds one picture, needed are 2: one to train, one to test"
+                f"{root / Path(names[0]).parent} holds one picture, at least 2 are needed: one to train, one to test"
             )
         order = torch.randperm(len(names), generator=generator).tolist()
         num_test = max(1, round(FLAT_TEST_SHARE * len(names)))
