@@ -139,7 +139,7 @@ def test_every_other_name_leads_to_a_key_or_choice_that_exists():
     groups = {group for kind in kinds for group in kind.__dataclass_fields__}
     assert set(suggestions._KEYS_BY_OTHER_NAMES) <= keys | groups
     assert {place.removesuffix(".") for place in suggestions._PLACES_BY_OTHER_NAMES} <= groups
-    choices = {path.stem for path in CONFIG_DIR.rglob("*.yaml")} | {"cuda", "joblib", "slurm"}
+    choices = {path.stem for path in CONFIG_DIR.rglob("*.yaml")} | {"joblib", "slurm"}
     assert set(suggestions._CHOICES_BY_OTHER_NAMES) <= choices
 
 

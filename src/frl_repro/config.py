@@ -735,7 +735,7 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     ):
         raise UserError("evaluation.keep_best_by has no effect here: a checkpoint is measured as it is")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.keys.device):
-        hint = suggestions.choice_hint(config.keys.device, ["auto", "cpu", "cuda"])
+        hint = "did you mean cuda? " if re.match("gpu|cuda", config.keys.device) else ""
         raise UserError(f"device={config.keys.device}: unknown choice; {hint}known: auto, cpu, cuda, cuda:N")
     return config
 

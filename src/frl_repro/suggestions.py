@@ -84,7 +84,6 @@ _CHOICES_BY_OTHER_NAMES = {
     "sgd_one_cycle": "onecycle one_cycle cyclic",
     "finetune": "fine_tune fine-tune control",
     "combined": "both reweight_remargin",
-    "cuda": "gpu",
     "slurm": "submitit submitit_slurm",
     "reweight": "frl fair",
     "joblib": "multiprocessing parallel",
