@@ -27,7 +27,7 @@ from frl_repro.config import (
     TradesConfig,
     TrainerConfig,
 )
-from frl_repro.data import AUGMENTATIONS, Dataset, Split, at_most
+from frl_repro.data import AUGMENTATIONS, Dataset, Split
 from frl_repro.errors import UserError
 from frl_repro.evaluate import evaluate
 from frl_repro.frl import ErrorRates, Rules, new_policy
@@ -187,7 +187,7 @@ def steering(configs: Sequence[RunConfig], dataset: Dataset, backend: Backend, d
         validation=validation,
         measure=None if frl.epsilon is None else _measurement(config, dataset, backend, device),
         update_every=None if every in (None, "epoch") else int(every),
-        num_images=at_most("frl.num_validation", num_steering_images(config, validation), len(validation)),
+        num_images=min(num_steering_images(config, validation), len(validation)),
         seeds=[config.seed for config in configs],
         device=device,
     )

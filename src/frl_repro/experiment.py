@@ -389,7 +389,8 @@ def _open_folder(bench: Bench, status: Status, start: Path | None, command: str)
         write_bytes(folder / SPLIT_FILE, safetensors.torch.save(indices))
     LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
     if dataset.validation is not None:
-        at_most("evaluation.num_validation", config.evaluation.num_validation, len(dataset.validation))
+        for key, settings in (("evaluation", config.evaluation), ("frl", config.frl)):
+            at_most(f"{key}.num_validation", settings.num_validation, len(dataset.validation))
     return provenance
 
 
