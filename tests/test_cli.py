@@ -16,6 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import frl_repro
 from frl_repro import cli, records
+from frl_repro.config import path_keys
 from frl_repro.data import fashion_mnist
 from frl_repro.errors import UserError
 from frl_repro.examples import read_examples
@@ -91,7 +92,7 @@ REFUSED = {
     "hydra.mode=MULTIRUN": "hydra.mode is not a setting of this program",
     "-m hydra.sweeper.params.seed='0,1'": "hydra.sweeper.params is for other sweepers",
     "-m seed=0,1 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size=0: must be at least 1",
-    "-m seed=0,1 hydra/launcher=bogus": "hydra/launcher/bogus",
+    "-m seed=0,1 hydra/launcher=bogus": "hydra/launcher=bogus: unknown choice; known: basic, fused,",
     "-m seed=0,1 +hydra.launcher.bogus=1": "TypeError('SerialLauncher() takes no arguments')",
     "-m seed=0,1 hydra/launcher=slurm hydra.launcher.executor=local hydra.launcher.num_workers=-1": (
         "hydra.launcher.num_workers=-1: must be a whole number from 1, or null for all"
@@ -121,6 +122,67 @@ def test_a_mistake_is_one_line_with_exit_code_1_and_nothing_is_written(line, mon
         return
     assert errors.count("\n") == 1
     assert list(in_tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["output_dir=~/my (1) résumé", 'output_dir="~/my (1) résumé"'])
+def test_a_path_may_begin_with_the_home_folder_and_hold_any_character(line, monkeypatch, in_tmp):
+    home = in_tmp / "a home 結果"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    assert call(monkeypatch, line, *TINY) == 0
+    (run,) = (home / "my (1) résumé").iterdir()
+    assert (run / "done.json").exists()
+    assert [path.name for path in in_tmp.iterdir()] == [home.name]
+
+
+@pytest.mark.parametrize(
+    ("program", "chosen"),
+    [("config", ["dataset=image_folder", "frl=reweight"]), ("evaluate", ["dataset=image_folder"]), ("sanity", [])],
+)
+def test_every_key_that_takes_a_path_knows_the_home_folder(program, chosen, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = {key for key in path_keys(cli._kind_of(program)) if not key.startswith("dataset.root") or chosen}
+    (config,) = cli.check_command_line([*chosen, *(f"{key}=~/x" for key in sorted(keys))], program)
+    flat = {**vars(config.keys), **{f"dataset.{name}": value for name, value in vars(config.dataset).items()}}
+    assert {flat[key] for key in keys} == {str(tmp_path / "x")}
+    assert {"checkpoint", "output_dir", "run_dir", "base_dir", "init_from", "other"} & set(flat) <= keys
+
+
+def test_a_sweep_over_files_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a,b.pt").write_text("")
+    for typed, names in (("~/a.pt,~/b.pt", ["a.pt", "b.pt"]), ("~/a,b.pt", ["a,b.pt"])):
+        configs = cli.check_command_line(["-m", "frl=reweight", f"init_from={typed}"], "config")
+        assert [config.keys.init_from for config in configs] == [str(tmp_path / name) for name in names]
+
+
+def test_a_home_folder_that_nobody_has_is_one_line():
+    with pytest.raises(UserError, match=r"~nobody-here/x: this home folder is not known here, write the path in full"):
+        cli.configure("output_dir=~nobody-here/x")
+
+
+@pytest.mark.parametrize("line", ["frl=reweight", "frl=none"])
+def test_beside_a_class_policy_a_line_says_whose_trainer_was_typed(line, monkeypatch, capsys, in_tmp):
+    steered = ["dataset.validation_fraction=0.3", "retrain.trainer.num_epochs=1", "retrain.attack.num_steps=1"]
+    more = [*steered, "frl.num_steps=1"] if line == "frl=reweight" else []
+    assert call(monkeypatch, line, *more, *TINY) == 0
+    said = (
+        "trainer.num_epochs, attack.num_steps with frl=reweight: of the model that retraining starts from; "
+        "retraining has retrain.*\n"
+    )
+    assert capsys.readouterr().out.count(said) == (line == "frl=reweight")
+
+
+def test_a_job_that_another_process_did_shows_its_table(monkeypatch, capsys, in_tmp):
+    assert call(monkeypatch, "run_dir=outputs/run", *TINY) == 0
+    capsys.readouterr()
+    task = cli._guarded(None, str(in_tmp), num_jobs=2)
+    task.note([{"job": "seed=0", "output_dir": "outputs", "reason": "", "run": "run"}])
+    task.note([{"job": "seed=1", "output_dir": "outputs", "reason": "no data", "run": None}])
+    out = capsys.readouterr().out
+    assert "done: outputs/run\nsynthetic-lenet5" in out
+    assert "overall" in out
+    assert "failed: seed=1: no data\nsweep: 2 of 2 jobs have ended" in out
 
 
 def test_settings_composed_from_python_are_those_of_the_command_line(monkeypatch, in_tmp):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from frl_repro import experiment, records
 from frl_repro.config import RunConfig, parse
 from frl_repro.errors import UserError
+from frl_repro.progress import set_up_logging
 from frl_repro.run_folder import held
 from test_config import composed
 
@@ -169,10 +170,16 @@ def test_the_seed_changes_the_run_but_not_the_split(finished, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
 
 
-def test_more_validation_images_than_there_are_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"evaluation\.num_validation=31: the split has 30 images"):
-        experiment.run(tiny(tmp_path / "run", evaluation__num_validation=31))
-    assert list(tmp_path.iterdir()) == []
+def test_of_fewer_validation_images_than_asked_for_all_are_measured_and_a_line_says_so(finished, tmp_path, capsys):
+    set_up_logging()
+    folder = experiment.run(tiny(tmp_path / "run", evaluation__num_validation=31))
+    assert "evaluation.num_validation=31: there are 30 images, all of them are taken" in capsys.readouterr().out
+    assert rows_without_run(folder).equals(rows_without_run(finished))
+
+
+def rows_without_run(folder):
+    table = records.read_classwise([folder / "classwise.csv"])
+    return table.drop(columns=["run_id"])
 
 
 def _run_in_child(folder, announce):

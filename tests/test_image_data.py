@@ -191,6 +191,119 @@ def test_each_wrong_folder_is_one_line_that_names_it_and_nothing_is_cached(tmp_p
     assert not cache.exists()
 
 
+def test_val_stands_for_test_where_there_is_none_and_is_passed_over_with_a_line_where_there_is(tmp_path, cache, caplog):
+    root = make_folder(tmp_path / "x")
+    expected = load(root, cache)
+    (root / "test").rename(root / "val")
+    found = load(root, cache)
+    assert torch.equal(found[2].images, expected[2].images)
+    assert torch.equal(found[2].labels, expected[2].labels)
+    make_folder(root, num={"test": 1})
+    with caplog.at_level(logging.WARNING):
+        assert len(load(root, cache)[2]) == 3
+    assert "x/val is not read: validation images are dataset.validation_fraction of train" in caplog.text
+
+
+def test_of_class_folders_alone_a_fifth_of_each_class_is_drawn_for_testing_by_the_split_seed(tmp_path, cache):
+    root = make_folder(tmp_path / "x", num={"train": 10}) / "train"
+    names, train, test = load(root, cache)
+    assert names == ("a", "b", "c")
+    assert torch.bincount(train.labels).tolist() == [8, 8, 8]
+    assert torch.bincount(test.labels).tolist() == [2, 2, 2]
+    everything = {image.numpy().tobytes() for part in (train, test) for image in part.images}
+    assert everything == {pixels([5, place, n]).transpose(2, 0, 1).tobytes() for place in range(3) for n in range(10)}
+    draws = {
+        seed: load_dataset(Config("image_folder", str(root), cache_dir=str(cache), split_seed=seed)) for seed in (0, 1)
+    }
+    assert torch.equal(draws[0].test.images, test.images)
+    assert not torch.equal(draws[1].test.images, test.images)
+    with pytest.raises(UserError, match=r"dataset\.split_seed has no effect"):
+        load_dataset(Config("image_folder", str(make_folder(tmp_path / "y")), cache_dir=str(cache), split_seed=1))
+
+
+def test_a_class_of_one_picture_cannot_be_drawn_from(tmp_path, cache):
+    root = make_folder(tmp_path / "x", num={"train": 1}) / "train"
+    with pytest.raises(UserError, match=r"x/train/a holds one picture, at least 2 are needed: one to train, one to"):
+        load(root, cache)
+
+
+def test_class_names_are_the_same_in_either_normal_form_of_unicode(tmp_path, cache):
+    root = make_folder(tmp_path / "x", classes=("cafe\u0301", "thé"), num={"train": 2})
+    make_folder(root, classes=("café", "the\u0301"), num={"test": 2})
+    names, train, test = load(root, cache)
+    assert names == ("café", "thé")
+    assert train.labels.tolist() == test.labels.tolist() == [0, 0, 1, 1]
+    make_folder(root, classes=("café",), num={"train": 1})
+    with pytest.raises(UserError, match=r"x/train has two class folders 'café', spelt with different Unicode"):
+        load(root, cache)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_pictures_are_turned_as_their_camera_noted(tmp_path, cache, suffix):
+    root = make_folder(tmp_path / "x", shape=(12, 10, 3))
+    array = np.zeros((10, 12, 3), dtype=np.uint8)
+    array[:3] = 255  # bright at the top as it is stored
+    note = Image.Exif()
+    note[0x0112] = 6  # the sensor's top is the right side
+    (root / "train" / "a" / "0.png").unlink()
+    Image.fromarray(array).save(root / "train" / "a" / f"0.{suffix}", exif=note)
+    image = load(root, cache)[1].images[0].float().mean(0)
+    assert image.shape == (12, 10)
+    assert image[:, 8:].min() > 200
+    assert image[:, :5].max() < 50
+
+
+def animated(suffix):
+    def save_several(root):
+        frames = [Image.fromarray(pixels(n)) for n in range(3)]
+        frames[0].save(root / "train" / "a" / f"9.{suffix}", save_all=True, append_images=frames[1:])
+
+    return save_several
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
+def test_animations_and_documents_of_pages_are_refused_by_name(tmp_path, cache, suffix):
+    root = make_folder(tmp_path / "x")
+    animated(suffix)(root)
+    with pytest.raises(UserError, match=rf"^train/a/9\.{suffix} holds 3 pictures \(an animation, or pages\): keep one"):
+        load(root, cache)
+
+
+def test_a_preview_after_a_cameras_picture_is_no_second_picture(tmp_path, cache):
+    root = make_folder(tmp_path / "x")
+    frames = [Image.fromarray(pixels(n)) for n in range(2)]
+    frames[0].save(root / "train" / "a" / "9.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert len(load(root, cache)[1]) == 10
+
+
+def test_huge_pictures_are_read_without_a_word_and_beyond_pillows_limit_refused(tmp_path, cache, monkeypatch, recwarn):
+    root = make_folder(tmp_path / "x")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns above it, and refuses above twice as many
+    assert len(load(root, cache)[1]) == 9
+    assert not recwarn.list
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(
+        UserError, match=r"^train/a/0\.png is too large: pictures of more than 0 million pixels are not"
+    ):
+        load(root, tmp_path / "other")
+
+
+def test_what_is_no_documented_format_is_never_opened(tmp_path, cache):
+    """PostScript called .png: Pillow would run Ghostscript for it."""
+    root = make_folder(tmp_path / "x")
+    (root / "train" / "a" / "9.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 10\nshowpage\n")
+    with pytest.raises(UserError, match=r"^train/a/9\.png is no picture .*\(formats: PNG, JPEG, JPEG 2000, WebP, TIFF"):
+        load(root, cache)
+    documented = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    assert pictures._FORMAT_NAMES in " ".join(documented.split())
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "ppm", "jp2", "gif", "webp", "tif", "jpg", "png"])
+def test_every_documented_format_is_read(tmp_path, cache, suffix):
+    _, train, _ = load(make_folder(tmp_path / "x", suffix=suffix), cache)
+    assert train.images.shape == (9, 3, 10, 12)
+
+
 def test_a_file_and_a_single_class_are_no_data_set(tmp_path, cache):
     with pytest.raises(UserError, match="has 1 class folders, at least 2 are needed"):
         load(make_folder(tmp_path / "x", classes=("a",)), cache)
@@ -381,8 +494,8 @@ def test_usual_places(jpeg, cache, monkeypatch, tmp_path, place):
 def test_wrong_jpeg_sources_are_one_line_each_and_never_cached(jpeg, cache, tmp_path):
     folder, archive = jpeg
     found = {
-        None: r"^CIFAR-10 as JPEG not found: give dataset\.root=FILE .* set FRL_CIFAR10_JPEG to either",
-        tmp_path / "nowhere": r"nowhere does not exist: give dataset\.root=FILE",
+        None: r"^CIFAR-10 as JPEG not found: get them \(docs/data\.md says .*=FILE .* set FRL_CIFAR10_JPEG to",
+        tmp_path / "nowhere": r"nowhere does not exist: get them .* then give dataset\.root=FILE",
     }
     other = tmp_path / "other.tar.xz"
     other.write_bytes(archive.read_bytes() + b"\0")
@@ -514,8 +627,9 @@ def test_one_line_names_every_way_to_cifar10_when_there_is_none(cache, monkeypat
         load_dataset(Config("cifar10", cache_dir=str(cache), download=download))
     message = str(caught.value)
     assert "\n" not in message
-    for way in ("dataset.download=true", "dataset.root", "dataset=cifar10_jpeg"):
+    for way in ("dataset.root", "dataset=cifar10_jpeg with its archive", "docs/data.md", "dataset=synthetic"):
         assert way in message
+    assert ("dataset.download=true" in message) != download  # advice that was followed already does not help
     assert ("host out of reach: Name or service not known" in message) == download
 
 

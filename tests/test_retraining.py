@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from frl_repro import build, experiment, records, steering, streams
 from frl_repro.attacks import pgd
@@ -19,6 +20,7 @@ from frl_repro.data import Split, stratified_order
 from frl_repro.errors import UserError
 from frl_repro.models import build_model
 from frl_repro.outcomes import read_outcomes
+from frl_repro.progress import set_up_logging
 from test_config import composed
 from test_experiment import same_weights
 
@@ -77,8 +79,7 @@ def finished(tmp_path_factory, bases):
 @pytest.mark.parametrize(
     ("key", "number", "message"),
     [
-        ("frl__num_validation", 31, "the split has 30 images"),
-        ("evaluation__num_validation", 31, "the split has 30 images"),
+        ("evaluation__num_validation", 2, "too few for one image of each class"),
         ("frl__num_validation", 5, "too few for images of each class; at least 6 are needed"),
     ],
 )
@@ -88,6 +89,19 @@ def test_validation_images_that_the_data_cannot_give_are_refused_before_the_base
     with pytest.raises(UserError, match=rf"{key.replace('__', '.')}={number}: {message}"):
         experiment.run(tiny(tmp_path, **{key: number}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_fewer_validation_images_than_asked_for_the_policy_takes_all_and_a_line_says_so(tmp_path, bases, capsys):
+    """The published number is an upper limit: data of one's own need not have so many."""
+    set_up_logging()
+    asked, every = (
+        experiment.run(tiny(tmp_path / str(number), base_dir=str(bases), frl__num_validation=number))
+        for number in (2100, None)
+    )
+    out = capsys.readouterr().out
+    assert out.count("frl.num_validation=2100: there are 30 images, all of them are taken\n") == 1
+    weights, others = (load_file(folder / "model.safetensors") for folder in (asked, every))
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize("counts", [(3, 40, 90), (20, 20, 20, 20), (7, 100)])

@@ -88,7 +88,7 @@ def test_lenet5_is_the_reports():
 
 
 def test_models_say_what_they_cannot_do():
-    with pytest.raises(UserError, match="takes 32x32 images, the data set has 28x28"):
+    with pytest.raises(UserError, match=r"28x28: give model=preact_resnet18, or .* dataset\.image_size=32"):
         build_model("lenet5", num_classes=10, image_shape=(1, 28, 28), seed=0)
     with pytest.raises(UserError, match="unknown model 'lenet'; known: lenet5"):
         build_model("lenet", num_classes=10, image_shape=(1, 32, 32), seed=0)

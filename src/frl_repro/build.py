@@ -235,25 +235,23 @@ def steering(configs: Sequence[RunConfig], dataset: Dataset, backend: Backend, d
         validation=validation,
         measure=None if frl.epsilon is None else _measurement(config, dataset, backend, device),
         update_every=None if every in (None, "epoch") else int(every),
-        num_images=num_steering_images(config, validation),
+        num_images=min(num_steering_images(config, validation), len(validation)),
         seeds=[config.seed for config in configs],
         device=device,
     )
 
 
 def num_steering_images(config: RunConfig, validation: Split) -> int:
-    """Return how many validation images a class policy learns from at a time.
+    """Return how many validation images a class policy asks for at a time; there may be fewer, then it takes all.
 
     Raises
     ------
     UserError
-        The split has fewer, or so few are asked for that a class may be missing.
+        So few are asked for that a class may be missing.
     """
     wanted = config.frl.num_validation
-    if wanted is None:
-        return len(validation)
-    if wanted > len(validation):
-        raise UserError(f"frl.num_validation={wanted}: the split has {len(validation)} images")
+    if wanted is None or wanted >= len(validation):
+        return wanted or len(validation)
     # In a stratified order of n images in K classes, two of a class of c stand at most n / c + K places apart.
     enough = math.ceil(2 * len(validation) / int(torch.bincount(validation.labels).min()))
     if wanted < enough:

@@ -8,8 +8,8 @@ Hydra, OmegaConf and torch are imported inside functions: ``--help`` and complet
 
 from __future__ import annotations
 
-import difflib
 import functools
+import glob
 import itertools
 import os
 import shlex
@@ -17,18 +17,20 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
-from frl_repro import process, standard_streams, sweeps, torchrun
+from frl_repro import process, standard_streams, suggestions, sweeps, torchrun
 from frl_repro.command_line import CommandLine, read_command_line
 from frl_repro.errors import UserError, one_line, reason
+from frl_repro.paths import in_home
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+    from hydra.errors import MissingConfigException
     from omegaconf import DictConfig
 
     from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig
@@ -199,7 +201,7 @@ def _run_jobs(config_name: str, act: Act) -> int:
         return _print_version()
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
     try:
-        line = read_command_line(arguments)
+        line = _read(arguments, config_name)
         if line.asks_for_help:
             return _print_help(config_name)
         if line.is_answered:
@@ -209,12 +211,44 @@ def _run_jobs(config_name: str, act: Act) -> int:
         _register_resolvers()
         jobs = _checked_jobs(line, config_name)
         _refuse_several_processes(config_name, line.overrides)
+        if not line.flags or line.is_sweep:
+            _say_whose_settings(line, jobs)
         outcomes = _run_checked(config_name, act, line, jobs, command)
     except UserError as mistake:
         return _fail(str(mistake))
     if line.is_sweep and _speaks():
         _report_failures(outcomes)
     return 1 if any(outcome["reason"] for outcome in outcomes) else 0
+
+
+def _read(arguments: Sequence[str], config_name: str) -> CommandLine:
+    """Return the command line with what its program declares as paths quoted."""
+    from frl_repro.config import path_keys
+
+    return read_command_line(arguments, path_keys=path_keys(_kind_of(config_name)) | {"hydra.launcher.folder"})
+
+
+def _kind_of(config_name: str) -> Kind:
+    from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig
+
+    kinds: dict[str, Kind] = {"config": RunConfig, "evaluate": EvaluateConfig, "sanity": SanityConfig}
+    return kinds[config_name]
+
+
+def _say_whose_settings(line: CommandLine, jobs: Sequence[_Job]) -> None:
+    """Say in a line that attack and trainer, typed beside a class policy, are those of the base model."""
+    from frl_repro.progress import LOGGER, set_up_logging
+
+    retrained = [job.config for job in jobs if _is_run(job.config) and job.config.retrain is not None]
+    keys = [override.key_or_group for override in _parsed(line.overrides)]
+    typed = [key for key in keys if key.split(".")[0] in ("attack", "trainer")]
+    if not retrained or not typed or not _speaks():
+        return
+    whose = "the model that retraining starts from"
+    if all(config.keys.init_from is not None for config in retrained):
+        whose += ", which init_from brings trained: no effect"
+    set_up_logging()
+    LOGGER.info("%s with frl=%s: of %s; retraining has retrain.*", ", ".join(typed), retrained[0].frl.name, whose)
 
 
 def _no_task(_: DictConfig) -> None:
@@ -322,10 +356,10 @@ def _guarded(
     what became of them, and ``note`` takes that down here (`hydra/launcher=ray` and ``slurm``).
     """
     work = functools.partial(_do_jobs, act, os.getpid())
-    note = functools.partial(_note_outcomes, scratch, num_jobs)
+    note = functools.partial(_note_outcomes, scratch, num_jobs, is_elsewhere=True)
 
     def together(jobs: Sequence[tuple[str, DictConfig]]) -> None:
-        note(work(jobs))
+        _note_outcomes(scratch, num_jobs, work(jobs), is_elsewhere=False)
 
     def task(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -365,20 +399,37 @@ def _do_jobs(
             end_unless_all_failed(why)
         _fail(why)
     return [
-        {"job": job, "output_dir": str(settings["output_dir"]), "reason": why, "run": _run_of(settings)}
+        {"job": job, "output_dir": in_home(str(settings["output_dir"])), "reason": why, "run": _run_of(settings)}
         for (job, _), settings, why in zip(jobs, composed, reasons, strict=True)
     ]
 
 
-def _note_outcomes(scratch: str, num_jobs: int, outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """Leave what became of jobs as files, and show how far the sweep is."""
+def _note_outcomes(scratch: str, num_jobs: int, outcomes: Sequence[Mapping[str, Any]], *, is_elsewhere: bool) -> None:
+    """Leave what became of jobs as files, and show how far the sweep is; of jobs ``elsewhere`` their tables too."""
     from frl_repro.progress import LOGGER, set_up_logging
 
     set_up_logging()
     for outcome in outcomes:
+        if is_elsewhere:
+            LOGGER.info("%s", _what_became_of(outcome))
         sweeps.note_outcome(Path(scratch), outcome)
     if num_jobs > 1:
         LOGGER.info("%s", sweeps.progress_line(Path(scratch), num_jobs=num_jobs))
+
+
+def _what_became_of(outcome: Mapping[str, Any]) -> str:
+    """Return what a job that another process did would have shown here at its end."""
+    from frl_repro.text_tables import table_of_run
+
+    if outcome["reason"]:
+        return f"failed: {outcome['job']}: {one_line(outcome['reason'])}"
+    if outcome["run"] is None:  # of a measurement
+        return f"done: {outcome['job']} -> {outcome['output_dir']}"
+    folder = Path(outcome["output_dir"]) / outcome["run"]
+    try:
+        return f"done: {folder}\n{table_of_run(folder)}"
+    except (UserError, OSError) as problem:  # a file system that shows late what others have written
+        return f"done: {folder} (its table: {reason(problem)})"
 
 
 def _run_of(settings: Mapping[str, Any]) -> str | None:
@@ -466,25 +517,24 @@ def check_command_line(arguments: Sequence[str], config_name: str) -> list[RunCo
     UserError
         The first mistake: unknown key or choice, wrong type or range, settings that contradict or ignore one another.
     """
-    return [job.config for job in _checked_jobs(read_command_line(arguments), config_name)]
+    return [job.config for job in _checked_jobs(_read(arguments, config_name), config_name)]
 
 
 def _checked_jobs(line: CommandLine, config_name: str) -> list[_Job]:
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from frl_repro.adopt import settings_of_checkpoint
-    from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig, parse
+    from frl_repro.config import RunConfig, list_keys, parse
 
-    kinds: dict[str, Kind] = {"config": RunConfig, "evaluate": EvaluateConfig, "sanity": SanityConfig}
-    kind = kinds[config_name]
+    kind = _kind_of(config_name)
     try:
         overrides = _parsed(line.overrides)
         for override in overrides:
-            _check_override(override, kind)
+            _check_override(override, kind, functools.partial(_choices_typed, overrides, config_name, kind))
         _refuse_params_of_the_usual_sweeper(overrides)
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
             # Groups decide which keys exist; an experiment's sweep is read before keys are set.
@@ -500,13 +550,15 @@ def _checked_jobs(line: CommandLine, config_name: str) -> list[_Job]:
             own = [override for override in overrides if not _is_hydras(override)]
             choices_of = functools.cache(functools.partial(_choices, config_name))
             jobs = []
-            for typed in _jobs(own, swept, is_sweep=line.is_sweep):
+            for typed in _jobs(own, swept, is_sweep=line.is_sweep, lists=list_keys(kind)):
                 added = [] if kind is RunConfig else settings_of_checkpoint(_parsed(typed))
                 job = [*typed, *added]
                 _refuse_ignored(job, choices_of, kind)
                 composed = _plain(OmegaConf.to_container(compose(config_name, job), resolve=True))
                 jobs.append(_Job(job, added, composed, parse(composed, kind)))
             return jobs
+    except MissingConfigException as error:
+        raise UserError(_missing_choice(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_one_line(error)) from None
     except UserError:
@@ -574,7 +626,7 @@ def _composed(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
         if override.startswith("-"):
             raise UserError(f"{override!r} is a flag of the command line: only settings key=value configure a run")
     _register_resolvers()
-    (job,) = _checked_jobs(read_command_line(overrides), config_name)
+    (job,) = _checked_jobs(_read(overrides, config_name), config_name)
     return job.composed
 
 
@@ -588,12 +640,34 @@ def _parsed(texts: Sequence[str]) -> list[Override]:
         try:
             override = parser.parse_override(text)
         except HydraException:
-            hint = "quote values with special characters" if "=" in text else "an override has the form key=value"
+            hint = "quote values with special characters" if "=" in text else _form_of(text)
             raise UserError(f"cannot read {text!r}: {hint}") from None
         if not override.key_or_group:
             raise UserError(f"cannot read {text!r}: an override has the form key=value")
         overrides.append(override)
     return overrides
+
+
+def _form_of(text: str) -> str:
+    """Return what settings look like, for a word without ``=``: with the key of such a file or choice."""
+    form = "an override has the form key=value"
+    if Path(text).suffix in (".pt", ".pth", ".safetensors", ".ckpt"):
+        return f"{form}; did you mean checkpoint={text}?"
+    groups = [path.parent.name for path in sorted(_config_dir().glob(f"[!r]*/{glob.escape(text)}.yaml"))]
+    return f"{form}; did you mean {' or '.join(f'{group}={text}' for group in groups)}?" if groups else form
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    """Return what to choose instead of a file of settings that does not exist."""
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    place, _, recipe = group.rpartition("/")
+    if place == "retrain":
+        recipes = [path.parent.name for path in sorted((_config_dir() / place).glob(f"*/{choice}.yaml"))]
+        return f"frl={choice} has no recipe={recipe}; it has {' and '.join(f'recipe={name}' for name in recipes)}"
+    if not group or not error.options:
+        return _in_one_line(error)
+    hint = suggestions.choice_hint(choice, error.options)
+    return f"{group}={choice}: unknown choice; {hint}known: {', '.join(sorted(error.options))}"
 
 
 def _is_hydras(override: Override) -> bool:
@@ -608,7 +682,30 @@ def _refuse_params_of_the_usual_sweeper(overrides: Sequence[Override]) -> None:
         raise UserError("hydra.sweeper.params is for other sweepers (hydra/sweeper=...): write key=value1,value2")
 
 
-def _check_override(override: Override, kind: Kind) -> None:
+def _choices_typed(overrides: Sequence[Override], config_name: str, kind: Kind) -> dict[str, str] | None:
+    """Return the choice of every group in the first job, for messages; None where what was typed cannot be composed."""
+    from hydra import initialize_config_dir
+
+    groups = [path.name for path in _config_dir().iterdir() if path.is_dir() and path.name in _groups_typed(kind)]
+    choosing = [
+        f"{override.key_or_group}={_values(override)[0]}" for override in overrides if override.key_or_group in groups
+    ]
+    try:
+        with initialize_config_dir(str(_config_dir()), version_base="1.3"):
+            return _choices(config_name, tuple(choosing))
+    except Exception:  # a choice that does not exist: it has a message of its own
+        return None
+
+
+def _groups_typed(kind: Kind) -> list[str]:
+    """Return the groups that a command line may choose from."""
+    groups = [path.name for path in _config_dir().iterdir() if path.is_dir()]
+    known = [group for group in groups if group in kind.__dataclass_fields__]
+    # Experiments and sweeps are settings of training runs.
+    return [*known, *(("experiment", "sweep", "row", "schedule") if "frl" in known else ())]
+
+
+def _check_override(override: Override, kind: Kind, choices_typed: Callable[[], dict[str, str] | None]) -> None:
     """Refuse an override whose key or choice does not exist."""
     from frl_repro.config import all_keys, unknown_key
 
@@ -620,21 +717,27 @@ def _check_override(override: Override, kind: Kind) -> None:
             known = ", ".join(f"{name}*" if name.endswith(".") else name for name in _HYDRA_KEYS)
             raise UserError(f"{key} is not a setting of this program; of Hydra's there are {known}")
         return
-    groups = [path.name for path in _config_dir().iterdir() if path.is_dir()]
-    known_groups = [group for group in groups if group in kind.__dataclass_fields__]
-    if "frl" in known_groups:  # experiments and sweeps are settings of training runs
-        known_groups += ["experiment", "sweep", "row", "schedule"]
+    known_groups = _groups_typed(kind)
     if key in known_groups:
-        choices = sorted(path.stem for path in (_config_dir() / key).glob("*.yaml"))
+        choices = _choices_in(key)
         for choice in _values(override):
             if choice not in choices:
-                close = difflib.get_close_matches(choice, choices, n=1)
-                hint = f"did you mean {close[0]}? " if close else ""
+                hint = suggestions.choice_hint(choice, choices) or _other_group(key, choice, known_groups)
                 raise UserError(f"{key}={choice}: unknown choice; {hint}known: {', '.join(choices)}")
     elif key not in all_keys(kind):
-        raise UserError(unknown_key(key, kind))
+        raise UserError(unknown_key(key, kind, value=_values(override)[0], choices=choices_typed()))
     if override.is_add() or override.is_force_add():
         raise UserError(f"{override.input_line}: {key} exists already, write it without +")
+
+
+def _choices_in(group: str) -> list[str]:
+    return sorted(path.stem for path in (_config_dir() / group).glob("*.yaml"))
+
+
+def _other_group(group: str, choice: str, groups: Sequence[str]) -> str:
+    """Return the hint for a choice of another group: ``attack=trades`` where ``frl=trades`` was typed."""
+    others = [other for other in groups if other != group and choice in _choices_in(other)]
+    return f"did you mean {' or '.join(f'{other}={choice}' for other in others)}? " if others else ""
 
 
 def _choices(config_name: str, choosing: tuple[str, ...]) -> dict[str, str]:
@@ -694,12 +797,17 @@ def _values(override: Override) -> list[str]:
     return [override.get_value_element_as_str()]
 
 
-def _jobs(overrides: Sequence[Override], swept: Sequence[Override], *, is_sweep: bool) -> list[tuple[str, ...]]:
+def _jobs(
+    overrides: Sequence[Override], swept: Sequence[Override], *, is_sweep: bool, lists: Collection[str]
+) -> list[tuple[str, ...]]:
     """Return the overrides of each job: the product of all swept values, as Hydra's basic sweeper builds it."""
     given = {override.key_or_group for override in overrides}
     missing = [override for override in swept if override.key_or_group not in given]
     if not is_sweep:
         for override in overrides:
+            if override.is_sweep_override() and override.key_or_group in lists:
+                written = f"{override.key_or_group}=[{','.join(_values(override))}]"
+                raise UserError(f"{override.input_line}: it takes a list, write {written}")
             if override.is_sweep_override():
                 raise UserError(f"{override.input_line}: add -m to sweep over several values")
         if missing:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from frl_repro.errors import UserError
+from frl_repro.paths import in_home
 
 _SHELLS = ("bash", "zsh", "fish")
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -46,18 +48,20 @@ class CommandLine:
     asks_for_help: bool = False
 
 
-def read_command_line(arguments: Sequence[str]) -> CommandLine:
+def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -> CommandLine:
     """Return flags and settings of a command line.
 
     Parameters
     ----------
     arguments : sequence of str
         The command line without the program.
+    path_keys : collection of str
+        Keys whose values are paths: quoted here, so that every character stands for itself.
 
     Raises
     ------
     UserError
-        A flag that is unknown, without its value, refused, or at odds with another.
+        A flag that is unknown, without its value, refused, or at odds with another; a setting with spaces in it.
     """
     from hydra._internal.utils import get_args_parser  # noqa: PLC0415
 
@@ -80,7 +84,49 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         raise UserError(f"{'--resolve' if given.resolve else '--package'} goes with --cfg alone")
     if given.shell_completion:
         return _completion(given.overrides)
-    return CommandLine(_flags(given), list(given.overrides), is_sweep=given.multirun)
+    _refuse_spaces(given.overrides)
+    overrides = [_with_path(text, path_keys) for text in given.overrides]
+    return CommandLine(_flags(given), overrides, is_sweep=given.multirun)
+
+
+def _refuse_spaces(texts: Sequence[str]) -> None:
+    """Refuse a setting that spaces have cut in pieces: ``seed = 3``, ``seed=0, 1, 2``."""
+    for place, text in enumerate(texts):
+        pieces, whole = [text], text
+        for following in texts[place + 1 :]:
+            starts = following.startswith(("=", ",", "]")) and following != text
+            goes_on = whole.endswith(("=", ",")) or whole.count("[") > whole.count("]")
+            if not starts and (not goes_on or "=" in following):
+                break
+            pieces.append(following)
+            whole += following
+        key, equals, value = whole.partition("=")
+        if len(pieces) > 1 and key and equals and value:
+            raise UserError(f"cannot read {' '.join(pieces)!r}: spaces end a setting, write {whole}")
+
+
+def _with_path(text: str, path_keys: Collection[str]) -> str:
+    """Return a setting; the value of a path key quoted where Hydra would read signs in it, or cannot read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
+    from hydra.errors import HydraException  # noqa: PLC0415
+
+    key, equals, value = text.partition("=")
+    if not equals or key.lstrip("+") not in path_keys:
+        return text
+    try:
+        read = OverridesParser.create().parse_override(text).value()
+    except HydraException:
+        # A comma is one between values of a sweep, unless there is such a file.
+        values = [value] if Path(in_home(value)).exists() else value.split(",")
+        return f"{key}={','.join(_quoted(one) for one in values)}"
+    return f"{key}={_quoted(read)}" if isinstance(read, str) and read.startswith("~") else text
+
+
+def _quoted(value: str) -> str:
+    if value.startswith(('"', "'")):
+        return value
+    escaped = in_home(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _refuse(message: str) -> NoReturn:

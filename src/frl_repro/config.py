@@ -7,14 +7,13 @@ configuration is merged onto a fresh structured one, so that a key that nothing 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -22,8 +21,9 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from frl_repro import suggestions
 from frl_repro.errors import UserError
-from frl_repro.paths import CONFIG_DIR
+from frl_repro.paths import CONFIG_DIR, in_home
 
 _IN_EVERY_HASH = object()
 
@@ -33,14 +33,17 @@ def _key(
     *,
     one_of: Sequence[str] | None = None,
     is_machine: bool = False,
+    is_path: bool = False,
     added_as: Any = _IN_EVERY_HASH,
 ) -> Any:
-    """Declare a key: its range in interval notation, or its choices, and whether it is a machine setting.
+    """Declare a key: its range in interval notation, or its choices, whether it is a machine setting, and a path.
 
     ``added_as`` is for keys that came later: with this value a run does what it did before there was the key, and keeps
     the hash and the folder that it had.
     """
-    metadata = {"bounds": bounds, "one_of": one_of, "is_machine": is_machine, "added_as": added_as}
+    metadata = {
+        "bounds": bounds, "one_of": one_of, "is_machine": is_machine, "is_path": is_path, "added_as": added_as,
+    }  # fmt: skip
     return field(default="???", metadata=metadata)
 
 
@@ -97,9 +100,9 @@ class FashionMNISTConfig:
     num_train: int | None = _key(_COUNT)
     num_test: int | None = _key(_COUNT)
     augmentation: str = _key(one_of=_AUGMENTATIONS, added_as="none")
-    root: str | None = _key(is_machine=True)
+    root: str | None = _key(is_machine=True, is_path=True)
     download: bool = _key(is_machine=True)
-    cache_dir: str | None = _key(is_machine=True)
+    cache_dir: str | None = _key(is_machine=True, is_path=True)
 
 
 @dataclass
@@ -113,9 +116,9 @@ class TorchvisionConfig:
     num_train: int | None = _key(_COUNT)
     num_test: int | None = _key(_COUNT)
     augmentation: str = _key(one_of=_AUGMENTATIONS)
-    root: str | None = _key(is_machine=True)
+    root: str | None = _key(is_machine=True, is_path=True)
     download: bool = _key(is_machine=True)
-    cache_dir: str | None = _key(is_machine=True)
+    cache_dir: str | None = _key(is_machine=True, is_path=True)
 
 
 @dataclass
@@ -129,8 +132,8 @@ class CIFAR10JPEGConfig:
     num_train: int | None = _key(_COUNT)
     num_test: int | None = _key(_COUNT)
     augmentation: str = _key(one_of=_AUGMENTATIONS)
-    root: str | None = _key(is_machine=True)
-    cache_dir: str | None = _key(is_machine=True)
+    root: str | None = _key(is_machine=True, is_path=True)
+    cache_dir: str | None = _key(is_machine=True, is_path=True)
 
 
 @dataclass
@@ -138,7 +141,7 @@ class ImageFolderConfig:
     """conf/dataset/image_folder.yaml."""
 
     name: str = _key()
-    root: str = _key()  # no machine setting: another folder is another data set
+    root: str = _key(is_path=True)  # no machine setting: another folder is another data set
     image_size: int | None = _key("[8, 2^16)")
     num_channels: int | None = _key("[1, 3]")
     validation_fraction: float = _key("[0, 1)")
@@ -147,7 +150,7 @@ class ImageFolderConfig:
     num_train: int | None = _key(_COUNT)
     num_test: int | None = _key(_COUNT)
     augmentation: str = _key(one_of=_AUGMENTATIONS)
-    cache_dir: str | None = _key(is_machine=True)
+    cache_dir: str | None = _key(is_machine=True, is_path=True)
 
 
 @dataclass
@@ -427,7 +430,7 @@ _BASE_EVALUATION = PGDEvaluationConfig(
 class _Machine:
     """Keys of conf/config.yaml and conf/evaluate.yaml that say how to compute, not what."""
 
-    output_dir: str = _key(is_machine=True)
+    output_dir: str = _key(is_machine=True, is_path=True)
     device: str = _key(is_machine=True)
     backend: str = _key(one_of=("auto", "torch", "native"), is_machine=True)
     num_threads: int | None = _key("[1, 1024]", is_machine=True)
@@ -438,10 +441,10 @@ class _RunKeys(_Machine):
     """Keys of conf/config.yaml outside every group."""
 
     seed: int = _key(_SEED)
-    init_from: str | None = _key()
+    init_from: str | None = _key(is_path=True)
     init_from_key: str | None = _own(added_as=None)
-    run_dir: str | None = _key(is_machine=True)
-    base_dir: str | None = _key(is_machine=True)
+    run_dir: str | None = _key(is_machine=True, is_path=True)
+    base_dir: str | None = _key(is_machine=True, is_path=True)
     logger: str = _key(one_of=("none", "tensorboard"), is_machine=True)
     compile: bool = _key(is_machine=True)
     force: bool = _key(is_machine=True)
@@ -452,7 +455,7 @@ class _EvaluateKeys(_Machine):
     """Keys of conf/evaluate.yaml outside every group."""
 
     seed: int | None = _key(_SEED)
-    checkpoint: str = _key()
+    checkpoint: str = _key(is_path=True)
     checkpoint_key: str | None = _own(added_as=None)
     num_examples: int = _key("[0, 2^31)", is_machine=True)  # adds a file, changes no number
 
@@ -461,14 +464,14 @@ class _EvaluateKeys(_Machine):
 class _SanityKeys(_Machine):
     """Keys of conf/sanity.yaml outside every group."""
 
-    checkpoint: str = _key()
+    checkpoint: str = _key(is_path=True)
     checkpoint_key: str | None = _own(added_as=None)
-    other: str | None = _key()
+    other: str | None = _key(is_path=True)
     seed: int | None = _key(_SEED)
     num_images: int | None = _key(_COUNT)
     epsilon: float = _key("(0, 1)")
     num_steps: int = _key("[1, 2^28)")  # one check takes several times as many
-    run_dir: str | None = _key(is_machine=True)
+    run_dir: str | None = _key(is_machine=True, is_path=True)
 
 
 @dataclass(frozen=True)
@@ -775,7 +778,8 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     ):
         raise UserError("evaluation.keep_best_by has no effect here: a checkpoint is measured as it is")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.keys.device):
-        raise UserError(f"device={config.keys.device}: unknown choice; known: auto, cpu, cuda, cuda:N")
+        hint = "did you mean cuda? " if re.match("gpu|cuda", config.keys.device) else ""
+        raise UserError(f"device={config.keys.device}: unknown choice; {hint}known: auto, cpu, cuda, cuda:N")
     return config
 
 
@@ -803,7 +807,7 @@ def _parse_node(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
         raise UserError(f"{prefix.rstrip('.')}={_shown(values)}: expected keys with values, not a value")
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            close = suggestions.keys_named(name, list(known)) or suggestions.keys_near(name, list(known))
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
             raise UserError(f"unknown key {prefix}{name}; {hint}")
     result = {}
@@ -823,6 +827,8 @@ def _parse_node(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
             result[name] = OmegaConf.to_container(merged)[name]  # type: ignore[index, call-overload]
         except OmegaConfBaseException:
             raise UserError(f"{full}={_shown(values[name])}: expected {_type_name(hints[name])}") from None
+        if item.metadata.get("is_path") and result[name] is not None:
+            result[name] = in_home(result[name])
         _check_value(full, result[name], item.metadata, shown=_shown(values[name]))
     return schema(**result)
 
@@ -843,13 +849,13 @@ def _check_value(key: str, value: Any, metadata: Mapping[str, Any], *, shown: st
     if value is None:
         return
     if metadata.get("one_of") is not None and value not in metadata["one_of"]:
-        close = difflib.get_close_matches(shown, metadata["one_of"], n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = suggestions.choice_hint(shown, metadata["one_of"])
         raise UserError(f"{key}={shown}: unknown choice; {hint}known: {', '.join(metadata['one_of'])}")
     if metadata.get("bounds") is not None:
-        for number in value if isinstance(value, list) else [value]:
-            if not within(number, metadata["bounds"]):
-                raise UserError(f"{key}={shown}: must lie in {metadata['bounds']}")
+        numbers = value if isinstance(value, list) else [value]
+        if not all(within(number, metadata["bounds"]) for number in numbers):
+            hint = suggestions.number_hint(key, numbers)
+            raise UserError(f"{key}={shown}: must lie in {metadata['bounds']}{hint}")
 
 
 def within(number: float, bounds: str) -> bool:
@@ -918,6 +924,29 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
     return keys
 
 
+def path_keys(kind: type[Config]) -> set[str]:
+    """Return the keys that take a path: a leading ``~`` stands for the home folder, and every character for itself."""
+    return {key for key, _, item in _declared(kind) if item.metadata.get("is_path")}
+
+
+def list_keys(kind: type[Config]) -> set[str]:
+    """Return the keys that take a list."""
+    return {key for key, schema, item in _declared(kind) if "list[" in str(_hints(schema)[item.name])}
+
+
+def _declared(kind: type[Config]) -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:
+    """Yield every key with the dataclass that declares it, and how; one of several choices once for each."""
+    schemas = [("", _top_level_of(kind)), *((f"{name}.", _SECTIONS[name]) for name in _sections_of(kind))]
+    schemas += [(f"{group}.", s) for group in _groups_of(kind) for s in _choices_of(kind, group).values()]
+    for prefix, schema in schemas:
+        for item in dataclasses.fields(schema):
+            inner = item.metadata.get("choices", {})
+            for choice in inner.values():
+                yield from ((f"{prefix}{item.name}.{f.name}", choice, f) for f in dataclasses.fields(choice))
+            if not inner:
+                yield f"{prefix}{item.name}", schema, item
+
+
 @functools.cache
 def method_keys() -> dict[str, set[str]]:
     """Return the keys that each method has under each recipe, ``"frl=reweight recipe=report"`` to dotted keys."""
@@ -930,17 +959,45 @@ def method_keys() -> dict[str, set[str]]:
     return methods
 
 
-def unknown_key(key: str, kind: type[Config]) -> str:
-    """Return the message for a key that no choice reads, with the nearest key that exists."""
+def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mapping[str, str] | None = None) -> str:
+    """Return the message for a key that no choice reads, with what it may have meant.
+
+    Parameters
+    ----------
+    key : str
+        As it was typed.
+    kind : type
+        What the command reads: `RunConfig`, `EvaluateConfig` or `SanityConfig`.
+    value : str
+        As it was typed, for groups.
+    choices : mapping, optional
+        Group to choice of the command's first job; None where that is not known.
+    """
     keys = all_keys(kind)
-    names = [*keys, *_groups_of(kind), *(["experiment", "row", "schedule", "retrain"] if kind is RunConfig else [])]
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    if not close:  # the right name in the wrong place: num_epochs for trainer.num_epochs
-        tails = {name.rpartition(".")[2]: name for name in keys}
-        close = [tails[t] for t in difflib.get_close_matches(key.rpartition(".")[2], tails, n=1, cutoff=0.7)]
-    if close:
-        return f"unknown key {key}; did you mean {close[0]}?"
-    group = key.split(".", 1)[0]
+    groups = [*_groups_of(kind), *(["experiment", "row", "schedule"] if kind is RunConfig else [])]
+    belongs = {name: _belongs_to(name, readers, choices) for name, readers in keys.items()}
+    readable = [name for name, condition in belongs.items() if condition is None] + groups
+    others = [name for name, condition in belongs.items() if condition]
+    elsewhere = _commands_with(key, kind)
+
+    if key in suggestions.ADVICE and kind is RunConfig:
+        return f"unknown key {key}: {suggestions.ADVICE[key]}"
+    group, _, inner = key.partition(".")
+    is_choosing = group in groups and inner in ("name", "type", "kind")
+    meant = [group] if is_choosing else _keys_meant(key, readable, others, kind)
+    if not meant and not elsewhere:
+        near = suggestions.keys_near(key, readable)
+        # A place that was named counts more than whether its key is read.
+        meant = near if near and "." not in key else suggestions.keys_near(key, [*readable, *others]) or near
+    ours = f"{key} is a key of {' and '.join(elsewhere)}"
+    if meant:
+        is_retraining = choices is not None and choices.get("frl", "none") != "none"
+        shown = {_with_value(name, value, kind): belongs.get(name) for name in meant}
+        hint = suggestions.offered(shown, is_retraining=is_retraining)
+        is_ours = elsewhere and not any(name.rpartition(".")[2] == key for name in meant)
+        return f"unknown key {key}; {hint}{f' ({ours})' if is_ours else ''}"
+    if elsewhere:
+        return f"unknown key {key} here: {ours}"
     inside = sorted(name.split(".", 1)[1] for name in keys if name.startswith(f"{group}."))
     if inside:
         return f"unknown key {key}; {group} has {', '.join(inside)}"
@@ -949,10 +1006,62 @@ def unknown_key(key: str, kind: type[Config]) -> str:
     )
 
 
+def _keys_meant(key: str, readable: Sequence[str], others: Sequence[str], kind: type[Config]) -> list[str]:
+    """Return the keys that a word names: those that are read, or else those that other choices read."""
+    read, rest = suggestions.keys_named(key, readable), suggestions.keys_named(key, others)
+    head, _, tail = key.rpartition(".")
+    if head and any(name.startswith(f"{head}.") for name in rest) and not any(n.startswith(f"{head}.") for n in read):
+        return rest
+    if key in suggestions.SECTIONS and not any(name.startswith(f"{key}.") for name in read):
+        return [*read, *(name for name in rest if name.startswith(f"{key}."))]
+    if kind is not RunConfig:  # it measures in several ways, and has few keys
+        return [*(name for name in rest if name.rpartition(".")[2] == tail), *read]
+    outside_methods = [name for name in rest if name.split(".")[0] not in (*_SECTIONS, "frl")]
+    return read or outside_methods or rest
+
+
+def _belongs_to(key: str, readers: Sequence[str], choices: Mapping[str, str] | None) -> str | None:
+    """Return what must be chosen for a key to be read; None where it is, and an empty text where nothing reads it."""
+    methods = method_keys() if key.split(".", maxsplit=1)[0] in (*_SECTIONS, "frl") else {}
+    if choices is None:
+        return None
+    if methods:
+        chosen = f"frl={choices.get('frl')} recipe={choices.get('recipe')}"
+        own = [method for method, names in methods.items() if key in names]
+        if chosen in own:
+            return None
+        recipe = f" recipe={choices.get('recipe')}"
+        usual = [method.removesuffix(" recipe=report") for method in own if method.endswith(recipe)] or own
+        return next((method for method in usual if method.startswith("frl=reweight")), usual[0] if usual else "")
+    group = key.split(".", maxsplit=1)[0]
+    return None if not readers or f"{group}={choices.get(group)}" in readers else " or ".join(readers)
+
+
+def _commands_with(key: str, kind: type[Config]) -> list[str]:
+    """Return the other commands that have such a key or group."""
+    commands: dict[type[Config], str] = {
+        RunConfig: "train.py", EvaluateConfig: "scripts/evaluate.py", SanityConfig: "scripts/sanity.py",
+    }  # fmt: skip
+    return [
+        command
+        for other, command in commands.items()
+        if other is not kind and (key in all_keys(other) or key in _groups_of(other))
+    ]
+
+
+def _with_value(name: str, value: str, kind: type[Config]) -> str:
+    """Return a group with the choice that a value stands for; any other key as it is."""
+    close = suggestions.nearest(value, _choices_of(kind, name)) if value and name in _groups_of(kind) else None
+    return f"{name}={close}" if close else name
+
+
 def _check_dataset(dataset: DatasetConfig, evaluation: PGDEvaluationConfig | AutoAttackEvaluationConfig | None) -> None:
     if isinstance(dataset, ImageFolderConfig):
         if dataset.root in ("", "???"):
-            raise UserError("dataset.root is missing: give dataset.root=FOLDER with FOLDER/train/<class>/*, test alike")
+            raise UserError(
+                "dataset.root is missing: give dataset.root=FOLDER with FOLDER/train/<class>/*, test alike, or class "
+                "folders alone"
+            )
         if dataset.num_channels == 2:
             raise UserError("dataset.num_channels=2: give 1 (grey) or 3 (colour), or null for images as they are")
     if dataset.validation_fraction == 0 and dataset.selection_fraction != 0:
@@ -962,7 +1071,8 @@ def _check_dataset(dataset: DatasetConfig, evaluation: PGDEvaluationConfig | Aut
     asks_for_validation = isinstance(evaluation, PGDEvaluationConfig) and evaluation.num_validation is not None
     if dataset.validation_fraction == 0 and asks_for_validation:
         raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")
-    if not isinstance(dataset, SyntheticConfig) and dataset.split_seed != 0:
+    # Of images in folders the loader knows: where there are class folders alone, it draws the test images.
+    if not isinstance(dataset, SyntheticConfig | ImageFolderConfig) and dataset.split_seed != 0:
         takes_all = (dataset.validation_fraction, dataset.num_train, dataset.num_test) == (0, None, None)
         if takes_all:
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")

@@ -26,7 +26,7 @@ from frl_repro.backends import choose_backend
 from frl_repro.best import BEST, BEST_FILE, BOTH, LAST
 from frl_repro.build import check_batches, num_steering_images
 from frl_repro.config import RunConfig, to_dict
-from frl_repro.data import Dataset, Split, load_dataset
+from frl_repro.data import Dataset, Split, at_most, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import Bench, Fitted, fit, new_model
 from frl_repro.identity import differences, recorded_start, refuse_changes, weights_record
@@ -380,6 +380,9 @@ def _open_folder(bench: Bench, status: Status) -> None:
             indices["selection"] = dataset.selection_indices
         write_bytes(folder / SPLIT_FILE, safetensors.torch.save(indices))
     LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
+    if dataset.validation is not None:
+        for key, settings in (("evaluation", config.evaluation), ("frl", config.frl)):
+            at_most(f"{key}.num_validation", settings.num_validation, len(dataset.validation))
 
 
 def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> None:
@@ -407,7 +410,7 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     done = {"run_id": config.run_id, "config_hash": config.hash, **inputs, "sha256": checksums}
     records.write_json(folder / DONE_FILE, done)
     forget_state(folder)
-    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder))
+    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder))
 
 
 def _result_files(bench: Bench, fitted: Fitted) -> list[str]:
@@ -472,29 +475,25 @@ def _checked_table(config: RunConfig, data: DataSets) -> tuple[str, str]:
     """Return what is said of a finished run whose files and inputs are as they were: a note, and its class table."""
     check_finished(config.folder)
     unknown = compare_finished(config, data)
-    return f"; not compared with its data: {unknown}" if unknown else "", _result_table(config.folder)
-
-
-def _result_table(folder: Path) -> str:
-    """Return the class table of a finished run as text; before and after for retraining."""
-    table = records.read_classwise([folder / CLASSWISE_FILE])
-    return text_tables.before_after_table(table) if (table["epoch"] == 0).any() else text_tables.class_table(table)
+    note = f"; not compared with its data: {unknown}" if unknown else ""
+    return note, text_tables.table_of_run(config.folder)
 
 
 def _check_validation(config: RunConfig, dataset: Dataset) -> None:
-    """Raise a `UserError` where retraining asks for more validation images than there are."""
+    """Raise a `UserError` where retraining asks for so few validation images that classes may be missing."""
     _validation_subset(dataset, config)
     if dataset.validation is not None:
         num_steering_images(config, dataset.validation)
 
 
 def _validation_subset(dataset: Dataset, config: RunConfig) -> Split | None:
-    """Return the validation images that are measured: any prefix of the split is stratified."""
+    """Return the validation images that are measured, all where fewer are there than are asked for.
+
+    Any prefix of the split is stratified.
+    """
     validation, wanted = dataset.validation, config.evaluation.num_validation
-    if validation is None or wanted is None:
+    if validation is None or wanted is None or wanted > len(validation):
         return validation
-    if wanted > len(validation):
-        raise UserError(f"evaluation.num_validation={wanted}: the split has {len(validation)} images")
     subset = Split(images=validation.images[:wanted], labels=validation.labels[:wanted])
     if len(set(subset.labels.tolist())) < dataset.num_classes:
         raise UserError(f"evaluation.num_validation={wanted}: too few for one image of each class")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from typing import TYPE_CHECKING
 
 from frl_repro import process, standard_streams
 from frl_repro.errors import UserError, reason
+from frl_repro.suggestions import keys_named, keys_near, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,7 +84,7 @@ def parse_arguments(arguments: Sequence[str], keys: Mapping[str, str]) -> dict[s
         if not equals:
             raise UserError(f"{argument!r} is not of the form key=value; keys are {', '.join(keys)}")
         if key not in keys:
-            raise UserError(f"unknown key {key!r}{suggestion(key, keys)}; keys are {', '.join(keys)}")
+            raise UserError(f"unknown key {key!r}{_suggestion(_nearest_key(key, keys))}; keys are {', '.join(keys)}")
         if key in given:
             raise UserError(f"{key}= is given twice")
         if not value:
@@ -97,7 +97,7 @@ def choice(key: str, value: str, known: Iterable[str]) -> str:
     """Return the value if it is known; UserError with a suggestion otherwise."""
     names = list(known)
     if value not in names:
-        raise UserError(f"{key}={value} is unknown{suggestion(value, names)}; known: {', '.join(names)}")
+        raise UserError(f"{key}={value} is unknown{_suggestion(nearest(value, names))}; known: {', '.join(names)}")
     return value
 
 
@@ -118,7 +118,11 @@ def parse_epsilon(text: str) -> float:
     return epsilon
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
+def _nearest_key(word: str, keys: Iterable[str]) -> str | None:
+    known = list(keys)
+    return next(iter(keys_named(word, known) or keys_near(word, known)), None)
+
+
+def _suggestion(close: str | None) -> str:
     """Return ``", did you mean 'x'?"``, or nothing when no known word is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f", did you mean {close!r}?" if close else ""

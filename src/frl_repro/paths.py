@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from frl_repro.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the YAML files inside the package; a source checkout reads those at its top level.
 CONFIG_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
@@ -19,3 +21,19 @@ def user_cache() -> Path | None:
     except RuntimeError:
         return None
     return home / ".cache" if home.is_absolute() else None
+
+
+def in_home(text: str) -> str:
+    """Return a path with a leading ``~`` or ``~user`` replaced by the home folder.
+
+    Raises
+    ------
+    UserError
+        There is no such home folder.
+    """
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise UserError(f"{text}: this home folder is not known here, write the path in full (or ./{text})") from None

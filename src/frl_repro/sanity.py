@@ -24,7 +24,7 @@ from frl_repro.attacks import check_images, evaluation_mode, fgsm, input_gradien
 from frl_repro.attacks.linf import project, random_start
 from frl_repro.backends import Backend, choose_backend
 from frl_repro.config import SanityConfig, to_dict
-from frl_repro.data import Dataset, Split, batch_to_float, load_dataset
+from frl_repro.data import Dataset, Split, at_most, batch_to_float, load_dataset
 from frl_repro.data.splits import subset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
@@ -373,7 +373,8 @@ def _same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _images(split: Split, num_images: int | None, seed: int) -> Split:
-    if num_images is None:
+    num_images = at_most("num_images", num_images, len(split))
+    if num_images == len(split):
         return split
     try:
         return split.select(subset(split.labels, num_images, streams.derive_seed(seed, "sanity images")))

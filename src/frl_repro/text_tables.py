@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from frl_repro.errors import UserError
-from frl_repro.records import format_epsilon, overall, select_last_epoch, select_split
+from frl_repro.records import format_epsilon, overall, read_classwise, select_last_epoch, select_split
+from frl_repro.run_folder import CLASSWISE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import pandas as pd
     from pandas import DataFrame
@@ -25,6 +27,12 @@ def aligned(columns: Sequence[Sequence[str]], *, num_header: int = 1, num_footer
     body, footer = lines[num_header : len(lines) - num_footer], lines[len(lines) - num_footer :]
     parts = [*lines[:num_header], rule, *body, *([rule, *footer] if footer else [])]
     return "\n".join(text.rstrip() for text in parts)
+
+
+def table_of_run(folder: Path) -> str:
+    """Return the class table of a finished run as text; before and after for retraining."""
+    table = read_classwise([folder / CLASSWISE_FILE])
+    return before_after_table(table) if (table["epoch"] == 0).any() else class_table(table)
 
 
 def class_table(df: DataFrame, *, split: str = "test") -> str:

@@ -11,12 +11,14 @@ from frl_repro.data import cifar10_jpeg, torchvision_sets
 from frl_repro.data.augment import AUGMENTATIONS
 from frl_repro.data.dataset import Dataset, Split, batch_to_float
 from frl_repro.data.fashion_mnist import CLASS_NAMES, load_fashion_mnist
-from frl_repro.data.image_folder import load_image_folder
-from frl_repro.data.splits import split_train_validation, split_validation, stratified_order, subset
+from frl_repro.data.image_folder import holds_splits, load_image_folder
+from frl_repro.data.splits import at_most, split_train_validation, split_validation, stratified_order, subset
 from frl_repro.data.synthetic import load_synthetic
 from frl_repro.errors import UserError
 
-__all__ = ["AUGMENTATIONS", "DATASETS", "Dataset", "Split", "batch_to_float", "load_dataset", "stratified_order"]
+__all__ = [
+    "AUGMENTATIONS", "DATASETS", "Dataset", "Split", "at_most", "batch_to_float", "load_dataset", "stratified_order",
+]  # fmt: skip
 
 
 class NamedConfig(Protocol):
@@ -149,11 +151,16 @@ def _cifar10_jpeg(config: CIFAR10JPEGConfig) -> Dataset:
 
 
 def _image_folder(config: ImageFolderConfig) -> Dataset:
+    root = Path(config.root).expanduser()
+    takes_all = (config.validation_fraction, config.num_train, config.num_test) == (0, None, None)
+    if takes_all and holds_splits(root) and config.split_seed != 0:
+        raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")
     class_names, train, test = load_image_folder(
-        Path(config.root).expanduser(),
+        root,
         image_size=config.image_size,
         num_channels=config.num_channels,
         cache_dir=_as_path(config.cache_dir),
+        split_seed=config.split_seed,
     )
     return _from_files(config, class_names, train, test, scale=_USUAL_SCALE)
 

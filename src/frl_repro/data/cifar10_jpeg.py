@@ -30,8 +30,9 @@ CACHE_NAME = "cifar10_jpeg.safetensors"
 CACHE_VERSION = 1  # raise it when the content of the cache changes for the same files
 
 WAYS_OUT = (
-    "give dataset.root=FILE (cifar10-jpeg.tar.xz) or dataset.root=FOLDER (with its train and test), "
-    f"set {ROOT_VARIABLE} to either, or put them at {USUAL_PLACES[1]} or {USUAL_PLACES[0]}"
+    "get them (docs/data.md says where), then give dataset.root=FILE (cifar10-jpeg.tar.xz) or dataset.root=FOLDER "
+    f"(with its train and test), set {ROOT_VARIABLE} to either, or put them at {USUAL_PLACES[1]} or {USUAL_PLACES[0]}; "
+    "for a trial without data: dataset=synthetic"
 )
 
 
@@ -108,14 +109,15 @@ def _check_archive(path: Path) -> Callable[[], dict[str, bytes]]:
 
 def _check_folder(folder: Path) -> Callable[[], dict[str, bytes]]:
     """Return what reads the folder's files and verifies them, once it is seen to hold what it should."""
-    listing = list_folder(folder)
+    listing = list_folder(folder, split_seed=0)
     if listing.class_names != CLASS_NAMES:
         odd = sorted(set(listing.class_names) ^ set(CLASS_NAMES))
         raise UserError(f"{folder} is not CIFAR-10: it has other classes ({', '.join(odd)}); try dataset=image_folder")
     for split, expected in NUM_FILES.items():
-        for name, files in listing.files[split].items():
+        for files in listing.files[split].values():
             if len(files) != expected:
-                raise UserError(f"{folder / split / name} holds {len(files)} files, expected are {expected}")
+                place = (folder / files[0]).parent
+                raise UserError(f"{place} holds {len(files)} files, expected are {expected}")
 
     def read() -> dict[str, bytes]:
         contents = {name: (folder / name).read_bytes() for split in SPLITS for name in listing.names(split)}

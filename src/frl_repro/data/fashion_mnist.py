@@ -62,8 +62,9 @@ CACHE_VERSION = 1  # raise it when the content of the cache changes for the same
 WAYS_OUT = (
     "Either point dataset.root at a folder with the four files "
     f"({', '.join(KNOWN_CONTENT)}, each with or without .gz), "
-    f"or install the Debian/Ubuntu package {PACKAGE_NAME}, or set dataset.download=true with network access"
+    f"or install the Debian/Ubuntu package {PACKAGE_NAME}"
 )
+ALLOW_DOWNLOAD = ", or set dataset.download=true with network access"
 
 
 def load_fashion_mnist(*, root: Path | None, download: bool, cache_dir: Path | None) -> tuple[Split, Split]:
@@ -192,7 +193,9 @@ def _read_anywhere(*, download: bool) -> dict[str, bytes]:
                 return _read_folder(fetch(Path(temporary)))
             except (FetchError, UserError) as error:
                 tried.append(f"{label} ({error})")
-    raise UserError(f"Fashion-MNIST not found. Tried: {'; '.join(tried)}. {WAYS_OUT}")
+    raise UserError(
+        f"Fashion-MNIST not found. Tried: {'; '.join(tried)}. {WAYS_OUT}{'' if download else ALLOW_DOWNLOAD}"
+    )
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:

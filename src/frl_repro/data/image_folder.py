@@ -1,9 +1,15 @@
-"""Images in folders by class, ``<root>/train/<class>/*`` and ``<root>/test/<class>/*``: decoded once and cached."""
+"""Images in folders by class: decoded once and cached.
+
+``<root>/train/<class>/*`` with ``<root>/test/<class>/*`` or, where there is no test, ``<root>/val/<class>/*``; or
+``<root>/<class>/*`` alone, of which part is drawn for testing.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +23,11 @@ from frl_repro.data.dataset import Split
 from frl_repro.data.pictures import NUM_THREADS, Wanted, decode_all, read_picture
 from frl_repro.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "test")
+TEST_FOLDERS = ("test", "val")  # what the folder of test images may be called; the first that there is
+FLAT_TEST_SHARE = 0.2  # of each class's pictures, where there are class folders alone
 CACHE_VERSION = 2  # raise it when the content of the cache changes for the same files
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")  # as hidden files, no part of the data
 
@@ -48,7 +58,7 @@ class Listing:
 
 
 def load_image_folder(
-    root: Path, *, image_size: int | None, num_channels: int | None, cache_dir: Path | None
+    root: Path, *, image_size: int | None, num_channels: int | None, cache_dir: Path | None, split_seed: int = 0
 ) -> tuple[tuple[str, ...], Split, Split]:
     """Return class names, training and test images of a folder.
 
@@ -64,6 +74,8 @@ def load_image_folder(
         Convert every image to colour (3) or grey (1); None: all must be of one kind.
     cache_dir : Path or None
         Where decoded images are kept; None for ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    split_seed : int
+        Seed of what is drawn for testing where there are class folders alone.
 
     Returns
     -------
@@ -78,7 +90,7 @@ def load_image_folder(
         Folders that are missing or differ between the splits, a class without images, or an image that cannot be read
         or does not fit the others; the message names it.
     """
-    listing = list_folder(root)
+    listing = list_folder(root, split_seed=split_seed)
     settings = f"size {image_size}, channels {num_channels}"
     place = hashlib.sha256(f"{root.resolve()}\n{settings}".encode(errors="surrogateescape")).hexdigest()[:12]
     cache_file = cache_folder(cache_dir) / f"image_folder-{place}.safetensors"
@@ -126,43 +138,106 @@ def splits_of(tensors: Mapping[str, Tensor]) -> tuple[Split, Split]:
     return train, test
 
 
-def list_folder(root: Path) -> Listing:
+def holds_splits(root: Path) -> bool:
+    """Return whether a folder says which pictures are for testing; else `list_folder` draws them."""
+    return any((root / name).is_dir() for name in ("train", *TEST_FOLDERS))
+
+
+def list_folder(root: Path, *, split_seed: int) -> Listing:
     """Return the classes and files of a folder.
+
+    Class folders of train and test are the same where their names are equal in Unicode's composed form, in which they
+    are returned: systems store accents in different ways.
+
+    Parameters
+    ----------
+    root : Path
+    split_seed : int
+        Seed of what is drawn for testing where there are class folders alone.
 
     Raises
     ------
     UserError
-        As `load_image_folder` does for folders and classes.
+        Folders that are missing or differ between the splits, a class without images, or something else among them.
     """
-    layout = "expected are <root>/train/<class>/* and <root>/test/<class>/*"
     if not root.is_dir():
-        raise UserError(f"dataset.root={root} {'is no folder' if root.exists() else 'does not exist'}: {layout}")
-    missing = [split for split in SPLITS if not (root / split).is_dir()]
-    if missing:
-        raise UserError(f"dataset.root={root} has no folder {' and no folder '.join(missing)}: {layout}")
-    found = {split: _list_split(root, split) for split in SPLITS}
-    for split, other in (SPLITS, SPLITS[::-1]):
-        lonely = sorted(found[split].keys() - found[other].keys())
+        raise UserError(f"dataset.root={root} {'is no folder' if root.exists() else 'does not exist'}: {_LAYOUTS}")
+    if not holds_splits(root):
+        return _drawn(root, _list_split(root, "."), split_seed)
+    test_folders = [name for name in TEST_FOLDERS if (root / name).is_dir()]
+    has_train = (root / "train").is_dir()
+    if not has_train or not test_folders:
+        raise UserError(f"dataset.root={root} has no folder {'test' if has_train else 'train'}: {_LAYOUTS}")
+    if len(test_folders) > 1:
+        logger.warning("%s is not read: validation images are dataset.validation_fraction of train", root / "val")
+    folders = ("train", test_folders[0])
+    found = {split: _list_split(root, folder) for split, folder in zip(SPLITS, folders, strict=True)}
+    for mine, others in (SPLITS, SPLITS[::-1]):
+        lonely = sorted(found[mine].keys() - found[others].keys())
         if lonely:
-            raise UserError(f"{root / other} has no class {lonely[0]!r}, which {root / split} has: both need the same")
-    if len(found["train"]) < 2:
-        raise UserError(f"{root / 'train'} has {len(found['train'])} class folders, at least 2 are needed: {layout}")
-    return Listing(class_names=tuple(found["train"]), files=found)
+            has, lacks = (root / folders[SPLITS.index(split)] for split in (mine, others))
+            raise UserError(f"{lacks} has no class {lonely[0]!r}, which {has} has: both need the same")
+    return Listing(class_names=_class_names(root / "train", found["train"]), files=found)
+
+
+_LAYOUTS = (
+    "expected are <root>/train/<class>/* and <root>/test/<class>/* (or val for test), or <root>/<class>/* to have "
+    f"{FLAT_TEST_SHARE:.0%} drawn for testing"
+)
+
+
+def _class_names(folder: Path, files: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    if len(files) < 2:
+        raise UserError(f"{folder} has {len(files)} class folders, at least 2 are needed: {_LAYOUTS}")
+    return tuple(sorted(files))
+
+
+def _drawn(root: Path, files: Mapping[str, Sequence[str]], seed: int) -> Listing:
+    """Return the listing in which a share of each class is for testing: at least one picture, and not all."""
+    class_names = _class_names(root, files)
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    for class_name in class_names:
+        names = files[class_name]
+        if len(names) < 2:
+            raise UserError(
+                f"{root / Path(names[0]).parent} holds one picture, at least 2 are needed: one to train, one to test"
+            )
+        order = torch.randperm(len(names), generator=generator).tolist()
+        num_test = max(1, round(FLAT_TEST_SHARE * len(names)))
+        parts["test"][class_name] = [names[place] for place in sorted(order[:num_test])]
+        parts["train"][class_name] = [names[place] for place in sorted(order[num_test:])]
+    return Listing(class_names=class_names, files=parts)
 
 
 def _list_split(root: Path, split: str) -> dict[str, list[str]]:
     """Return the files by class; UserError where there are none, or where something else lies among them."""
     files: dict[str, list[str]] = {}
+    place = Path(split)
     for folder in _entries(root / split):
         if not folder.is_dir():
-            raise UserError(f"{folder.path} lies among the class folders: move it into one of them, or remove it")
-        entries = _entries(Path(folder.path))
+            raise UserError(
+                f"{root / place / folder.name} lies among the class folders: move it into one of them, or remove it "
+                f"({_LAYOUTS})"
+            )
+        entries = _entries(root / place / folder.name)
         for entry in entries:
             if not entry.is_file():
-                raise UserError(f"{entry.path} is no file: a class folder holds pictures alone, and no further folders")
+                raise UserError(
+                    f"{root / place / folder.name / entry.name} is no file: a class folder holds pictures alone, and "
+                    f"no further folders ({_LAYOUTS})"
+                )
         if not entries:
-            raise UserError(f"{folder.path} holds no picture: every class needs some in train and in test")
-        files[folder.name] = [f"{split}/{folder.name}/{entry.name}" for entry in entries]
+            raise UserError(
+                f"{root / place / folder.name} holds no picture: every class needs some in train and in test"
+            )
+        class_name = unicodedata.normalize("NFC", folder.name)
+        if class_name in files:
+            raise UserError(
+                f"{root / place} has two class folders {class_name!r}, spelt with different Unicode characters: put "
+                "their pictures into one"
+            )
+        files[class_name] = [(place / folder.name / entry.name).as_posix() for entry in entries]
     return files
 
 

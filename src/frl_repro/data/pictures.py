@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from frl_repro.errors import UserError
 from frl_repro.progress import bar
 
 MIN_SIDE = 8  # pixels; no model takes less
+# Pillow would try every format it knows, whatever a file's name: PostScript, say, runs another program.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_FORMAT_NAMES = "PNG, JPEG, JPEG 2000, WebP, TIFF, GIF, BMP, PPM"
 _GREY_MODES = ("1", "L")
 _COLOUR_MODES = ("RGB", "P", "YCbCr", "CMYK", "LAB", "HSV")
 _CLEAR_MODES = ("LA", "La", "PA", "RGBA", "RGBa", "RGBX")
@@ -65,7 +70,8 @@ def decode_all(names: Sequence[str], read: Callable[[str], bytes], wanted: Wante
         A picture that cannot be read, or that differs from the first one in size or kind; the message names it.
     """
     images: Tensor | None = None
-    with bar("decode images", len(names)) as advance:
+    with bar("decode images", len(names)) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of pictures that it reads all the same
         for place, picture in enumerate(_decoded(names, read, wanted)):
             if images is None:
                 images = _allocate(len(names), picture.shape)
@@ -115,14 +121,22 @@ def _decoded(names: Sequence[str], read: Callable[[str], bytes], wanted: Wanted)
 def _decode(name: str, read: Callable[[str], bytes], wanted: Wanted) -> NDArray[np.uint8]:
     """Return one picture, shape (H, W, C), C 1 or 3."""
     try:
-        with Image.open(io.BytesIO(read(name))) as opened:
+        with Image.open(io.BytesIO(read(name)), formats=_known_formats()) as opened:
+            _refuse_several(name, opened)
             opened.load()
-            picture: Image.Image = opened.convert(_target_mode(name, opened, wanted))
+            # Cameras store pictures as the sensor lay and note how to turn them.
+            picture = ImageOps.exif_transpose(opened).convert(_target_mode(name, opened, wanted))
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise UserError(
+            f"{name} is too large: pictures of more than {most} million pixels are not read; make it smaller"
+        ) from error
     except OSError as error:
         raise UserError(
-            f"{name} is no picture that can be read ({_first_line(error)}): replace or remove it"
+            f"{name} is no picture that can be read ({_first_line(error)}): replace or remove it (formats: "
+            f"{_FORMAT_NAMES})"
         ) from error
     except Exception as error:  # damaged files make Pillow's decoders fail in many ways
         raise UserError(f"{name} is damaged ({_first_line(error)}): replace or remove it") from error
@@ -135,6 +149,23 @@ def _decode(name: str, read: Callable[[str], bytes], wanted: Wanted) -> NDArray[
         )
     pixels = np.array(picture, dtype=np.uint8)  # a copy: what Pillow gives cannot be written to
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this machine's Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _refuse_several(name: str, picture: Image.Image) -> None:
+    """Refuse animations and documents of several pages: which of the pictures is meant, nobody knows."""
+    # A camera's JPEG may hold a preview after the picture itself, which comes first.
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        raise UserError(
+            f"{name} holds {getattr(picture, 'n_frames', 'several')} pictures (an animation, or pages): keep one of "
+            "them, or save each as a file of its own"
+        )
 
 
 def _target_mode(name: str, picture: Image.Image, wanted: Wanted) -> str:

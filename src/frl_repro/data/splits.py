@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from frl_repro.errors import UserError
+from frl_repro.progress import LOGGER
 
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -116,6 +117,23 @@ def split_validation(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
             "side: use a fraction nearer to 0.5 or more validation images"
         )
     return parts
+
+
+def at_most(key: str, wanted: int | None, available: int) -> int:
+    """Return how many images a setting takes of those that there are, and say in a line where it takes fewer.
+
+    Parameters
+    ----------
+    key : str
+        The setting, for the line.
+    wanted : int or None
+        Its value; None for all.
+    available : int
+    """
+    if wanted is None or wanted <= available:
+        return available if wanted is None else wanted
+    LOGGER.info("%s=%d: there are %d images, all of them are taken", key, wanted, available)
+    return available
 
 
 def subset(labels: Tensor, num: int, seed: int) -> Tensor:

@@ -117,12 +117,12 @@ def _read(source: Source, root: Path | None, *, download: bool) -> dict[str, Ten
             if not download:
                 raise UserError(
                     f"dataset.root={root} lacks {source.files}, or holds damaged ones ({in_one_line(problem)}): "
-                    f"{_ways_out(source)}"
+                    f"{_ways_out(source, download=download)}"
                 ) from problem
     if not download:
         raise UserError(
             f"{source.title} not found: no dataset.root, nothing in the cache, and dataset.download=false. "
-            f"{_ways_out(source)}"
+            f"{_ways_out(source, download=download)}"
         )
     logger.info("fetching %s with torchvision's download (%s)", source.title, source.size)
     with tempfile.TemporaryDirectory(prefix="frl_repro-") as temporary:
@@ -131,14 +131,17 @@ def _read(source: Source, root: Path | None, *, download: bool) -> dict[str, Ten
                 return source.read(Path(temporary) if root is None else root, True)
         except FetchError as problem:
             raise UserError(
-                f"{source.title} not found. Tried: torchvision's download ({in_one_line(problem)}). {_ways_out(source)}"
+                f"{source.title} not found. Tried: torchvision's download ({in_one_line(problem)}). "
+                f"{_ways_out(source, download=download)}"
             ) from problem
 
 
-def _ways_out(source: Source) -> str:
+def _ways_out(source: Source, *, download: bool) -> str:
+    """Return what helps: where the network was tried in vain, what can be brought from elsewhere."""
+    fetch = f"Set dataset.download=true ({source.size} over the network), or point" if not download else "Point"
     return (
-        f"Either set dataset.download=true with network access ({source.size}), or point dataset.root at a folder with "
-        f"{source.files}{source.alternatives}"
+        f"{fetch} dataset.root at a folder with {source.files}{source.alternatives}; for a trial without data: "
+        "dataset=synthetic"
     )
 
 
@@ -181,7 +184,8 @@ CIFAR10 = Source(
     kind="CIFAR10",
     size="170 MB",
     files="cifar-10-batches-py or cifar-10-python.tar.gz",
-    alternatives=", or use dataset=cifar10_jpeg (the images as JPEG, 18.6 MB: other pixels, and other numbers)",
+    alternatives=" (brought from another machine), or use dataset=cifar10_jpeg with its archive (the images as JPEG, "
+    "18.6 MB: other pixels, and other numbers; docs/data.md)",
     read=_read_cifar10,
 )
 SVHN = Source(
@@ -193,6 +197,6 @@ SVHN = Source(
     kind="SVHN",
     size="246 MB",
     files="train_32x32.mat and test_32x32.mat",
-    alternatives="",
+    alternatives=" (brought from another machine)",
     read=_read_svhn,
 )

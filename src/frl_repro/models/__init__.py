@@ -21,7 +21,10 @@ __all__ = ["COMPUTATIONS", "MODELS", "LeNet5", "ModelStack", "Normalise", "Resid
 def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     channels, height, width = image_shape
     if (height, width) != (LENET5_IMAGE_SIZE, LENET5_IMAGE_SIZE):
-        raise UserError(f"model=lenet5 takes 32x32 images, the data set has {height}x{width}")
+        raise UserError(
+            f"model=lenet5 takes 32x32 images, the data set has {height}x{width}: give model=preact_resnet18, or for "
+            f"images of your own dataset.image_size={LENET5_IMAGE_SIZE}"
+        )
     return LeNet5(num_classes=num_classes, in_channels=channels)
 
 

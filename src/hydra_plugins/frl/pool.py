@@ -21,6 +21,7 @@ from hydra.core.utils import JobReturn, setup_globals
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from frl_repro.paths import in_home
 from hydra_plugins.frl.composing import ComposingLauncher, Job, ended
 
 RAY: dict[str, Any] = {
@@ -252,7 +253,12 @@ class SlurmLauncher(PoolLauncher):
 def _lost(work: Work, why: str) -> dict[str, Any]:
     """Return what is noted of a job whose process died each time."""
     ((job, config),) = work[1]
-    return {"job": job, "output_dir": str(config.output_dir), "reason": f"its process died: {why}", "run": None}
+    return {
+        "job": job,
+        "output_dir": in_home(str(config.output_dir)),
+        "reason": f"its process died: {why}",
+        "run": None,
+    }
 
 
 def _say(message: str) -> None:
