@@ -31,6 +31,7 @@ from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import Bench, Fitted, fit, new_model
+from frl_repro.folder_lock import LOCK_FILE, check_held, held
 from frl_repro.lockstep import grouped, runs_at_once, share_out
 from frl_repro.loggers import LOGGERS, Logger, forget
 from frl_repro.measure import Measured, resolve_device, set_up_machine
@@ -48,7 +49,6 @@ from frl_repro.run_folder import (
     WEIGHTS_FILE,
     check_finished,
     forget_state,
-    held,
     read_object,
     sha256,
 )
@@ -240,6 +240,8 @@ def _run_group(
     device = distributed.own_device(resolve_device(machine.device))
     set_up_machine(device, machine.num_threads)
     dataset = _load_dataset(configs[0])
+    if distributed.num_processes() > 1:  # a digest of everything takes a while
+        distributed.refuse_unless_alike({"the data's sha256": dataset.digest})
     at_once = 1
     if len(configs) > 1:
         image_shape = dataset.train.images.shape[1:]
@@ -309,13 +311,15 @@ def _open(
     if start is not None:
         _load_weights(start, model)
     model = distributed.synchronised(model.to(device), device)
+    backend = choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))
+    distributed.refuse_unless_alike({"backend": backend.name, "device": device.type})
     bench = Bench(
         config=config,
         dataset=dataset,
         validation=_validation_subset(dataset, config),
         model=model,
         device=device,
-        backend=distributed.shared(choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))),
+        backend=distributed.shared(backend),
         folder=folder,
         logger=(LOGGERS[config.keys.logger] if distributed.is_writer() else Logger)(folder, to_dict(config)),
         started=started,
@@ -398,6 +402,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     measured = _measure_kept(bench, fitted)
     if not distributed.is_writer():
         return
+    check_held(folder)
     rows = [*fitted.rows, *(row for one in measured for row in one.rows)]
     origin = {**bench.keys, "epoch": num_epochs, "checkpoint": rows[-1]["checkpoint"]}
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
@@ -449,7 +454,7 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder for a run")
     if not (folder / RUN_FILE).exists():
-        leftovers = set(folder.glob(TEMPORARY_PATTERN))
+        leftovers = {*folder.glob(TEMPORARY_PATTERN), folder / LOCK_FILE}
         if all(path in leftovers for path in folder.iterdir()):
             return "new"
         raise UserError(f"{folder} holds files that are no run of frl_repro: choose another run_dir")
