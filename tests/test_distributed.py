@@ -172,7 +172,7 @@ def differing(tmp_path_factory):
         ("seed", "seed is 1 there and 0 here"),
         ("num_train", "dataset.num_train is 123 there and 120 here"),
         ("force", "force is True there and False here"),
-        ("typo", "the command is refused (unknown key 'trainer.learning_rat'"),
+        ("typo", "the command is refused (unknown key trainer.learning_rat; did you mean trainer.learning_rate?)"),
         ("flag", "the command is refused ("),
         ("jobs", "number of jobs is 2 there and 1 here"),
         ("data", "the data's sha256 is "),

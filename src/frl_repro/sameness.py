@@ -5,6 +5,7 @@ Needs no torch: the process that hands out the jobs of a sweep asks as well.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import frl_repro
 _PACKAGES = ("torch", "numpy")  # those that compute
 _CODE = (".py", ".cpp")
 _NUM_DIGITS = 12  # of a sha256 that people compare by eye
-_LONGEST_VALUE = 80  # characters of a value in a message
+_LONGEST_VALUE = 200  # characters of a value in a message
 
 
 def code() -> dict[str, str]:
@@ -27,7 +28,11 @@ def code() -> dict[str, str]:
     installations apart that are the same.
     """
     versions = {name: _version(name) for name in _PACKAGES}
-    return {"frl_repro": f"{frl_repro.__version__} ({_DIGEST})", "python": platform.python_version(), **versions}
+    return {
+        "frl_repro": f"{frl_repro.__version__} ({_digest_of_code()})",
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def flat(settings: Mapping[str, Any], *, without: Sequence[str] = ()) -> dict[str, str]:
@@ -67,6 +72,7 @@ def _version(package: str) -> str:
         return "missing"
 
 
+@functools.cache  # read once: the files of a checkout may change while a long sweep runs
 def _digest_of_code() -> str:
     digest = hashlib.sha256()
     package = Path(frl_repro.__file__).parent
@@ -74,7 +80,3 @@ def _digest_of_code() -> str:
         digest.update(f"{path.relative_to(package).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:_NUM_DIGITS]
-
-
-# Read once, when the code is loaded: the files of a checkout may change while a long sweep runs.
-_DIGEST = _digest_of_code()
