@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from frl_repro import backends, cli, distributed, fitting
+from frl_repro import backends, cli, distributed, experiment, fitting, sameness
 from frl_repro.models import build_model
 
 SMALL = [
@@ -131,6 +131,50 @@ def everything():
     return results
 
 
+def other_data(dataset):
+    """The data set with one pixel changed."""
+    images = dataset.test.images.clone()
+    images[0, 0, 0, 0] += 1
+    return dataclasses.replace(dataset, test=dataclasses.replace(dataset.test, images=images))
+
+
+def differing():
+    """What is said where the other process has another command, other data, or another backend."""
+    is_other = os.environ["RANK"] == "1"
+
+    def with_other(*arguments):
+        return train(*SMALL, "output_dir=different", *(arguments if is_other else []))
+
+    results = {
+        "rate": with_other("trainer.learning_rate=0.5"),
+        "seed": with_other("seed=1"),
+        "num_train": with_other("dataset.num_train=123"),
+        "force": with_other("force=true"),
+        "typo": with_other("trainer.learning_rat=0.5"),
+        "flag": with_other("--no-such-flag"),
+        "jobs": with_other("-m", "seed=0,1"),
+        "threads": with_other("num_threads=2"),
+    }
+    load, choose = experiment.load_dataset, experiment.choose_backend
+    if is_other:
+        experiment.load_dataset = lambda config: other_data(load(config))
+    results["data"] = train(*SMALL, "output_dir=again")
+    experiment.load_dataset = load
+    if is_other:
+        experiment.choose_backend = lambda *given, **more: dataclasses.replace(choose(*given, **more), name="native")
+    results["backend"] = train(*SMALL, "output_dir=again")
+    return results
+
+
+def other_version():
+    """Train where the other process has another PyTorch."""
+    if os.environ["RANK"] == "1":
+        facts = {**sameness.code(), "torch": "1.13.1"}
+        sameness.code = lambda: facts
+    sys.argv = ["train.py", *SMALL, "output_dir=failed"]
+    return cli.main()
+
+
 def fail_alone():
     """Fail in the other process, in the middle of an epoch."""
     distributed._PATIENCE = datetime.timedelta(seconds=3)
@@ -152,9 +196,9 @@ if __name__ == "__main__":
     place.mkdir(exist_ok=True)
     os.chdir(place)
     torch.set_num_threads(1)
-    if what == "everything":
+    if what in ("everything", "differing"):
         with distributed.group():
-            found = everything()
+            found = {"everything": everything, "differing": differing}[what]()
         torch.save(found, folder / f"found{rank}.pt")
     else:
-        sys.exit(fail_alone())
+        sys.exit({"fail": fail_alone, "other version": other_version}[what]())

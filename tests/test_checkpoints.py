@@ -268,7 +268,7 @@ def test_a_header_holds_data_and_settings_and_equal_runs_give_equal_bytes(monkey
     assert origin["settings"]["model"] == {"name": "lenet5"}
     assert origin["settings"]["dataset"] == {
         "name": "synthetic", "num_classes": 3, "num_train": 90, "num_test": 30, "validation_fraction": 0.0,
-        "split_seed": 3, "augmentation": "none",
+        "selection_fraction": 0.0, "split_seed": 3, "augmentation": "none",
     }  # fmt: skip
     assert call(monkeypatch, *TINY, "run_dir=again", "dataset.split_seed=3") == 0
     assert (in_tmp / "again" / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()

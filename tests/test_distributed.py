@@ -155,6 +155,54 @@ def test_what_processes_cannot_share_is_refused_in_one_line(what, message, two, 
     assert not (two / "writer" / "refused").exists()
 
 
+@pytest.fixture(scope="module")
+def differing(tmp_path_factory):
+    """What each of two processes said where they were not alike, and the folder of the first."""
+    folder = tmp_path_factory.mktemp("differing")
+    done = start_two("differing", folder)
+    assert done.returncode == 0, done.stderr
+    said = [torch.load(folder / f"found{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return said, folder / "writer"
+
+
+@pytest.mark.parametrize(
+    ("what", "difference"),
+    [
+        ("rate", "trainer.learning_rate is 0.5 there and 0.001 here"),
+        ("seed", "seed is 1 there and 0 here"),
+        ("num_train", "dataset.num_train is 123 there and 120 here"),
+        ("force", "force is True there and False here"),
+        ("typo", "the command is refused (unknown key trainer.learning_rat; did you mean trainer.learning_rate?)"),
+        ("flag", "the command is refused ("),
+        ("jobs", "number of jobs is 2 there and 1 here"),
+        ("data", "the data's sha256 is "),
+        ("backend", "backend is native there and torch here"),
+    ],
+)
+def test_processes_that_are_not_alike_are_refused_in_one_line(what, difference, differing):
+    said, folder = differing
+    assert [each[what][0] for each in said] == [1, 1]
+    assert said[0][what][1].startswith("error: process 1 of 2 is not like process 0: ")
+    assert difference in said[0][what][1]
+    assert said[0][what][1].count("\n") == 1
+    assert said[1][what][1] == ""
+    assert not list((folder / "again").rglob("done.json"))
+
+
+def test_what_a_machine_may_have_otherwise_is_no_difference(differing):
+    said, folder = differing
+    assert [each["threads"][0] for each in said] == [0, 0]
+    assert len(list((folder / "different").glob("*/done.json"))) == 1
+
+
+def test_another_version_in_one_process_ends_all_of_them(tmp_path):
+    done = start_two("other version", tmp_path)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"process 1 of 2 is not like process 0: torch is 1.13.1 there and {torch.__version__} here" in line
+    assert not list(tmp_path.rglob("done.json"))
+
+
 def test_a_process_that_fails_alone_ends_all_of_them(tmp_path):
     done = start_two("fail", tmp_path)
     assert done.returncode != 0

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from frl_repro import experiment, records
 from frl_repro.config import RunConfig, parse
 from frl_repro.errors import UserError
+from frl_repro.folder_lock import held
 from frl_repro.progress import set_up_logging
-from frl_repro.run_folder import held
 from test_config import composed
 
 TABLES = ("classwise.csv", "history.csv", "model.safetensors", "split.safetensors")

@@ -215,7 +215,8 @@ def test_the_script_for_sbatch_asks_for_what_was_set(slurm):
     }  # fmt: skip
     launcher = pool.SlurmLauncher(**settings)
     launcher.start(16)
-    launcher.submit([(print, [(f"seed={number}", OmegaConf.create())], str(slurm)) for number in range(16)])
+    jobs = [[(f"seed={number}", OmegaConf.create())] for number in range(16)]
+    launcher.submit([pool.Work(print, job, str(slurm), {}) for job in jobs])
     script = (slurm / "script").read_text()
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, flags=re.MULTILINE))
     assert asked["array"] == "0-15%8"

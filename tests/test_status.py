@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from frl_repro import cli, sweeps
-from frl_repro.run_folder import held
+from frl_repro.folder_lock import held
 from frl_repro.status_cli import main
 from test_cli import TINY, call
 
@@ -114,7 +114,7 @@ def test_a_mistake_is_one_line(arguments, message, in_tmp, capsys):
 def test_a_look_at_the_lock_never_refuses_a_run(tmp_path):
     """Who looks holds the lock for microseconds; who wants it asks again."""
     looking = (
-        "import sys, pathlib; from frl_repro.run_folder import is_held\n"
+        "import sys, pathlib; from frl_repro.folder_lock import is_held\n"
         "print(flush=True)\nwhile True: is_held(pathlib.Path(sys.argv[1]))"
     )
     looker = subprocess.Popen([sys.executable, "-c", looking, str(tmp_path)], stdout=subprocess.PIPE)

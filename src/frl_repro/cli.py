@@ -49,6 +49,8 @@ _HYDRA_KEYS = (
     "hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra/hydra_logging", "hydra.verbose",
     "hydra.job.env_set.",
 )  # fmt: skip
+# What processes of one run may have otherwise: where a machine keeps its data, and how fast it is.
+_OF_EACH_MACHINE = ("num_threads", "dataset.root", "dataset.cache_dir", "dataset.download")
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _SHOWN_VERSIONS = {"PyTorch": "torch", "Hydra": "hydra-core"}
 _LONGEST_MESSAGE = 400  # characters of a library's message
@@ -193,6 +195,41 @@ def _refuse_several_processes(config_name: str, overrides: Sequence[str]) -> Non
             raise UserError(f"{override} and several processes cannot go together: leave one out")
 
 
+def _checked(arguments: Sequence[str], config_name: str) -> tuple[CommandLine, list[_Job]]:
+    """Return a command line, and its jobs where it does not just ask for something."""
+    line = _read(arguments, config_name)
+    if line.asks_for_help or line.is_answered:
+        return line, []
+    _register_resolvers()
+    return line, _checked_jobs(line, config_name)
+
+
+def _checked_alike(arguments: Sequence[str], config_name: str) -> tuple[CommandLine, list[_Job]]:
+    """Return what `_checked` does; of several processes, refuse where one was given another command.
+
+    A mistake in the command of one process alone is such a difference: the others do not wait for it.
+    """
+    if torchrun.num_processes() == 1:
+        return _checked(arguments, config_name)
+    from frl_repro import distributed, sameness
+
+    jobs: list[_Job] = []
+    mistake = None
+    try:
+        line, jobs = _checked(arguments, config_name)
+    except UserError as problem:
+        mistake = problem
+    facts = {"the command": "accepted" if mistake is None else f"refused ({mistake})", "number of jobs": str(len(jobs))}
+    for number, job in enumerate(jobs):
+        prefix = f"job {number}: " if len(jobs) > 1 else ""
+        settings = sameness.flat(job.composed, without=_OF_EACH_MACHINE)
+        facts |= {f"{prefix}{key}": value for key, value in settings.items()}
+    distributed.refuse_unless_alike(facts)
+    if mistake is not None:
+        raise mistake
+    return line, jobs
+
+
 def _run_jobs(config_name: str, act: Act) -> int:
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:  # without Hydra, which takes a second to import
@@ -201,15 +238,13 @@ def _run_jobs(config_name: str, act: Act) -> int:
         return _print_version()
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
     try:
-        line = _read(arguments, config_name)
+        line, jobs = _checked_alike(arguments, config_name)
         if line.asks_for_help:
             return _print_help(config_name)
         if line.is_answered:
             sys.argv[1:] = [*line.overrides, *line.flags]
             _run_hydra(config_name, _no_task, line)
             return 0
-        _register_resolvers()
-        jobs = _checked_jobs(line, config_name)
         _refuse_several_processes(config_name, line.overrides)
         if not line.flags or line.is_sweep:
             _say_whose_settings(line, jobs)

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,13 +28,14 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from frl_repro import torchrun
+from frl_repro import sameness, torchrun
 from frl_repro.backends import Backend
 from frl_repro.errors import UserError
 from frl_repro.progress import silence
 
 _TIMEOUT = timedelta(minutes=30)  # of a process that neither ends nor answers; one that ends is noticed at once
 _PATIENCE = timedelta(seconds=20)  # processes that fail in the same way do so within this time
+_LAST_WORD = 1.0  # seconds in which the first process says why all of them end
 
 T = TypeVar("T")
 _store: Store | None = None
@@ -48,7 +51,8 @@ def group() -> Iterator[None]:
     Raises
     ------
     UserError
-        The environment speaks of several processes, but not as ``torchrun`` sets it.
+        The environment speaks of several processes, but not as ``torchrun`` sets it; or they run other code or other
+        versions of Python and PyTorch.
     """
     global _store  # noqa: PLW0603 (there is one group in a process)
     if torchrun.num_processes() == 1 or dist.is_initialized():
@@ -65,6 +69,8 @@ def group() -> Iterator[None]:
             f"{where}: the processes cannot meet there ({why}): choose another port (torchrun --master-port=PORT, or "
             "--standalone on one machine)"
         ) from None
+    # Before anything is sent that another version could not read.
+    _refuse_differences(_through_store(_store, sameness.code(), rank, world_size), rank)
     # NCCL for tensors on GPUs; gloo for those on the processor, and for all that is no tensor.
     names = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(names, store=_store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
@@ -72,8 +78,66 @@ def group() -> Iterator[None]:
         with contextlib.nullcontext() if rank == 0 else silence():
             yield
     finally:
+        _leave_after_writer(_store, rank)
         _store = None
         dist.destroy_process_group()
+
+
+def _leave_after_writer(store: Store, rank: int) -> None:
+    """Let the first process say how it went: ``torchrun`` ends it when another one has ended with an error."""
+    with contextlib.suppress(RuntimeError):  # the store has ended with its process
+        if rank == 0:
+            store.set("the first process has spoken", "")
+        else:
+            store.wait(["the first process has spoken"], _PATIENCE)
+
+
+def refuse_unless_alike(facts: Mapping[str, str]) -> None:
+    """Refuse to go on, in every process, where one of them has other facts than the first.
+
+    Parameters
+    ----------
+    facts : mapping of str to str
+        What must be the same everywhere: settings, a digest of the data, the backend.
+
+    Raises
+    ------
+    UserError
+        Naming the process and the first difference; the same in every process.
+    """
+    if num_processes() == 1:
+        return
+    everyone: list[Any] = [None] * num_processes()
+    try:
+        dist.all_gather_object(everyone, dict(facts))
+    except RuntimeError:
+        raise UserError("another process of this run has ended: what it said comes first") from None
+    _refuse_differences(everyone, dist.get_rank())
+
+
+def _refuse_differences(everyone: list[dict[str, str]], rank: int) -> None:
+    for other, facts in enumerate(everyone):
+        found = sameness.difference(everyone[0], facts)
+        if found is None:
+            continue
+        if not dist.is_initialized() and rank != 0:
+            time.sleep(_LAST_WORD)
+        raise UserError(
+            f"process {other} of {len(everyone)} is not like process 0: {found}; start all with the same command, "
+            "program, packages and data"
+        )
+
+
+def _through_store(store: Store, facts: Mapping[str, str], rank: int, world_size: int) -> list[dict[str, str]]:
+    """Return all processes' facts, before they are a group."""
+    told, heard = ([f"{what} of {other}" for other in range(world_size)] for what in ("facts", "facts heard"))
+    store.set(told[rank], json.dumps(facts))
+    store.wait(told, _TIMEOUT)
+    everyone = [json.loads(store.get(key)) for key in told]
+    store.set(heard[rank], "")
+    if rank == 0:  # the store may end with this process
+        store.wait(heard, _TIMEOUT)
+    return everyone
 
 
 def num_processes() -> int:

@@ -29,6 +29,7 @@ from frl_repro.config import RunConfig, to_dict
 from frl_repro.data import Dataset, Split, at_most, load_dataset
 from frl_repro.errors import UserError
 from frl_repro.fitting import Bench, Fitted, fit, new_model
+from frl_repro.folder_lock import LOCK_FILE, check_held, held
 from frl_repro.identity import differences, recorded_start, refuse_changes, weights_record
 from frl_repro.inputs import DataSets, compare_finished, find_base
 from frl_repro.loading import compare_data, load_weights_and_say
@@ -50,7 +51,6 @@ from frl_repro.run_folder import (
     WEIGHTS_FILE,
     check_finished,
     forget_state,
-    held,
     read_object,
     sha256,
 )
@@ -213,6 +213,8 @@ def _run_group(
     device = distributed.own_device(resolve_device(machine.device))
     set_up_machine(device, machine.num_threads)
     dataset = data.load(configs[0].dataset)
+    if distributed.num_processes() > 1:  # a digest of everything takes a while
+        distributed.refuse_unless_alike({"the data's sha256": dataset.digest})
     at_once = 1
     if len(configs) > 1:
         image_shape = dataset.train.images.shape[1:]
@@ -291,6 +293,7 @@ def _open(
             _load_weights(start, model, given=config, dataset=dataset)
     model = distributed.synchronised(model.to(device), device)
     backend = choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))
+    distributed.refuse_unless_alike({"backend": backend.name, "device": device.type})
     bench = Bench(
         config=config,
         dataset=dataset,
@@ -393,6 +396,7 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     measured = _measure_kept(bench, fitted)
     if not distributed.is_writer():
         return
+    check_held(folder)
     rows = [*fitted.rows, *(row for one in measured for row in one.rows)]
     origin = bench.origin(epoch=num_epochs, checkpoint=rows[-1]["checkpoint"])
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
@@ -459,7 +463,7 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder for a run")
     if not (folder / RUN_FILE).exists():
-        leftovers = set(folder.glob(TEMPORARY_PATTERN))
+        leftovers = {*folder.glob(TEMPORARY_PATTERN), folder / LOCK_FILE}
         if all(path in leftovers for path in folder.iterdir()):
             return "new"
         raise UserError(f"{folder} holds files that are no run of frl_repro: choose another run_dir")

@@ -24,6 +24,7 @@ from frl_repro.best import BEST, BEST_FILE, validation_errors
 from frl_repro.config import RunConfig, rebuilding_settings, to_dict
 from frl_repro.data import Dataset, Split
 from frl_repro.errors import UserError, is_out_of_memory
+from frl_repro.folder_lock import check_held
 from frl_repro.loggers import Logger
 from frl_repro.measure import Measured, measure
 from frl_repro.models import stack
@@ -257,6 +258,7 @@ class _Training:
 
     def _save_state(self) -> None:
         bench = self.bench
+        check_held(bench.folder)
         checkpoints.save_state(
             bench.folder / STATE_FILE,
             {
@@ -467,7 +469,7 @@ def _train_one_epoch(
             rows = steering.rows(r, keys, bench.dataset.class_names, epsilon=epsilon)
         try:
             training.end_epoch(summary, rows, note="" if is_alone else f"{configs[r].run_id}  ")
-        except OSError as problem:  # its state cannot be written: this run's trouble alone
+        except (OSError, UserError) as problem:  # its state cannot be written: this run's trouble alone
             training.failure = problem
 
 

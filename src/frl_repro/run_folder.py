@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, its lock, and whether its files are as they were written.
+"""A run's folder: the names of its files, and whether its files are as they were written.
 
 Needs neither torch nor pandas: what only looks at folders answers at once.
 """
@@ -6,21 +6,12 @@ Needs neither torch nor pandas: what only looks at folders answers at once.
 from __future__ import annotations
 
 import hashlib
-import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from frl_repro import readback
 from frl_repro.errors import UserError
 from frl_repro.regular_files import check_regular
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -63,8 +54,6 @@ _FIELDS = {RUN_FILE: _RUN_FIELDS, DONE_FILE: _DONE_FIELDS}
 
 _STATE_HEADER = readback.fields({"epoch": readback.whole(1), "sha256": readback.text(max_length=64)})
 _HEADER_SIZE = 4096  # bytes in which a state's first line ends; it is a tenth of that
-# A look at the lock (`is_held`) takes it for microseconds: who is refused asks again this often and this much later.
-_NUM_TRIES, _SECONDS_BETWEEN = 5, 0.02
 
 
 def sha256(path: Path) -> str:
@@ -189,69 +178,3 @@ def parse_state_header(line: bytes, path: Path) -> dict[str, Any]:
     header = readback.parse_json(line, source=path, remedy=remedy)
     checked: dict[str, Any] = readback.checked(header, _STATE_HEADER, source=path, remedy=remedy)
     return checked
-
-
-@contextmanager
-def held(folder: Path, *, wait: bool, log: Callable[[str], object] = lambda _: None) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
-
-    Parameters
-    ----------
-    folder : Path
-    wait : bool
-        Wait for another process, instead of refusing.
-    log : callable
-        Takes a message for people.
-
-    Raises
-    ------
-    UserError
-        Another process works in the folder, and ``wait`` is false.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            if not _locked(descriptor):
-                if not wait:
-                    raise UserError(f"{folder}: another process is working on this run")
-                log(f"waiting for another process that trains {folder}")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # some network file systems cannot lock a folder
-            log(f"{folder} cannot be locked: do not start the same run twice at once")
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    for attempt in range(_NUM_TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if attempt < _NUM_TRIES - 1:
-                time.sleep(_SECONDS_BETWEEN)
-        else:
-            return True
-    return False
-
-
-def is_held(folder: Path) -> bool:
-    """Return whether a process holds the folder (`held`)."""
-    if fcntl is None:
-        return False
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frl_repro.errors import UserError, one_line
+from frl_repro.folder_lock import LOCK_FILE, is_held
 from frl_repro.helptext import program_name
 from frl_repro.keyvalue import choice, run, usage_text
 from frl_repro.run_folder import (
@@ -17,7 +18,6 @@ from frl_repro.run_folder import (
     RUN_FILE,
     STATE_FILE,
     check_finished,
-    is_held,
     read_object,
     state_header,
 )
@@ -132,7 +132,7 @@ def _run_in(folder: Path, files: Sequence[str], *, verify: bool) -> _Run | None:
         recorded = read_object(folder / RUN_FILE)
         if "config_hash" not in recorded and "config" in recorded:
             return None
-        changed = max(_changed(folder / name) for name in ["", *files])
+        changed = max(_changed(folder / name) for name in ["", *files] if name != LOCK_FILE)  # it is renewed anyway
         num_epochs = _num_epochs(recorded)
         if DONE_FILE in files:
             if verify:

@@ -8,13 +8,16 @@ model that another one trains waits for it.
 from __future__ import annotations
 
 import os
+import platform
+import signal
+import subprocess
 import sys
 import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, setup_globals
@@ -40,7 +43,7 @@ SLURM: dict[str, Any] = {
     "cpus_per_job": 1,
     "gpus_per_job": 0,
     "memory_gb": 8,
-    "minutes": 240,  # time limit of a job
+    "minutes": 240,  # time limit of a job; one that reaches it is started again, as if its process had died
     "partition": None,
     "setup": [],  # shell lines before the job, such as: source .venv/bin/activate
     "more": {},  # further sbatch settings by their submitit names, such as {slurm_account: mine}
@@ -51,16 +54,67 @@ for _name, _node in (("ray", RAY), ("slurm", SLURM)):
 
 _SECONDS_BETWEEN = 0.2  # two looks at whether a job has ended
 
-Work = tuple[Any, list[Job], str]
-"""What does a job, the job, and the folder to do it in."""
+# States in which SLURM is done with a job; in all others, and in those of later versions, it may still work on it.
+_SLURM_ENDED = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT", "FORGOTTEN",
+})  # fmt: skip
+_FORGOTTEN = "FORGOTTEN"  # our word: some minutes after its end SLURM does not know a job any more
+_SECONDS_BETWEEN_QUESTIONS = 15.0  # to SLURM's controller, for all jobs together
+_SECONDS_FOR_FILES = 15.0  # until what a job wrote is seen here, on a slow file system
+
+
+class ProcessDiedError(Exception):
+    """A job's process ended without a result; the message says what is known of it."""
+
+
+class Work(NamedTuple):
+    """A job, what does it, and where.
+
+    Attributes
+    ----------
+    function : callable
+        Takes a list of jobs, returns what became of them.
+    jobs : list of (str, DictConfig)
+    folder : str
+        To do it in.
+    code : dict
+        What the process that hands it out would do it with (`sameness.code`).
+    """
+
+    function: Any
+    jobs: list[Job]
+    folder: str
+    code: dict[str, str]
 
 
 def do(work: Work) -> list[dict[str, Any]]:
-    """Do a job in this process, which may be on another machine; return what became of it."""
-    function, jobs, folder = work
-    os.chdir(folder)
-    outcomes: list[dict[str, Any]] = function(jobs)
+    """Do a job in this process, which may be on another machine; return what became of it.
+
+    Nothing is done by another program than the one that was checked: jobs may wait for hours while its files change,
+    and machines may have installations of their own.
+    """
+    from frl_repro import sameness  # noqa: PLC0415 (it reads the whole program)
+
+    found = sameness.difference(work.code, sameness.code())
+    if found is not None:
+        return [_lost(work, f"{platform.node()} is not like the machine of the command: {found}; repeat the command")]
+    os.chdir(work.folder)
+    outcomes: list[dict[str, Any]] = work.function(work.jobs)
     return outcomes
+
+
+def do_under_slurm(work: Work) -> list[dict[str, Any]]:
+    """Do a job; end when SLURM says so.
+
+    submitit's handlers would raise an error in the middle of the run, which then counts as failed, or ask for the job
+    to be queued again, which not every cluster allows. A process that ends is started again by the launcher.
+    """
+    for name in ("SIGUSR1", "SIGUSR2"):  # some time before the limit; the state of the last epoch is there anyhow
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGCONT"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    return do(work)
 
 
 class PoolLauncher(ComposingLauncher):
@@ -75,7 +129,10 @@ class PoolLauncher(ComposingLauncher):
         setup_globals()
         # Processes that start anew find the package where this one has it.
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
-        work: list[Work] = [(self._task.work, [job], str(Path.cwd())) for job in self._jobs(job_overrides)]
+        from frl_repro import sameness  # noqa: PLC0415
+
+        code = sameness.code()
+        work = [Work(self._task.work, [job], str(Path.cwd()), code) for job in self._jobs(job_overrides)]
         self.start(len(work))
         try:
             self._run(work)
@@ -104,12 +161,13 @@ class PoolLauncher(ComposingLauncher):
                 try:
                     outcomes = self.outcome(running.pop(index))
                 except Exception as problem:  # the process died: whatever a library makes of that
-                    why = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0]}"[:300]
+                    name = "" if isinstance(problem, ProcessDiedError) else f"{type(problem).__name__}: "
+                    why = f"{name}{str(problem).strip().splitlines()[0]}"[:300]
                     if num_starts[index] <= self._retries:
-                        _say(f"the process of {work[index][1][0][0]} died ({why}): it is started again")
+                        _say(f"the process of {work[index].jobs[0][0]} died ({why}): it is started again")
                         waiting.append(index)
                         continue
-                    outcomes = [_lost(work[index], why)]
+                    outcomes = [_lost(work[index], f"its process died: {why}")]
                 self._task.note(outcomes)
             if not over:
                 time.sleep(_SECONDS_BETWEEN)
@@ -207,6 +265,10 @@ class SlurmLauncher(PoolLauncher):
         # An array is handed in whole; SLURM itself keeps to the number at a time.
         super().__init__(num_workers=num_workers if self._is_local else None, retries=retries)
         self._folder = folder
+        self._states: dict[str, str] = {}  # of jobs, as SLURM's controller said last
+        self._answered = self._next_question = float("-inf")  # when it last did, and when it is asked again
+        self._submitted: dict[str, float] = {}
+        self._ended: dict[str, float] = {}  # when jobs without a result were first seen to have ended
         resources: dict[str, Any] = {"timeout_min": minutes, "gpus_per_node": gpus_per_job}
         if not self._is_local:
             resources |= {"cpus_per_task": cpus_per_job, "mem_gb": memory_gb, "slurm_setup": list(setup)}
@@ -238,27 +300,55 @@ class SlurmLauncher(PoolLauncher):
         if not work:
             return []
         with self._executor.batch():
-            return [self._executor.submit(do, one) for one in work]
+            handles = [self._executor.submit(do if self._is_local else do_under_slurm, one) for one in work]
+        self._submitted |= {handle.job_id: time.monotonic() for handle in handles}
+        return handles
 
     def has_ended(self, handle: Any) -> bool:
-        """Ask SLURM, which is asked once a minute for all jobs, or the system."""
-        return bool(handle.done())
+        """Look for the result; where there is none, ask the system, or SLURM from time to time."""
+        if self._is_local:
+            return bool(handle.done())
+        if handle.paths.result_pickle.exists():
+            return True
+        self._ask()
+        state, now = self._states.get(handle.job_id, _FORGOTTEN), time.monotonic()
+        if self._submitted[handle.job_id] > self._answered or state not in _SLURM_ENDED:
+            self._ended.pop(handle.job_id, None)  # it may have been put back into the queue
+            return False
+        return now - self._ended.setdefault(handle.job_id, now) > _SECONDS_FOR_FILES
+
+    def _ask(self) -> None:
+        """Learn the states of the user's jobs, if it is time to.
+
+        From the controller: submitit asks ``sacct``, which answers only where a data base keeps accounts, and without
+        an answer takes every job for one that still runs.
+        """
+        now = time.monotonic()
+        if now < self._next_question:
+            return
+        self._next_question = now + _SECONDS_BETWEEN_QUESTIONS
+        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i %T"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        except (OSError, subprocess.SubprocessError):  # a controller that starts again: jobs go on meanwhile
+            return
+        self._states = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line)
+        self._answered = now
 
     def outcome(self, handle: Any) -> list[dict[str, Any]]:
         """Fetch it."""
+        if not self._is_local and not handle.paths.result_pickle.exists():
+            state = self._states.get(handle.job_id, _FORGOTTEN)
+            more = "; raise hydra.launcher.minutes" if state == "TIMEOUT" else ""
+            raise ProcessDiedError(f"SLURM job {handle.job_id} ended as {state}, see {handle.paths.stderr}{more}")
         outcomes: list[dict[str, Any]] = handle.result()
         return outcomes
 
 
 def _lost(work: Work, why: str) -> dict[str, Any]:
-    """Return what is noted of a job whose process died each time."""
-    ((job, config),) = work[1]
-    return {
-        "job": job,
-        "output_dir": in_home(str(config.output_dir)),
-        "reason": f"its process died: {why}",
-        "run": None,
-    }
+    """Return what is noted of a job that was not done."""
+    ((job, config),) = work.jobs
+    return {"job": job, "output_dir": in_home(str(config.output_dir)), "reason": why, "run": None}
 
 
 def _say(message: str) -> None:
