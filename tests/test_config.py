@@ -28,6 +28,7 @@ TOP = {
     "base_dir": None,
     "logger": "none",
     "force": False,
+    "top": 10,
     "device": "auto",
     "backend": "auto",
     "num_threads": None,
@@ -338,17 +339,17 @@ dataset.num_test dataset.num_train dataset.root dataset.split_seed dataset.valid
 departures.base_saw_validation departures.fixed_step departures.flipped_boundary departures.ignored_tau_nat
 departures.overall_over_22 departures.scrambled_labels departures.weight_by_prediction device evaluation.batch_size
 evaluation.early_stop evaluation.epsilons evaluation.keep_best_by evaluation.num_restarts evaluation.num_steps
-evaluation.num_validation evaluation.random_start evaluation.step_size evaluation.validation_every force frl.accumulate
-frl.epsilon frl.margin_bounds frl.margin_centred frl.num_steps frl.num_validation frl.step_size frl.update_every
-frl.weight_rule init_from logger model.mean model.std model.width num_threads output_dir retrain.attack.epsilon
-retrain.attack.fraction retrain.attack.num_restarts retrain.attack.num_steps retrain.attack.objective
-retrain.attack.random_start retrain.attack.start_sd retrain.attack.step_size retrain.beta retrain.objective
-retrain.trainer.batch_size retrain.trainer.ema_decay retrain.trainer.learning_rate retrain.trainer.lr_decay_every
-retrain.trainer.lr_decay_factor retrain.trainer.lr_milestones retrain.trainer.momentum retrain.trainer.num_accumulation
-retrain.trainer.num_epochs retrain.trainer.precision retrain.trainer.weight_decay run_dir seed tau.bndy tau.nat tau.rob
-trainer.batch_size trainer.ema_decay trainer.learning_rate trainer.lr_decay_every trainer.lr_decay_factor
-trainer.lr_milestones trainer.momentum trainer.num_accumulation trainer.num_epochs trainer.precision
-trainer.warmup_share trainer.weight_decay
+evaluation.num_validation evaluation.random_start evaluation.step_size evaluation.validation_every force
+frl.accumulate frl.epsilon frl.margin_bounds frl.margin_centred frl.num_steps frl.num_validation frl.step_size
+frl.update_every frl.weight_rule init_from logger model.mean model.std model.width num_threads output_dir
+retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts retrain.attack.num_steps
+retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd retrain.attack.step_size retrain.beta
+retrain.objective retrain.trainer.batch_size retrain.trainer.ema_decay retrain.trainer.learning_rate
+retrain.trainer.lr_decay_every retrain.trainer.lr_decay_factor retrain.trainer.lr_milestones retrain.trainer.momentum
+retrain.trainer.num_accumulation retrain.trainer.num_epochs retrain.trainer.precision retrain.trainer.weight_decay
+run_dir seed tau.bndy tau.nat tau.rob top trainer.batch_size trainer.ema_decay trainer.learning_rate
+trainer.lr_decay_every trainer.lr_decay_factor trainer.lr_milestones trainer.momentum trainer.num_accumulation
+trainer.num_epochs trainer.precision trainer.warmup_share trainer.weight_decay
 """
 
 

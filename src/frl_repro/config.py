@@ -434,6 +434,7 @@ class _RunKeys(_Machine):
     logger: str = _key(one_of=("none", "tensorboard"), is_machine=True)
     compile: bool = _key(is_machine=True)
     force: bool = _key(is_machine=True)
+    top: int = _key("[1, inf)", is_machine=True)
 
 
 @dataclass
@@ -443,6 +444,7 @@ class _EvaluateKeys(_Machine):
     seed: int | None = _key("[0, inf)")
     checkpoint: str = _key()
     num_examples: int = _key("[0, inf)", is_machine=True)  # adds a file, changes no number
+    top: int = _key("[1, inf)", is_machine=True)
 
 
 @dataclass

@@ -108,7 +108,7 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
                 LOGGERS[config.keys.logger].check()
                 to_do[folder] = config
                 continue
-            table = distributed.from_writer(functools.partial(_checked_table, folder))
+            table = distributed.from_writer(functools.partial(_checked_table, folder, config.keys.top))
             LOGGER.info("finished already: %s (force=true repeats it)\n%s", folder, table)
             outcomes[folder] = folder
         except Exception as problem:
@@ -409,7 +409,7 @@ def _write_results(opened: _Opened, fitted: Fitted, *, num_side_by_side: int) ->
     checksums = {path.name: sha256(path) for path in results}
     records.write_json(folder / DONE_FILE, {"run_id": config.run_id, "config_hash": config.hash, "sha256": checksums})
     forget_state(folder)
-    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder))
+    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, _result_table(folder, config.keys.top))
 
 
 def _measure_test(bench: Bench, fitted: Fitted) -> list[dict[str, Any]]:
@@ -449,16 +449,17 @@ def folder_status(folder: Path, config: RunConfig) -> Status:
     return "finished" if (folder / DONE_FILE).exists() else "unfinished"
 
 
-def _checked_table(folder: Path) -> str:
+def _checked_table(folder: Path, top: int) -> str:
     """Return the class table of a finished run whose files are as they were written."""
     check_finished(folder)
-    return _result_table(folder)
+    return _result_table(folder, top)
 
 
-def _result_table(folder: Path) -> str:
+def _result_table(folder: Path, top: int) -> str:
     """Return the class table of a finished run as text; before and after for retraining."""
     table = records.read_classwise([folder / CLASSWISE_FILE])
-    return text_tables.before_after_table(table) if (table["epoch"] == 0).any() else text_tables.class_table(table)
+    is_retrained = (table["epoch"] == 0).any()
+    return (text_tables.before_after_table if is_retrained else text_tables.class_table)(table, top=top)
 
 
 def _check_validation(config: RunConfig, dataset: Dataset) -> None:

@@ -8,10 +8,16 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from frl_repro.errors import UserError, reason
+from frl_repro.errors import UserError, printable, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+EPSILON_HELP = "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest that most runs have]"
+ATTACK_HELP = "evaluation attack, for example pgd-20   [the one of most runs, AutoAttack apart]"
+WHERE_HELP = "only rows with these values (one with a comma in double quotes: 'class_name=\"cats, dogs\"')"
+TOP_HELP = "of many classes show so many of the worst and of the best, and the others' mean   [10]"
+"""What keys take that several scripts read."""
 
 
 def run(
@@ -41,7 +47,7 @@ def run(
     try:
         answer = act(parse_arguments(arguments, keys))
         text, code = (answer, 0) if isinstance(answer, str) else answer
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough: `... | head`
         with suppress(OSError):

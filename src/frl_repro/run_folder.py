@@ -41,6 +41,24 @@ _HEADER_SIZE = 4096  # bytes in which a state's first line ends; it is a tenth o
 _NUM_TRIES, _SECONDS_BETWEEN = 5, 0.02
 
 
+def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield every folder below ``top`` with its folders and files as `os.walk` does, those behind links as well.
+
+    Each is met once, by its own name where it has one below ``top``; folders taken off a list are not entered.
+    """
+    met: set[str] = set()
+    waiting = [top]
+    while waiting:
+        for name, folders, files in os.walk(waiting.pop(0)):
+            here, place = Path(name), os.path.realpath(name)
+            if place in met:
+                folders.clear()
+                continue
+            met.add(place)
+            yield here, folders, files
+            waiting += [here / folder for folder in sorted(folders) if (here / folder).is_symlink()]
+
+
 def sha256(path: Path) -> str:
     """Return the sha256 of a file's content in hexadecimal digits."""
     with path.open("rb") as file:
