@@ -276,6 +276,7 @@ def settings(folder, **changes):
         "checkpoint": str(folder / "model.safetensors"),
         "output_dir": str(folder / "out"),
         "num_examples": 0,
+        "top": 10,
         "seed": None,
         "device": "cpu",
         "backend": "torch",
@@ -617,7 +618,7 @@ def test_published_outcomes_are_those_of_the_librarys_own_driver(name):
     config = parse(
         {
             **{group: choices[group] for group in ("model", "dataset", "evaluation")},
-            **{"checkpoint": "x", "output_dir": "x", "num_examples": 0, "seed": None},
+            **{"checkpoint": "x", "output_dir": "x", "num_examples": 0, "seed": None, "top": 10},
             **{"device": "cpu", "backend": "auto", "num_threads": None},
         },
         EvaluateConfig,

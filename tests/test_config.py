@@ -29,6 +29,7 @@ TOP = {
     "base_dir": None,
     "logger": "none",
     "force": False,
+    "top": 10,
     "device": "auto",
     "backend": "auto",
     "num_threads": None,
@@ -361,9 +362,9 @@ retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd ret
 retrain.objective retrain.trainer.batch_size retrain.trainer.ema_decay retrain.trainer.learning_rate
 retrain.trainer.lr_decay_every retrain.trainer.lr_decay_factor retrain.trainer.lr_milestones retrain.trainer.momentum
 retrain.trainer.num_accumulation retrain.trainer.num_epochs retrain.trainer.precision retrain.trainer.weight_decay
-run_dir seed tau.bndy tau.nat tau.rob trainer.batch_size trainer.ema_decay trainer.learning_rate trainer.lr_decay_every
-trainer.lr_decay_factor trainer.lr_milestones trainer.momentum trainer.num_accumulation trainer.num_epochs
-trainer.precision trainer.warmup_share trainer.weight_decay
+run_dir seed tau.bndy tau.nat tau.rob top trainer.batch_size trainer.ema_decay trainer.learning_rate
+trainer.lr_decay_every trainer.lr_decay_factor trainer.lr_milestones trainer.momentum trainer.num_accumulation
+trainer.num_epochs trainer.precision trainer.warmup_share trainer.weight_decay
 """
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import io
+import types
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.text import Text
 from safetensors.numpy import save_file
 
@@ -14,6 +16,7 @@ from frl_repro.examples import EXAMPLES_FILE, Examples, read_examples, write_exa
 from frl_repro.figures import IMAGE_FIGURES
 from frl_repro.figures.examples import examples_figure, examples_numbers
 from frl_repro.figures.style import paper_style
+from frl_repro.measure import worst_and_best_class
 
 ABOUT = {
     "class_names": ["Shirt", "Bag"], "worst": "Shirt", "best": "Bag", "epsilon": 16 / 255, "attack": "pgd-20",
@@ -113,8 +116,10 @@ def test_the_command_draws_them(kept, tmp_path, capsys):
 
 def test_the_command_and_the_report_write_the_same_bytes(kept, tmp_path, capsys):
     assert plot_cli.main(["figure=examples", f"runs={kept}", f"out={tmp_path / 'o'}"]) == 0
-    _, written = report_cli._examples(str(kept), writes=True)
-    assert [path.name for path in written] == ["examples.png", "examples.svg", "examples.pdf"]
+    study = types.SimpleNamespace(is_about=lambda about: about == ABOUT)
+    _, written = report_cli._examples(str(kept.parent), study, tmp_path / "report")
+    names = ["examples.png", "examples.svg", "examples.pdf"]
+    assert written == [tmp_path / "report" / kept.name / name for name in names]  # nothing beside the runs
     for path in written:
         assert path.read_bytes() == (tmp_path / "o" / path.name).read_bytes(), path.name
     capsys.readouterr()
@@ -139,3 +144,16 @@ def test_the_command_says_how_to_keep_some_and_which_to_choose(kept, tmp_path, c
     assert plot_cli.main(["figure=examples", f"runs={kept.parent}", f"out={tmp_path / 'o'}"]) == 1
     expected = f"error: figure=examples shows one {EXAMPLES_FILE}, there are 2: runs= one of {kept}, {other}\n"
     assert capsys.readouterr().err == expected
+
+
+def test_colour_perturbations_are_not_called_white_and_black():
+    assert "perturbation: white +ε, black -ε, grey none" in examples_figure(some(1)).get_suptitle()
+    assert "perturbation: each channel bright +ε, dark -ε, grey none" in examples_figure(some(3)).get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("errors", "ends"),
+    [([0.2, 0.9, 0.1], (1, 2)), ([1.0, 1.0, 1.0], (0, 1)), ([0.0, 0.0], (0, 1)), ([1, 0, 0], (0, 1))],
+)
+def test_the_best_class_is_another_than_the_worst_even_where_all_are_alike(errors, ends):
+    assert worst_and_best_class(torch.tensor(errors, dtype=torch.float64)) == ends

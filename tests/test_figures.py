@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from frl_repro import plot_cli, records
@@ -326,10 +328,9 @@ def test_command_refuses_an_unknown_figure(capsys):
     assert capsys.readouterr().err == f"error: figure=12 is unknown, did you mean '2'?; known: {known}\n"
 
 
-def test_without_arguments_the_published_figure_is_redrawn_from_the_published_tables(tmp_path, monkeypatch, capsys):
+def test_the_published_figure_is_redrawn_from_the_published_tables(tmp_path, capsys):
     reference = ROOT / "outputs" / "reference"
-    monkeypatch.chdir(ROOT)
-    assert plot_cli.main([f"out={tmp_path}"]) == 0
+    assert plot_cli.main([f"runs={reference}", f"out={tmp_path}"]) == 0
     assert (tmp_path / "figure1.csv").read_text() == (reference / "exp1" / "figure1.csv").read_text()
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".svg", ".pdf", ".csv"}
     capsys.readouterr()
@@ -374,3 +375,53 @@ def test_figures_are_drawn_whatever_backend_the_environment_names(chosen, backen
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == (f"{chosen} {backend}\n", "")
     assert (tmp_path / "drawn.svg").is_file()
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    names = ["US$ 5 to $ 10", "_background", r"$\frac$"]
+    figure = figure1(frame(make_rows("natural", names=names), make_rows("adversarial", names=names)), epsilon=EPSILON)
+    (path,) = style.save(figure, tmp_path, "figure", ["svg"])
+    svg = path.read_text(encoding="utf-8")
+    for name in names:
+        assert f"<!-- {name} -->" in svg  # matplotlib writes what a text shows before its outlines
+
+
+def test_a_legend_names_what_begins_with_an_underscore():
+    figure = Figure()
+    style.add_legend(figure, [Line2D([], [], label=name) for name in ("_cat", "_", "dog")], num_columns=3)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["_cat", "_", "dog"]
+
+
+def test_shortened_names_stay_apart():
+    names = ["2019_left_lateral_a_benign", "2019_left_lateral_b_benign", "short", "2019_left_lateral_b_benign!"]
+    labels = style.shortened(names)
+    assert len(set(labels)) == 4
+    assert max(map(len, labels)) <= 18
+    assert labels[2] == "short"
+    same = ["x" * 40 + str(k) + "y" * 40 for k in range(30)]
+    assert len(set(style.shortened(same))) == 30
+    assert style.shortened(["a\x1bb\nc"]) == [r"a\x1bb\nc"]
+
+
+def test_characters_that_no_font_has_are_one_line(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(style, "_fonts_with", lambda missing: ((), missing))
+    names = ["猫", "犬", "Bag"]
+    style.save(figure1(frame(make_rows("natural", names=names), make_rows("adversarial", names=names)),
+                       epsilon=EPSILON), tmp_path, "figure")  # fmt: skip
+    (message,) = caplog.messages
+    assert message.startswith("no installed font has 犬 猫: boxes stand for them in figures")
+
+
+def test_of_many_classes_the_worst_and_the_best_are_drawn():
+    names = [f"class {k:02d}" for k in range(60)]
+    errors = [(10 * k, 10 * k + 100) for k in range(60)]
+    df = frame(*(make_rows(m, seed=s, names=names, errors=errors) for m in ERRORS for s in range(2)))
+    figure = figure1(df, epsilon=EPSILON, top=3)
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == ["class 59", "class 58", "class 57", "(54 between, mean)", "class 02", "class 01", "class 00"]
+    natural, _ = bars(figure.axes[0])
+    assert natural[3] == pytest.approx(np.mean([0.01 * k for k in range(3, 57)]))
+    assert "3 worst and 3 best of 60 classes, by adversarial robust error" in figure.get_suptitle()
+    assert figure.get_size_inches()[1] < 4
+    assert len(figure1_numbers(df, epsilon=EPSILON)) == 2 * 2 * 61  # the numbers are those of all

@@ -362,3 +362,32 @@ def test_one_table_in_another_shape_is_read_and_named_all_the_same(tmp_path):
         records.read_classwise([sound, other])
     other.write_text(other.read_text().replace("7.5", "1000").replace("Bag", 'B"ag'))
     assert len(records.read_classwise([sound, other])) == 6
+
+
+def test_names_that_a_spreadsheet_would_run_are_written_as_text_and_read_back(tmp_path):
+    names = ["=cmd()", "-x", "+1", "@a", "'=b", "'quoted'", "-1.5", "plain"]
+    rows = records.classwise_rows(
+        {**dict.fromkeys(records.MEASUREMENT_COLUMNS, "a"), "seed": 0, "epoch": 1, "epsilon": 0.1},
+        names, *([[n] * len(names) for n in (4, 1, 1)]),
+    )  # fmt: skip
+    records.write_table(tmp_path / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
+    text = (tmp_path / "classwise.csv").read_text(encoding="utf-8")
+    assert ",'=cmd(),4" in text
+    assert ",plain,4" in text
+    fast = records.read_classwise(tmp_path / "classwise.csv")
+    assert fast["class_name"].tolist() == names
+    (tmp_path / "classwise.csv").write_text(text.replace("\n", "\r\n"), encoding="utf-8", newline="")
+    assert records.read_classwise(tmp_path / "classwise.csv")["class_name"].tolist() == names
+
+
+def test_a_table_of_many_classes_shows_the_worst_and_the_best_and_no_name_steers_the_terminal(tmp_path):
+    names = [f"c{k:02d}" for k in range(49)] + ["a\x1b[31m\n\u202eb"]
+    keys = {**dict.fromkeys(records.MEASUREMENT_COLUMNS, "a"), "seed": 0, "epoch": 1, "epsilon": 0.1, "split": "test"}
+    rows = records.classwise_rows(keys, names, [100] * 50, list(range(50)), [0] * 50)
+    text = text_tables.class_table(pd.DataFrame(rows), top=2)
+    lines = text.splitlines()
+    assert "the 2 worst and the 2 best of 50 classes by the last column, top= changes how many" in lines[0]
+    shown = [line.split("  ")[0] for line in lines[5:10]]
+    assert shown == [r"a\x1b[31m\n\u202eb", "c48", "(46 between, mean)", "c01", "c00"]
+    assert [line.split()[-1] for line in lines[5:10]] == ["49.0*", "48.0", "24.5", "1.0", "0.0"]
+    assert text.isprintable() or set(text) - {"\n"} == {c for c in text if c.isprintable()}

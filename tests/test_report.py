@@ -251,10 +251,10 @@ def add_autoattack(root):
 
 def test_autoattack_stands_beside_pgd_and_changes_no_verdict(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(report_cli, "_FIGURES", report_cli._FIGURES[1:2])
-    assert autoattack_grids(runs, NAMES) == []
+    assert autoattack_grids(runs, load_study(runs)) == []
     assert report_cli.main([f"runs={runs}", f"out={tmp_path / 'a'}", "figures=false"]) == 0
     add_autoattack(runs)
-    (grid,) = autoattack_grids(runs, NAMES)
+    (grid,) = autoattack_grids(runs, load_study(runs))
     assert grid.header == [
         "class", "images", "natural", "robust, PGD-20", "robust, AutoAttack", "broken by apgd-ce", "broken by square",
     ]  # fmt: skip

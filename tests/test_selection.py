@@ -209,6 +209,34 @@ def test_a_run_without_its_settings_has_no_variant(grid, controls):
     assert set(with_variants(grid, records.find_tables(controls))["variant"]) == {""}
 
 
+def test_where_names_a_class_with_a_comma_in_double_quotes():
+    names = ["cats, dogs", 'a "b", c', "[x,y]"]
+    df = pd.DataFrame(make_rows("natural", names=names))
+    for where, name in (
+        ('class_name="cats, dogs"', names[0]),
+        ('split=test, class_name="a ""b"", c",seed=0', names[1]),
+        ("class_name=[x,y],epoch=15", names[2]),
+    ):
+        assert select_where(df, where)["class_name"].tolist() == [name]
+    with pytest.raises(UserError, match=r"where='dogs': expected column=value; .* comma stands in double quotes"):
+        select_where(df, "split=test, dogs")
+
+
+def test_tied_cells_are_all_framed_and_none_where_all_tie():
+    def drawn(gains):
+        cells = zip(itertools.product((1, 5), (1, 5)), gains, strict=True)
+        return pd.DataFrame([row for (nat, bndy), gain in cells for row in run_rows(nat, bndy, gain=gain)])
+
+    two = drawn([(10, 10), (50, 50), (50, 50), (0, 0)])
+    assert grid_numbers(two, epsilon=EPSILON, attack=None)["is_chosen"].tolist() == [False, True, True, False]
+    figure = grid_figure(two, epsilon=EPSILON, attack=None)
+    assert [len(axes.patches) for axes in figure.axes] == [2, 2]
+    assert "frames: 2 tied on validation" in figure.get_suptitle()
+    figure = grid_figure(drawn([(10, 10)] * 4), epsilon=EPSILON, attack=None)
+    assert [len(axes.patches) for axes in figure.axes] == [0, 0]
+    assert "no frame: all tied" in figure.get_suptitle()
+
+
 def test_models_of_other_images_are_no_seeds_of_one_setting(tmp_path):
     for seed, fraction in ((0, 0.0), (1, 0.2)):
         folder = tmp_path / str(seed)
@@ -224,7 +252,7 @@ def test_models_of_other_images_are_no_seeds_of_one_setting(tmp_path):
         records.write_json(folder / "run.json", {"run_id": f"run{seed}", "config": {"dataset": dataset}})
     files = records.find_tables(tmp_path)
     table = with_variants(records.read_classwise(files), files)
-    assert set(table["variant"]) == {"validation_fraction=0.0", "validation_fraction=0.2"}
+    assert set(table["variant"]) == {"validation_fraction=0", "validation_fraction=0.2"}
 
 
 def test_before_after_figure_shows_the_tables_numbers():
@@ -325,20 +353,20 @@ def test_trajectory_draws_what_moved_and_colours_the_classes_that_end_worst():
 def test_a_figure_of_one_setting_shows_the_one_with_most_seeds_that_validation_prefers():
     few, many = run_rows(5, 5, gain=(300, 300)), [row for seed in (0, 1) for row in run_rows(1, 1, seed=seed)]
     better = [row for s in (0, 1) for row in run_rows(1, 5, seed=s, gain=(0, 0), validation_gain=(0, 100))]
-    drawing = FIGURES["2"].draw(pd.DataFrame(few + many + better), epsilon=EPSILON, attack=None)
+    drawing = FIGURES["2"].draw(pd.DataFrame(few + many + better), epsilon=EPSILON, attack=None, top=10)
     assert drawing.note.startswith("shown: reweight nat 1 bndy 5, of 3 settings the one with most seeds that does best")
     after = drawing.numbers.query("when == 'after' and quantity == 'robust' and class_name == 'Shirt'")
     assert after["mean"].tolist() == pytest.approx([0.89])
-    assert FIGURES["2"].draw(pd.DataFrame(few), epsilon=EPSILON, attack=None).note == ""
+    assert FIGURES["2"].draw(pd.DataFrame(few), epsilon=EPSILON, attack=None, top=10).note == ""
 
     rows = policy_rows(5, 5, 0) + [row for seed in (0, 1) for nat in (1, 5) for row in policy_rows(nat, 1, seed)]
     for row in rows:
         row["natural_error"] += 0.01 * (row["alpha_nat"] == 1)
-    drawing = FIGURES["trajectory"].draw(pd.DataFrame(rows), epsilon=EPSILON, attack=None)
+    drawing = FIGURES["trajectory"].draw(pd.DataFrame(rows), epsilon=EPSILON, attack=None, top=10)
     assert drawing.note.startswith("shown: reweight nat 5 bndy 1, of 3 settings")
     with pytest.raises(UserError, match="shows one dataset, the tables have cifar10, fashion_mnist"):
         FIGURES["trajectory"].draw(
-            pd.DataFrame([*rows, {**rows[0], "dataset": "cifar10"}]), epsilon=EPSILON, attack=None
+            pd.DataFrame([*rows, {**rows[0], "dataset": "cifar10"}]), epsilon=EPSILON, attack=None, top=10
         )
 
 

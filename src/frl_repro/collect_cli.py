@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, parse_epsilon, run, usage_text
+from frl_repro.keyvalue import EPSILON_HELP, WHERE_HELP, choice, parse_epsilon, run, usage_text, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 _KEYS = {
     "runs": "folder (searched recursively), glob, file, or comma-separated list of them   [outputs]",
-    "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
-    "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
+    "epsilon": EPSILON_HELP,
+    "attack": "evaluation attack, for example pgd-20   [a table for each, AutoAttack apart]",
     "checkpoint": "which of the kept checkpoints: last, or best by validation (evaluation.keep_best_by)   [last]",
     "errors": "comma-separated choice of natural, boundary, robust to show   [natural,robust]",
-    "where": "only rows with these values, for example method=reweight,alpha_bndy=1   [all]",
+    "where": f"{WHERE_HELP}, for example method=reweight,alpha_bndy=1   [all]",
+    "top": "of many settings show so many of the worst and of the best, by worst-class robust error   [all]",
     "out": "file to write the table to, one row a run and split   [none]",
 }
 _CHECKPOINTS = ("last", "best")
@@ -34,35 +35,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _collect(given: dict[str, str]) -> str:
-    from frl_repro.records import find_tables, read_classwise, select_checkpoint, write_frame
-    from frl_repro.selection import largest_epsilon, select_where, summary, with_bases
-    from frl_repro.variants import with_variants
+    import pandas as pd
+
+    from frl_repro.errors import UserError
+    from frl_repro.records import find_tables, select_checkpoint, select_epsilon, write_frame
+    from frl_repro.selection import attacks_of, main_evaluation, select_attack, select_where, summary, with_bases
+    from frl_repro.variants import read_runs
 
     checkpoint = choice("checkpoint", given.get("checkpoint", "last"), _CHECKPOINTS)
     errors = [choice("errors", part.strip(), _ERRORS) for part in given.get("errors", "natural,robust").split(",")]
-    files = find_tables(given.get("runs", "outputs"))
-    df = select_where(with_variants(read_classwise(files), files), given.get("where", ""))
+    top = whole_number("top", given["top"]) if "top" in given else None
+    wanted = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
+    df = select_where(read_runs(find_tables(given.get("runs", "outputs"))), given.get("where", ""))
     df = select_checkpoint(df, checkpoint)
-    attack = given.get("attack")
-    epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else largest_epsilon(df, attack)
-    runs = summary(df, epsilon=epsilon, attack=attack)
+    if "attack" in given:
+        df = select_attack(df, given["attack"])
+    if wanted is not None:
+        select_epsilon(df, wanted)  # refuses a radius that no run has
+
+    text, collected = [], []
+    groups = list(df.groupby(["dataset", "model"]))
+    for (dataset, model), rows in groups:
+        attacks = attacks_of(rows)
+        for attack in attacks:
+            of_attack = select_attack(rows, attack)
+            try:
+                epsilon, _, note = main_evaluation(of_attack, epsilon=wanted, attack=attack)
+            except UserError as problem:
+                text.append(f"{dataset}, {model}, {attack}: {problem}\n")
+                continue
+            runs = summary(of_attack, epsilon=epsilon, attack=attack)
+            collected.append(runs)
+            title = f"{dataset}, {model}, " if len(groups) > 1 else ""
+            title += f"{attack.upper()}, " if len(attacks) > 1 else ""
+            title += "best checkpoint by validation, " if checkpoint == "best" else ""
+            text += _summaries(with_bases(runs), epsilon, title=title, errors=errors, top=top)
+            text += [f"{note}\n"] if note else []
     if "out" in given:
         path = Path(given["out"]).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_frame(path, runs)
-
-    text = []
-    groups = list(with_bases(runs).groupby(["dataset", "model"]))
-    for (dataset, model), points in groups:
-        title = f"{dataset}, {model}, " if len(groups) > 1 else ""
-        title += "best checkpoint by validation, " if checkpoint == "best" else ""
-        text += _summaries(points, epsilon, title=title, errors=errors)
-    if "out" in given:
+        write_frame(path, pd.concat(collected, ignore_index=True))
         text.append(f"wrote {given['out']}\n")
     return "\n".join(text)
 
 
-def _summaries(points: DataFrame, epsilon: float, *, title: str, errors: Sequence[str]) -> list[str]:
+def _summaries(points: DataFrame, epsilon: float, *, title: str, errors: Sequence[str], top: int | None) -> list[str]:
     """What is said of one data set and model: a table of each split, and of each method the choice and the grid."""
     from frl_repro.records import format_epsilon
     from frl_repro.selection import by_setting, setting_columns
@@ -72,7 +89,7 @@ def _summaries(points: DataFrame, epsilon: float, *, title: str, errors: Sequenc
     for split in sorted(after["split"].unique()):
         part = by_setting(points[points["split"] == split])
         what = f"{title}{split} split, epsilon {format_epsilon(epsilon)}, errors in percent, mean (sd) over seeds"
-        text.append(_table(part, title=what, errors=errors))
+        text.append(_table(part, title=what, errors=errors, top=top))
     retrained = after[(after["split"] == "validation") & (after["recipe"] != "")]
     for _, candidates in retrained.groupby("method"):
         if len(candidates.drop_duplicates(setting_columns(candidates))) > 1:
@@ -84,7 +101,7 @@ def _summaries(points: DataFrame, epsilon: float, *, title: str, errors: Sequenc
 def _choice(candidates: DataFrame) -> str:
     """The setting that each criterion prefers, on the seeds that all settings have."""
     from frl_repro.errors import UserError
-    from frl_repro.selection import CRITERIA, best_setting, on_shared_seeds, setting_name
+    from frl_repro.selection import CRITERIA, best_settings, on_shared_seeds, setting_name
 
     method = candidates["method"].iloc[0]
     try:
@@ -92,14 +109,21 @@ def _choice(candidates: DataFrame) -> str:
     except UserError as problem:
         return f"best {method} by validation: {problem}\n"
     lines = [f"best {method} by validation (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}):"]
-    lines += [f"  {criterion:<14}{setting_name(best_setting(candidates, criterion))}" for criterion in CRITERIA]
+    for criterion in CRITERIA:
+        best = best_settings(candidates, criterion)
+        tied = f" (and {len(best) - 1} more that tie)" if len(best) > 1 else ""
+        lines.append(f"  {criterion:<14}{setting_name(best.iloc[0])}{tied}")
     return "\n".join(lines) + "\n"
 
 
-def _table(part: DataFrame, *, title: str, errors: Sequence[str]) -> str:
+def _table(part: DataFrame, *, title: str, errors: Sequence[str], top: int | None) -> str:
     from frl_repro.selection import setting_name
-    from frl_repro.text_tables import aligned
+    from frl_repro.text_tables import aligned, worst_and_best
 
+    shown = None if top is None else worst_and_best(part["worst_class_robust_error"].tolist(), top)
+    if shown is not None:
+        title += f"; the {top} worst and {top} best of {len(part)} settings by worst-class robust error"
+        part = part.iloc[[*shown[0], *shown[1]]]
     columns = [["setting", *(setting_name(row) for _, row in part.iterrows())]]
     columns.append(["seeds", *(str(n) for n in part["num_seeds"])])
     for name, label in (("overall", "overall"), ("worst_class", "worst class")):

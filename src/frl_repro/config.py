@@ -448,6 +448,7 @@ class _RunKeys(_Machine):
     logger: str = _key(one_of=("none", "tensorboard"), is_machine=True)
     compile: bool = _key(is_machine=True)
     force: bool = _key(is_machine=True)
+    top: int = _key(_COUNT, is_machine=True)
 
 
 @dataclass
@@ -458,6 +459,7 @@ class _EvaluateKeys(_Machine):
     checkpoint: str = _key(is_path=True)
     checkpoint_key: str | None = _own(added_as=None)
     num_examples: int = _key("[0, 2^31)", is_machine=True)  # adds a file, changes no number
+    top: int = _key(_COUNT, is_machine=True)
 
 
 @dataclass

@@ -3,10 +3,11 @@
 import os
 import re
 import traceback
+import unicodedata
 
 _TRACEBACK = "FRL_REPRO_TRACEBACK"  # environment variable that shows the traceback of an unexpected error
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode's explicit directions
 
 
 class UserError(ValueError):
@@ -46,5 +47,22 @@ def reason(problem: Exception) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Return a text with line breaks as ``\n`` and other control characters escaped: what is shown may hold some."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], "\\n".join(text.splitlines()))
+    r"""Return a text with its line breaks shown as ``\n``, other control characters as `printable` does."""
+    return printable("\\n".join(text.splitlines()))
+
+
+def printable(text: str) -> str:
+    r"""Return a text for a terminal: control characters, also those that turn the writing round, as ``\x1b``.
+
+    Names of classes and folders are what other people call them. Line breaks stay.
+    """
+    return "".join(_escaped(character) if _is_control(character) else character for character in text)
+
+
+def _is_control(character: str) -> bool:
+    is_control = unicodedata.category(character) in ("Cc", "Zl", "Zp") and character != "\n"
+    return is_control or unicodedata.bidirectional(character) in _TURNING
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -414,7 +414,7 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     done = {"run_id": config.run_id, "config_hash": config.hash, **inputs, "sha256": checksums}
     records.write_json(folder / DONE_FILE, done)
     forget_state(folder)
-    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder))
+    LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder, top=config.keys.top))
 
 
 def _result_files(bench: Bench, fitted: Fitted) -> list[str]:
@@ -480,7 +480,7 @@ def _checked_table(config: RunConfig, data: DataSets) -> tuple[str, str]:
     check_finished(config.folder)
     unknown = compare_finished(config, data)
     note = f"; not compared with its data: {unknown}" if unknown else ""
-    return note, text_tables.table_of_run(config.folder)
+    return note, text_tables.table_of_run(config.folder, top=config.keys.top)
 
 
 def _check_validation(config: RunConfig, dataset: Dataset) -> None:

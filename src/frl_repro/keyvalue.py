@@ -7,11 +7,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from frl_repro import process, standard_streams
-from frl_repro.errors import UserError, reason
+from frl_repro.errors import UserError, printable, reason
 from frl_repro.suggestions import keys_named, keys_near, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+EPSILON_HELP = "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest that most runs have]"
+ATTACK_HELP = "evaluation attack, for example pgd-20   [the one of most runs, AutoAttack apart]"
+WHERE_HELP = "only rows with these values (one with a comma in double quotes: 'class_name=\"cats, dogs\"')"
+TOP_HELP = "of many classes show so many of the worst and of the best, and the others' mean   [10]"
+"""What keys take that several scripts read."""
 
 
 def run(
@@ -42,7 +48,7 @@ def run(
             return 0
         answer = act(parse_arguments(arguments, keys))
         text, code = (answer, 0) if isinstance(answer, str) else answer
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
         if (why := standard_streams.problem()) is not None:
             raise UserError(why)

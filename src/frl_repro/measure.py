@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frl_repro import autoattack, records, streams, text_tables
 from frl_repro.attacks import evaluation_mode, pgd
@@ -196,7 +196,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     else:
         _measure_with_pgd(model, dataset, config, seed=seed, device=device, backend=backend, keys=keys, folder=folder)
         records.write_json(folder / "run.json", run_record)
-    LOGGER.info("%s", text_tables.class_table(records.read_classwise([folder / "classwise.csv"])))
+    LOGGER.info("%s", text_tables.class_table(records.read_classwise([folder / "classwise.csv"]), top=config.keys.top))
     LOGGER.info("tables: %s", folder)
     return folder
 
@@ -262,7 +262,7 @@ def _examples(
     assert isinstance(settings, PGDEvaluationConfig)
     place = max(range(len(settings.epsilons)), key=lambda index: settings.epsilons[index])
     errors = samples.by_class(dataset.num_classes)[place].class_robust_error
-    ends = [int(errors.argmax()), int(errors.argmin())]
+    ends = worst_and_best_class(errors)
     chosen: list[int] = []
     for class_id in ends:
         of_class = (samples.labels == class_id).nonzero().flatten()
@@ -284,6 +284,20 @@ def _examples(
         attacked_predictions=after,
         about={**about, **names, "best": dataset.class_names[ends[1]], "epsilon": settings.epsilons[place]},
     )
+
+
+def worst_and_best_class(errors: Tensor) -> tuple[int, int]:
+    """Return the class with the largest and another with the smallest error; the first ones of ties.
+
+    Parameters
+    ----------
+    errors : Tensor, shape (K,)
+        In [0, 1].
+    """
+    worst = int(errors.argmax())
+    others = errors.clone()
+    others[worst] = 2  # above any error: all classes may be equally bad
+    return worst, int(others.argmin())
 
 
 _ORIGIN = ("run_id", "method", "seed", "epoch", records.CHECKPOINT_COLUMN, *records.SETTING_COLUMNS)

@@ -10,30 +10,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frl_repro.errors import UserError
-from frl_repro.figures import FIGURES, IMAGE_FIGURES
+from frl_repro.figures import FIGURES, IMAGE_FIGURES, draw
 from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, parse_epsilon, run, usage_text
+from frl_repro.keyvalue import (
+    ATTACK_HELP,
+    EPSILON_HELP,
+    TOP_HELP,
+    WHERE_HELP,
+    choice,
+    parse_epsilon,
+    run,
+    usage_text,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from frl_repro.figures import Drawing, FigureEntry, ImageFigureEntry
 
-# Without arguments: the published figure from the published tables.
 _DEFAULT_FIGURE = "1"
-_DEFAULT_RUNS = "outputs/reference"
+_DEFAULT_RUNS = "outputs"
 _DEFAULT_FORMATS = "png,svg,pdf"
 _CHECKPOINTS = ("last", "best")
 _SWITCH = {"true": True, "false": False}
-_OF_TABLES = ("epsilon", "where", "attack", "checkpoint", "table")  # keys that choose rows of tables
+_OF_TABLES = ("epsilon", "where", "attack", "checkpoint", "top", "table")  # keys that choose rows of tables
 
 _KEYS = {
     "figure": f"which figure; see below   [{_DEFAULT_FIGURE}]",
     "runs": f"folder (searched recursively), glob, file, or comma-separated list of them   [{_DEFAULT_RUNS}]",
-    "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
-    "where": "only rows with these values, for example alpha_nat=5,alpha_bndy=1   [all]",
-    "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
+    "epsilon": EPSILON_HELP,
+    "where": f"{WHERE_HELP}, for example alpha_nat=5,alpha_bndy=1   [all]",
+    "attack": ATTACK_HELP,
     "checkpoint": "which of the kept checkpoints: last, or best by validation (evaluation.keep_best_by)   [last]",
+    "top": TOP_HELP,
     "out": "folder to write to, made if need be   [outputs/figures]",
     "formats": f"comma-separated choice of png, svg, pdf   [{_DEFAULT_FORMATS}]",
     "table": "true prints the errors by class of each run as well   [false]",
@@ -44,6 +54,7 @@ _EXAMPLES = """\
   {program} figure=1 runs='outputs/exp1/*' epsilon=8/255 out=paper/figures formats=pdf
   {program} figure=1 runs=outputs/reference table=true
   {program} figure=2 runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1
+  {program} figure=2 where='dataset=image_folder root=photos' top=20
   {program} figure=grid runs=outputs/exp2
   {program} figure=examples runs=outputs/reference/models/combined
 """
@@ -57,6 +68,7 @@ class _Options:
     epsilon: float | None
     attack: str | None
     checkpoint: str
+    top: int
     out: Path
     formats: tuple[str, ...]
     table: bool
@@ -92,22 +104,20 @@ def _draw(given: dict[str, str]) -> str:
 
 def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
     """Draw from the rows that the options choose; with it the errors by class of each run as text, where asked for."""
-    from frl_repro.records import find_tables, read_classwise, read_policy, select_checkpoint
-    from frl_repro.selection import largest_epsilon, select_where
+    from frl_repro.records import find_tables, read_policy, select_checkpoint
+    from frl_repro.selection import select_where
     from frl_repro.text_tables import class_table
-    from frl_repro.variants import with_variants
+    from frl_repro.variants import read_runs, with_variants
 
     paths = find_tables(options.runs, entry.table)
     is_classwise = entry.table == "classwise.csv"
-    df = with_variants(read_classwise(paths) if is_classwise else read_policy(paths), paths)
+    df = read_runs(paths) if is_classwise else with_variants(read_policy(paths), find_tables(options.runs))
     df = select_where(df, options.where)
     if is_classwise:
         df = select_checkpoint(df, options.checkpoint)
-    epsilon = options.epsilon
-    if epsilon is None:
-        epsilon = largest_epsilon(df, options.attack) if "epsilon" in df.columns else 0.0
-    drawing = entry.draw(df, epsilon=epsilon, attack=options.attack)
-    tables = [class_table(rows) for _, rows in df.groupby("run_id")] if is_classwise and options.table else []
+    drawing = draw(entry, df, epsilon=options.epsilon, attack=options.attack, top=options.top)
+    is_printed = is_classwise and options.table
+    tables = [class_table(rows, top=options.top) for _, rows in df.groupby("run_id")] if is_printed else []
     return drawing, "".join(tables)
 
 
@@ -129,6 +139,8 @@ def _refuse_keys_of_tables(given: dict[str, str], figure: str) -> None:
 
 
 def _options(given: dict[str, str]) -> _Options:
+    from frl_repro.text_tables import DEFAULT_TOP
+
     return _Options(
         figure=choice("figure", given.get("figure", _DEFAULT_FIGURE), (*FIGURES, *IMAGE_FIGURES)),
         runs=given.get("runs", _DEFAULT_RUNS),
@@ -136,6 +148,7 @@ def _options(given: dict[str, str]) -> _Options:
         epsilon=parse_epsilon(given["epsilon"]) if "epsilon" in given else None,
         attack=given.get("attack"),
         checkpoint=choice("checkpoint", given.get("checkpoint", "last"), _CHECKPOINTS),
+        top=whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP,
         out=Path(given.get("out", "outputs/figures")).expanduser(),
         formats=_formats(given.get("formats", _DEFAULT_FORMATS)),
         table=_SWITCH[choice("table", given.get("table", "false").lower(), _SWITCH)],

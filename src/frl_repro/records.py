@@ -7,7 +7,9 @@ import difflib
 import glob
 import io
 import json
+import logging
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,15 @@ from frl_repro import readback
 from frl_repro.atomic import replacing, write_text
 from frl_repro.errors import UserError
 from frl_repro.regular_files import read_bytes
-from frl_repro.run_folder import check_file, read_object
+from frl_repro.run_folder import check_file, read_object, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pandas import DataFrame
+
+LOGGER = logging.getLogger(__name__)
 
 RUN_COLUMNS = ("run_id", "dataset", "model", "method", "seed")
 """What tells one trained model from another."""
@@ -75,6 +79,10 @@ _FLOAT_COLUMNS = ("epsilon", "natural_error", "boundary_error", "robust_error")
 _NAME_COLUMNS = ("run_id", "dataset", "model", "method", "recipe", CHECKPOINT_COLUMN, "split", "attack")
 _NAME = readback.text()
 _ERROR_COLUMNS = ("natural_error", "boundary_error", "robust_error")
+
+# What a spreadsheet would run as a formula: class names are what other people call their folders. Such texts are
+# written with an apostrophe before them, as spreadsheets have it, and read without.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 _PUBLISHED = "reference"  # folder in outputs/ that holds committed tables
 
@@ -148,7 +156,8 @@ def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Se
         File to write or replace.
     rows
         One mapping per line with exactly the keys ``columns``, save that those which came later may be missing;
-        ``None`` becomes an empty cell.
+        ``None`` becomes an empty cell. Texts that a spreadsheet would run as a formula get an apostrophe before them,
+        which `read_classwise` and the other readers take off.
     columns
         The header, in order.
 
@@ -194,15 +203,52 @@ def read_classwise(paths: str | Path | Iterable[str | Path]) -> DataFrame:
         A file is unreadable, empty, lacks a column, holds a value that is not a number where one is due, contradicts
         itself (counts against errors, missing classes), or two files hold different numbers for the same run.
     """
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    return merged(*read_sources([paths] if isinstance(paths, str | Path) else paths))
+
+
+def read_sources(paths: Iterable[str | Path]) -> tuple[DataFrame, NDArray[Any]]:
+    """All rows of ``classwise.csv`` files as they stand, and the file of each; see `read_classwise`.
+
+    Raises
+    ------
+    UserError
+        A file is wrong in itself.
+    """
+    files = [Path(path) for path in paths]
     if not files:
         raise UserError("no classwise.csv given: name a folder, glob or file of finished runs")
     table, num_rows = _read_as_written(files) or _read_one_by_one(files)
-    sources = np.repeat([str(file) for file in files], num_rows)
+    return table, np.repeat(np.asarray([str(file) for file in files], dtype=object), num_rows)
 
-    is_copy = table.duplicated()
-    table, sources = table[~is_copy].reset_index(drop=True), sources[~is_copy.to_numpy()]
-    is_clash = table.duplicated([*MEASUREMENT_COLUMNS, "class_id"], keep=False).to_numpy()
+
+def merged(table: DataFrame, sources: NDArray[Any], *, extra: Collection[str] = ()) -> DataFrame:
+    """Rows of several files with each number once.
+
+    Parameters
+    ----------
+    table, sources
+        From `read_sources`.
+    extra
+        Files that measure anew what a run has measured, or another of them: where they hold other numbers for the same,
+        the run's count, or those of the first of these files. A line in the log says which were left out.
+
+    Raises
+    ------
+    UserError
+        Two other files hold different numbers for the same run.
+    """
+    is_copy = table.duplicated().to_numpy()
+    table, sources = table[~is_copy].reset_index(drop=True), sources[~is_copy]
+    keys = [*MEASUREMENT_COLUMNS, "class_id"]
+    is_clash = table.duplicated(keys, keep=False).to_numpy()
+    is_extra = np.isin(sources, list(extra))
+    if (is_clash & is_extra).any():
+        ranked = table.iloc[np.argsort(is_extra, kind="stable")]
+        is_left_out = ranked.duplicated(keys).sort_index().to_numpy() & is_extra
+        left_out = sorted(set(sources[is_left_out]))
+        LOGGER.warning("left out, for their runs were measured alike with other numbers: %s", ", ".join(left_out))
+        table, sources = table[~is_left_out].reset_index(drop=True), sources[~is_left_out]
+        is_clash = table.duplicated(keys, keep=False).to_numpy()
     if is_clash.any():
         run_id = table["run_id"][int(is_clash.argmax())]
         held_by = sorted(set(sources[is_clash & (table["run_id"] == run_id).to_numpy()]))
@@ -416,8 +462,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, str):
+        return f"'{value}" if _FORMULA.match(value) else value
     # numpy's floats derive from float or convert to it; float's repr is the shortest that reads back the same.
     return repr(float(value)) if isinstance(value, float | np.floating) else str(value)
+
+
+def unescaped(cell: str) -> str:
+    """The text that a cell of a table stands for: without the apostrophe that keeps it from being a formula."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _find_tables_in(part: str, name: str, hint: str) -> list[Path]:
@@ -439,7 +492,11 @@ def _find_tables_in(part: str, name: str, hint: str) -> list[Path]:
 
 
 def _tables_below(folder: Path, name: str) -> list[Path]:
-    return [path for path in folder.rglob(name) if _PUBLISHED not in path.relative_to(folder).parts]
+    tables = []
+    for here, folders, files in walk(folder):
+        folders[:] = [below for below in folders if below != _PUBLISHED]
+        tables += [here / name] if name in files else []
+    return tables
 
 
 def _read_one_by_one(files: Sequence[Path]) -> tuple[DataFrame, list[int]]:
@@ -477,7 +534,7 @@ def _read_as_written(files: Sequence[Path]) -> tuple[DataFrame, list[int]] | Non
         is_usual = set(CLASSWISE_COLUMNS) <= set(columns) <= set(CLASSWISE_HEADER) and len(set(columns)) == len(columns)
         if not is_usual:
             return None
-        table = pd.DataFrame(rows, columns=columns, dtype="str")
+        table = pd.DataFrame([[unescaped(cell) for cell in row] for row in rows], columns=columns, dtype="str")
         of_file = np.repeat(np.arange(len(num_rows)), num_rows)
         return _checked(table, files[0], of_file=of_file), num_rows  # which file it is, nobody learns from this
     except (ValueError, OSError, csv.Error):  # a `UserError` is a ValueError, and so is what is no UTF-8
@@ -512,7 +569,7 @@ def _read_text_table(file: Path) -> DataFrame:
     try:
         content = read_bytes(file)
         check_file(file, content)
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8").map(unescaped)
     except pd.errors.EmptyDataError as error:
         raise UserError(f"{file} is empty") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 
 from frl_repro.errors import UserError
 from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, parse_epsilon, run, usage_text
+from frl_repro.keyvalue import (
+    ATTACK_HELP,
+    EPSILON_HELP,
+    TOP_HELP,
+    WHERE_HELP,
+    choice,
+    parse_epsilon,
+    run,
+    usage_text,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +32,16 @@ if TYPE_CHECKING:
     from frl_repro.report.page import Grid, Picture
     from frl_repro.report.study import Study
 
-_DEFAULT_RUNS = "outputs/reference"
+_DEFAULT_RUNS, _DEFAULT_OUT = "outputs", "outputs/report"
 _SWITCH = {"true": True, "false": False}
 
 _KEYS = {
     "runs": f"folder of finished runs (searched recursively), or a comma-separated list of them   [{_DEFAULT_RUNS}]",
-    "epsilon": "radius of the evaluation attack in pixel units, 0.03 or 8/255   [the largest in the tables]",
-    "attack": "evaluation attack, for example pgd-20   [the only one besides AutoAttack]",
-    "out": "folder for report.html, claims.csv and figures   [runs, where it is one folder]",
+    "epsilon": EPSILON_HELP,
+    "attack": ATTACK_HELP,
+    "where": f"{WHERE_HELP}, for example model=lenet5   [all]",
+    "top": TOP_HELP,
+    "out": f"folder for report.html, claims.csv and figures   [{_DEFAULT_OUT}]",
     "figures": "false leaves figure files as they are; the page has its figures either way   [true]",
     "docs": "comma-separated folders whose Markdown pages get their marked tables anew   [none]",
 }
@@ -67,30 +79,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(given: dict[str, str]) -> str:
     from frl_repro.atomic import write_text
-    from frl_repro.records import find_tables, read_classwise, read_policy, select_checkpoint, write_table
+    from frl_repro.records import find_tables, read_policy, write_table
     from frl_repro.report import markdown
     from frl_repro.report.autoattack import autoattack_grids
     from frl_repro.report.claims import CLAIM_COLUMNS, claim_rows, judge
     from frl_repro.report.page import render
     from frl_repro.report.sanity import sanity_grids, sanity_pictures, sanity_table
-    from frl_repro.report.study import load_study
+    from frl_repro.report.study import load_study, study_rows
     from frl_repro.sanity_rules import SANITY_FILE
     from frl_repro.selection import select_attack
+    from frl_repro.text_tables import DEFAULT_TOP
     from frl_repro.variants import with_variants
 
     runs = given.get("runs", _DEFAULT_RUNS)
-    out = _out(given.get("out"), runs)
+    where = given.get("where", "")
+    out = Path(given.get("out", _DEFAULT_OUT)).expanduser()
     draws_files = _SWITCH[choice("figures", given.get("figures", "true").lower(), _SWITCH)]
     docs = _folders(given.get("docs", ""))
     epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
-    study = load_study(runs, epsilon=epsilon, attack=given.get("attack"))
+    top = whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP
+    study = load_study(runs, epsilon=epsilon, attack=given.get("attack"), where=where)
     findings = judge(study)
 
-    files, policies = find_tables(runs), _found(runs, "policy.csv")
-    df = select_checkpoint(with_variants(read_classwise(files), files), "last")
-    policy = with_variants(read_policy(policies), policies) if policies else df.iloc[:0]
-    pictures, written = _pictures(df, policy, study, out if draws_files else None)
-    shown, files_of_shown = _examples(runs, writes=draws_files)
+    df, _ = study_rows(runs, where)
+    policies = _found(runs, "policy.csv")
+    policy = with_variants(read_policy(policies), find_tables(runs)) if policies else df.iloc[:0]
+    policy = policy[policy["run_id"].isin(df["run_id"]) & (policy["dataset"] == df["dataset"].iloc[0])]
+    pictures, written = _pictures(df, policy, study, out if draws_files else None, top=top)
+    shown, files_of_shown = _examples(runs, study, out if draws_files else None)
     pictures, written = pictures + shown, written + files_of_shown
     sanity_files = _found(runs, SANITY_FILE)
     page = render(
@@ -99,9 +115,10 @@ def _report(given: dict[str, str]) -> str:
         [*pictures, *sanity_pictures(sanity_files)],
         all_rows=df,
         settings=_settings(df, study),
-        checks=[*autoattack_grids(runs, study.class_names), *sanity_grids(sanity_files)],
+        checks=[*autoattack_grids(runs, study), *sanity_grids(sanity_files)],
         runs=runs,
         deviations=_deviations(docs),
+        top=top,
     )
     write_text(out / "report.html", page)
     write_table(out / "claims.csv", claim_rows(findings), CLAIM_COLUMNS)
@@ -113,14 +130,8 @@ def _report(given: dict[str, str]) -> str:
         if text != path.read_text(encoding="utf-8"):
             write_text(path, text)
             written.append(path)
-    return _verdicts(findings) + "".join(f"wrote {path}\n" for path in written)
-
-
-def _out(given: str | None, runs: str) -> Path:
-    if given is not None:
-        return Path(given).expanduser()
-    folder = Path(runs).expanduser()
-    return folder if folder.is_dir() else Path("outputs/report")
+    notes = "".join(f"{note}\n" for note in study.notes)
+    return _verdicts(findings) + notes + "".join(f"wrote {path}\n" for path in written)
 
 
 def _folders(text: str) -> list[Path]:
@@ -141,9 +152,11 @@ def _found(runs: str, name: str) -> list[Path]:
         return []
 
 
-def _pictures(df: DataFrame, policy: DataFrame, study: Study, out: Path | None) -> tuple[list[Picture], list[Path]]:
+def _pictures(
+    df: DataFrame, policy: DataFrame, study: Study, out: Path | None, *, top: int
+) -> tuple[list[Picture], list[Path]]:
     """Draw every figure that the tables hold enough for; with ``out`` write their files as well."""
-    from frl_repro.figures import FIGURES
+    from frl_repro.figures import FIGURES, draw
     from frl_repro.figures.style import save
     from frl_repro.records import write_frame
     from frl_repro.report.page import Picture, alt_text, svg_of
@@ -155,7 +168,8 @@ def _pictures(df: DataFrame, policy: DataFrame, study: Study, out: Path | None) 
         entry = FIGURES[place.figure]
         rows = df if entry.table == "classwise.csv" else policy
         try:
-            drawing = entry.draw(select_where(rows, place.where), epsilon=study.epsilon, attack=study.attack)
+            chosen = select_where(rows, place.where)
+            drawing = draw(entry, chosen, epsilon=study.epsilon, attack=study.attack, top=top)
         except UserError:
             continue  # the tables do not hold this experiment
         pictures.append(
@@ -172,8 +186,11 @@ def _pictures(df: DataFrame, policy: DataFrame, study: Study, out: Path | None) 
     return pictures, written
 
 
-def _examples(runs: str, *, writes: bool) -> tuple[list[Picture], list[Path]]:
-    """Draw the example images that stand among the tables; figure files go beside them."""
+def _examples(runs: str, study: Study, out: Path | None) -> tuple[list[Picture], list[Path]]:
+    """Draw the study's example images that stand among the tables; with ``out`` write their files as well.
+
+    They go where the images stand below ``runs``, taken from ``out``.
+    """
     from frl_repro.examples import EXAMPLES_FILE, read_examples
     from frl_repro.figures.examples import examples_figure, examples_numbers
     from frl_repro.figures.style import save
@@ -183,13 +200,23 @@ def _examples(runs: str, *, writes: bool) -> tuple[list[Picture], list[Path]]:
     written: list[Path] = []
     for path in _found(runs, EXAMPLES_FILE):
         examples = read_examples(path)
+        if not study.is_about(examples.about):
+            continue
         title = f"Images before and after the attack: {examples.about['method']}"
         alt = alt_text(title, examples_numbers(examples))
         pictures.append(Picture(f"examples-{path.parent.name}", title, svg_of(examples_figure(examples)), alt))
-        if writes:
+        if out is not None:
+            folder = out / _below(path.parent, runs)
+            folder.mkdir(parents=True, exist_ok=True)
             # Anew: the layout of images moves when a figure is drawn twice, and scripts/plot.py draws it once.
-            written += save(examples_figure(examples), path.parent, path.stem)
+            written += save(examples_figure(examples), folder, path.stem)
     return pictures, written
+
+
+def _below(folder: Path, runs: str) -> Path:
+    """Where a folder lies below the one of ``runs`` that holds it; its name where none does."""
+    tops = [Path(part.strip()).expanduser() for part in (runs, *runs.split(","))]
+    return next((folder.relative_to(top) for top in tops if folder.is_relative_to(top)), Path(folder.name))
 
 
 def _settings(df: DataFrame, study: Study) -> Grid:
@@ -249,5 +276,5 @@ def _usage() -> str:
         "Judge the report's claims by the tables of finished runs, and write them, with all figures, as one HTML page.",
         program=program,
         keys=_KEYS,
-        sections={"examples": f"  {program}\n  {program} runs=outputs epsilon=8/255 out=outputs/report"},
+        sections={"examples": f"  {program}\n  {program} runs=outputs/exp1,outputs/exp2 epsilon=8/255 out=my_report"},
     )

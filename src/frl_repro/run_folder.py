@@ -6,6 +6,8 @@ Needs neither torch nor pandas: what only looks at folders answers at once.
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,24 @@ _FIELDS = {RUN_FILE: _RUN_FIELDS, DONE_FILE: _DONE_FIELDS}
 
 _STATE_HEADER = readback.fields({"epoch": readback.whole(1), "sha256": readback.text(max_length=64)})
 _HEADER_SIZE = 4096  # bytes in which a state's first line ends; it is a tenth of that
+
+
+def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield every folder below ``top`` with its folders and files as `os.walk` does, those behind links as well.
+
+    Each is met once, by its own name where it has one below ``top``; folders taken off a list are not entered.
+    """
+    met: set[str] = set()
+    waiting = [top]
+    while waiting:
+        for name, folders, files in os.walk(waiting.pop(0)):
+            here, place = Path(name), os.path.realpath(name)
+            if place in met:
+                folders.clear()
+                continue
+            met.add(place)
+            yield here, folders, files
+            waiting += [here / folder for folder in sorted(folders) if (here / folder).is_symlink()]
 
 
 def sha256(path: Path) -> str:

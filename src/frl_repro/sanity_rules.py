@@ -19,7 +19,7 @@ import pandas as pd
 
 from frl_repro import readback
 from frl_repro.errors import UserError
-from frl_repro.records import RUN_COLUMNS, format_epsilon, is_same_radius
+from frl_repro.records import RUN_COLUMNS, format_epsilon, is_same_radius, unescaped
 from frl_repro.text_tables import aligned
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def read_sanity(path: Path) -> DataFrame:
         The file cannot be read, is empty, lacks a column, or was written with other rules.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8").map(unescaped)
     except (OSError, ValueError) as problem:  # parser errors are ValueErrors
         raise UserError(f"cannot read {path}: {' '.join(str(problem).split())}") from problem
     missing = [name for name in COLUMNS if name not in table.columns]

@@ -12,20 +12,24 @@ from frl_repro.errors import UserError
 from frl_repro.records import (
     RUN_COLUMNS,
     SETTING_COLUMNS,
+    format_epsilon,
     overall,
     parse_fraction,
     select_epsilon,
     select_last_epoch,
     select_split,
 )
-from frl_repro.variants import VARIANT_COLUMN
+from frl_repro.variants import BASE_COLUMN, EXTERNAL, VARIANT_COLUMN, parts_of, unquoted
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pandas import DataFrame
 
 _SETTING = ("dataset", "model", "method", *SETTING_COLUMNS, VARIANT_COLUMN)
 
-_COMMA = re.compile(r",(?![^\[]*\])")  # not those within [0.5,2]
+# A comma parts but within [0.5,2] and within a value in double quotes, where two of them stand for one.
+_WHERE_PART = re.compile(r'\s*([^=,]*="(?:[^"]|"")*"|(?:\[[^\]]*\]|[^,])+)\s*(?:,|$)')
 BEFORE = "before retraining"
 """What a model that retraining starts from is called among methods."""
 
@@ -77,43 +81,67 @@ def _without_extra(rows: DataFrame) -> DataFrame:
     return selected
 
 
-def largest_epsilon(rows: DataFrame, attack: str | None) -> float:
-    """The largest radius of an attack; for None as in `select_attack`, and of several attacks alike.
-
-    Raises
-    ------
-    UserError
-        None is of this name.
-    """
-    if attack is None:
-        return float(_without_extra(rows)["epsilon"].max())
-    return float(select_attack(rows, attack)["epsilon"].max())
+def attacks_of(rows: DataFrame) -> list[str]:
+    """Attacks that runs were measured with, that of most runs first; AutoAttack only where there is no other."""
+    num_runs = _without_extra(rows).groupby("attack")["run_id"].nunique()
+    return [str(attack) for attack in num_runs.sort_values(ascending=False, kind="stable").index]
 
 
 def select_where(df: DataFrame, where: str) -> DataFrame:
     """Rows whose columns have the values of ``"alpha_nat=5,alpha_bndy=1"``, or whose variant has ``ema_decay=0.998``.
+
+    A value with a comma stands in double quotes: ``class_name="cats, dogs"``; two of these stand for one in it.
 
     Raises
     ------
     UserError
         A column does not exist, or no row has these values.
     """
-    for part in [part.strip() for part in _COMMA.split(where) if part.strip()]:
+    for part in _where_parts(where):
         name, equals, value = part.partition("=")
-        variants = set(df[VARIANT_COLUMN]) if VARIANT_COLUMN in df.columns else set()
-        if any(f" {name}=" in f" {variant}" for variant in variants):
-            df = df[[part in variant.split() for variant in df[VARIANT_COLUMN]]]
+        value = unquoted(value)
+        variants = sorted(set(df[VARIANT_COLUMN])) if VARIANT_COLUMN in df.columns else []
+        if any(name in parts_of(variant) for variant in variants):
+            chosen = [variant for variant in variants if _is_alike(parts_of(variant).get(name), value)]
+            df = df[df[VARIANT_COLUMN].isin(chosen)]
             if df.empty:
-                raise UserError(f"no rows with {part}; the tables have {'; '.join(sorted(variants))}")
+                raise UserError(f"no rows with {part}; the tables have {'; '.join(variants)}")
             continue
         if not equals or name not in df.columns:
-            raise UserError(f"where={part!r}: expected column=value; columns are {', '.join(df.columns)}")
+            raise UserError(
+                f"where={part!r}: expected column=value; columns are {', '.join(df.columns)}; "
+                "a value with a comma stands in double quotes"
+            )
         column = df[name]
         wanted = parse_fraction(value) if pd.api.types.is_numeric_dtype(column) else value
         df = df[column == wanted]
         if df.empty:
             raise UserError(f"no rows with {part}; the tables have {name}={listed(column.dropna().map(shown))}")
     return df
+
+
+def _where_parts(where: str) -> list[str]:
+    parts, place = [], 0
+    while where[place:].strip(" ,"):
+        match = _WHERE_PART.match(where, place)
+        if match is None:
+            if where[place] != ",":
+                raise UserError(f'where={where[place:]!r}: expected column=value, or column="value, with a comma"')
+            place += 1
+            continue
+        parts.append(match[1].strip())
+        place = match.end()
+    return parts
+
+
+def _is_alike(held: str | None, wanted: str) -> bool:
+    """Whether a setting is what somebody wrote: the same text or, up to the digits that names show, the same number."""
+    if held is None or held == wanted:
+        return held is not None
+    try:
+        return math.isclose(parse_fraction(held), parse_fraction(wanted), rel_tol=1e-5)
+    except UserError:
+        return False
 
 
 def one_setting(df: DataFrame, method: str, *, command: str) -> DataFrame:
@@ -169,19 +197,22 @@ def summary(df: DataFrame, *, epsilon: float, attack: str | None = None) -> Data
     Returns
     -------
     DataFrame
-        `records.overall`'s columns, the setting columns, and ``when``: "before" for epoch 0, "after" for the last
-        epoch; other epochs are left out.
+        `records.overall`'s columns, the setting columns, and ``when``: "before" for epoch 0 of a run that trained on
+        from there, "after" for the last epoch; other epochs are left out.
     """
+    trained = set(df.loc[df["epoch"] > 0, "run_id"])
+    measured = select_attack(select_epsilon(df, epsilon), attack)
     parts = []
-    for split in sorted(df["split"].unique()):
-        rows = select_attack(select_epsilon(select_split(df, split), epsilon), attack)
-        for when, part in (("before", rows[rows["epoch"] == 0]), ("after", select_last_epoch(rows))):
+    for split in sorted(measured["split"].unique()):
+        rows = select_split(measured, split)
+        is_before = (rows["epoch"] == 0) & rows["run_id"].isin(trained)
+        for when, part in (("before", rows[is_before]), ("after", select_last_epoch(rows))):
             if not part.empty:
                 parts.append(overall(part).assign(when=when))
     table = pd.concat(parts, ignore_index=True)
-    names = [name for name in setting_columns(df) if name not in RUN_COLUMNS]
-    settings = df.drop_duplicates("run_id").set_index("run_id")[names]
-    return table.join(settings, on="run_id")
+    names = [name for name in (*setting_columns(df), BASE_COLUMN) if name not in RUN_COLUMNS and name in df.columns]
+    runs = [name for name in RUN_COLUMNS if name in df.columns]
+    return table.merge(df.drop_duplicates(runs)[[*runs, *names]], on=runs, how="left", validate="many_to_one")
 
 
 def with_bases(runs: DataFrame) -> DataFrame:
@@ -190,12 +221,14 @@ def with_bases(runs: DataFrame) -> DataFrame:
     Runs that start from the same model repeat its row. It keeps the recipe's name: recipes train different ones.
     """
     before, after = runs[runs["when"] == "before"], runs[runs["when"] == "after"]
-    errors = [name for name in runs.columns if name.startswith(("overall_", "worst_class_"))]
-    before = before.drop_duplicates(["dataset", "model", "recipe", "split", "seed", *errors]).copy()
+    if VARIANT_COLUMN in before.columns:
+        before = before.assign(**{VARIANT_COLUMN: before[BASE_COLUMN]})
+        alike = [VARIANT_COLUMN]
+    else:
+        alike = [name for name in runs.columns if name.startswith(("overall_", "worst_class_"))]
+    before = before.drop_duplicates(["dataset", "model", "recipe", "split", "seed", *alike]).copy()
     before["method"] = BEFORE
     before[[name for name in runs.columns if name.startswith("alpha_")]] = math.nan
-    if VARIANT_COLUMN in before.columns:
-        before[VARIANT_COLUMN] = ""
     return pd.concat([part for part in (before, after) if not part.empty], ignore_index=True)
 
 
@@ -264,6 +297,14 @@ def seeds_text(num_seeds: pd.Series[int]) -> str:
 def best_setting(runs: DataFrame, criterion: str) -> pd.Series:
     """The setting with the smallest criterion on the seeds that all have; of a tie, the first in their order.
 
+    See `best_settings`.
+    """
+    return best_settings(runs, criterion).iloc[0]
+
+
+def best_settings(runs: DataFrame, criterion: str) -> DataFrame:
+    """The settings with the smallest criterion on the seeds that all have, from `by_setting`; several where they tie.
+
     Parameters
     ----------
     runs
@@ -281,33 +322,129 @@ def best_setting(runs: DataFrame, criterion: str) -> pd.Series:
     table = by_setting(on_shared_seeds(runs))
     # Rounded, so that means of the same counts tie whatever the order of their sums.
     score = table[list(CRITERIA[criterion])].sum(axis=1).round(_SCORE_DIGITS)
-    return table.iloc[int(score.to_numpy().argmin())]
+    best: DataFrame = table[score == score.min()]
+    return best
 
 
 def main_setting(df: DataFrame, runs: DataFrame, score: str) -> tuple[DataFrame, str]:
     """Rows of the setting that a figure of one setting shows unless told otherwise, and a line that says so.
 
-    It is the setting with the most seeds, and among several the one with the smallest mean score. The line is empty
-    where there is one setting only.
+    It is the setting with the most seeds, and among several the one with the smallest mean score; those without a score
+    come last, in their order. The line is empty where there is one setting only.
 
     Parameters
     ----------
     df
         Rows of a table.
     runs
-        One row for each of its runs, with setting columns and ``seed``.
+        One row for each of its runs that has a score, with setting columns and ``seed``.
     score
         Column to compare by, measured on validation images.
     """
-    grouped = runs.groupby(setting_columns(runs), dropna=False, sort=True)
-    table = grouped[score].mean().round(_SCORE_DIGITS).reset_index()
-    if len(table) <= 1:
+    names = setting_columns(df)
+    num_seeds = df.groupby(names, dropna=False, sort=True)["seed"].nunique().rename("num_seeds").reset_index()
+    if len(num_seeds) <= 1:
         return df, ""
-    num_seeds = grouped["seed"].nunique().to_numpy()
-    chosen = table[num_seeds == num_seeds.max()].sort_values(score, kind="stable").iloc[0]
+    most = num_seeds[num_seeds["num_seeds"] == num_seeds["num_seeds"].max()]
+    scores = [round(float(runs.loc[of_setting(runs, row), score].mean()), _SCORE_DIGITS) for _, row in most.iterrows()]
+    chosen = most.assign(score=scores).sort_values("score", kind="stable").iloc[0]
+    if pd.notna(chosen["score"]):
+        why = "the one with most seeds that does best on validation images (worst-class robust error)"
+    else:
+        why = "the one with most seeds" if len(most) == 1 else "the first of those with most seeds"
     return df[of_setting(df, chosen)], (
-        f"shown: {setting_name(chosen)}, of {len(table)} settings the one with most seeds that does best on validation "
-        "images (worst-class robust error); where= chooses another"
+        f"shown: {setting_name(chosen)}, of {len(num_seeds)} settings {why}; where= chooses another"
+    )
+
+
+def main_data(df: DataFrame, methods: Collection[str] = ()) -> tuple[DataFrame, str]:
+    """Rows of the data set and model that a figure of one shows unless told otherwise, and a line that says so.
+
+    They are those with most of the methods, then with most runs. The line is empty where there is one of each.
+    """
+    names = ["dataset", "model"]
+    if len(df.drop_duplicates(names)) <= 1:
+        return df, ""
+    ranked = [
+        (
+            part[part["method"].isin(methods)]["method"].nunique(),
+            part["run_id"].nunique(),
+            place,
+            (str(key[0]), str(key[1])),
+        )
+        for place, (key, part) in enumerate(df.groupby(names, sort=True))
+    ]
+    *_, chosen = max(ranked, key=lambda one: (one[0], one[1], -one[2]))
+    others = "; ".join(", ".join(key) for *_, key in ranked if key != chosen)
+    rows: DataFrame = df[(df["dataset"] == chosen[0]) & (df["model"] == chosen[1])]
+    return (
+        rows,
+        f"shown: {', '.join(chosen)}; not shown: {others}; where=dataset=... or where=model=... chooses another",
+    )
+
+
+def comparable(df: DataFrame) -> DataFrame:
+    """Rows of runs that can be compared with each other, of one data set and model.
+
+    Of runs without a class policy those that train on the same images with the same steps, of retrained runs those that
+    start from models trained alike: each time the group with most methods and seeds, the first of a tie. Checkpoints of
+    unknown training stay.
+    """
+    if BASE_COLUMN not in df.columns:
+        return df
+    is_known = df["method"] != EXTERNAL
+    parts = [df[~is_known]]
+    for is_retrained in (False, True):
+        part = df[is_known & ((df["recipe"] != "") == is_retrained)]
+        groups = [group for _, group in part.groupby(BASE_COLUMN, sort=True)]
+        sizes = [len(group.drop_duplicates(["method", "seed"])) for group in groups]
+        parts += [groups[sizes.index(max(sizes))]] if groups else []
+    return pd.concat(parts).sort_index()
+
+
+def main_evaluation(df: DataFrame, *, epsilon: float | None, attack: str | None) -> tuple[float, str, str]:
+    """Radius and attack that tables are read at unless told otherwise, and a line that names the runs without.
+
+    The attack is the one that most methods and then most runs were measured with, AutoAttack apart (see
+    `select_attack`); the radius the largest of those that most of these runs have.
+
+    Returns
+    -------
+    epsilon : float
+    attack : str
+    note : str
+        Empty where all runs were measured so.
+
+    Raises
+    ------
+    UserError
+        Several attacks measured equally many runs and none is named, or nothing was measured as asked for.
+    """
+    rows = df if attack is None else select_attack(df, attack)
+    rows = rows if epsilon is None else select_epsilon(rows, epsilon)
+    if attack is None:
+        rows = _without_extra(rows)
+        for what in ("method", "run_id"):
+            number = rows.groupby("attack")[what].transform("nunique")
+            rows = rows[number == number.max()]
+        rows = select_attack(rows, None)
+    if epsilon is None:
+        # Up to rounding, as `select_epsilon` reads them.
+        num_runs = rows.groupby(rows["epsilon"].round(6))["run_id"].transform("nunique")
+        epsilon = float(rows.loc[num_runs == num_runs.max(), "epsilon"].max())
+    chosen = str(rows["attack"].iloc[0])
+    measured = set(select_epsilon(rows, epsilon)["run_id"])
+    missing = sorted(set(df["run_id"]) - measured)
+    if not missing:
+        return epsilon, chosen, ""
+    some = ", ".join(missing[:_MAX_LISTED]) + (", ..." if len(missing) > _MAX_LISTED else "")
+    return (
+        epsilon,
+        chosen,
+        (
+            f"left out, not measured by {chosen} at epsilon {format_epsilon(epsilon)}: {len(missing)} of "
+            f"{df['run_id'].nunique()} runs ({some}); attack= and epsilon= choose others"
+        ),
     )
 
 

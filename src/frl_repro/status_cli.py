@@ -20,6 +20,7 @@ from frl_repro.run_folder import (
     check_finished,
     read_object,
     state_header,
+    walk,
 )
 from frl_repro.sweeps import FAILED_FILE, PLAN_PATTERN, duration, read_list, read_plan
 
@@ -92,8 +93,7 @@ def _runs_below(top: Path, *, verify: bool) -> Iterator[_Run]:
     planned: set[Path] = set()
     found: dict[Path, _Run] = {}
     lists: list[Path] = []
-    for walked, folders, files in os.walk(top):
-        here = Path(walked)
+    for here, folders, files in walk(top):
         if RUN_FILE in files:
             folders.clear()  # a run's own subfolders hold no runs
             run = _run_in(here, files, verify=verify)

@@ -9,6 +9,7 @@ import pandas as pd
 from frl_repro.figures.class_bars import Series, describe, draw_class_panels
 from frl_repro.figures.style import GREEN, GREY
 from frl_repro.selection import before_and_after, main_setting, one_setting, one_value, setting_name, summary
+from frl_repro.text_tables import DEFAULT_TOP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,13 +31,16 @@ def main_rows(df: DataFrame, *, method: str, epsilon: float, attack: str | None)
     """
     rows = df[df["method"] == method]
     one_value(rows, "dataset", "model")
-    if "validation" not in set(rows["split"]):
+    validation = rows[rows["split"] == "validation"]
+    if validation.empty:
         return rows, ""
-    runs = summary(rows[rows["split"] == "validation"], epsilon=epsilon, attack=attack)
+    runs = summary(validation, epsilon=epsilon, attack=attack)
     return main_setting(rows, runs[runs["when"] == "after"], "worst_class_robust_error")
 
 
-def before_after_figure(df: DataFrame, *, method: str, command: str, epsilon: float, attack: str | None) -> Figure:
+def before_after_figure(
+    df: DataFrame, *, method: str, command: str, epsilon: float, attack: str | None, top: int = DEFAULT_TOP
+) -> Figure:
     """Natural and robust error by class before and after retraining, side by side, on the test split.
 
     Parameters
@@ -47,6 +51,8 @@ def before_after_figure(df: DataFrame, *, method: str, command: str, epsilon: fl
         Which class policy, and the command that runs it, for the message when it is missing.
     epsilon, attack
         The evaluation, as for Figure 1.
+    top
+        Of many classes so many of the worst and of the best before retraining are drawn, by robust error.
 
     Raises
     ------
@@ -56,7 +62,9 @@ def before_after_figure(df: DataFrame, *, method: str, command: str, epsilon: fl
     rows = _rows(df, method, command, epsilon, attack)
     panels = {title: _series(rows, quantity) for quantity, title in _TITLES.items()}
     caption = describe([rows], epsilon=epsilon, first_line=f"Before and after {setting_name(rows.iloc[0])}")
-    return draw_class_panels(panels, caption=caption)
+    return draw_class_panels(
+        panels, caption=caption, by=_series(rows, "robust")[0], by_text="robust error before", top=top
+    )
 
 
 def before_after_numbers(df: DataFrame, *, method: str, command: str, epsilon: float, attack: str | None) -> DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from frl_repro.figures.style import COLUMN_WIDTH, RED, paper_style
+from frl_repro.figures.style import COLUMN_WIDTH, RED, paper_style, shortened
 from frl_repro.records import format_epsilon
 
 if TYPE_CHECKING:
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("clean", "perturbation", "attacked")
 _ROW_HEIGHT = 1.02  # inches: an image and the prediction above it
+_LABEL_LENGTH = 14  # characters of a class name above an image
 _TITLE_HEIGHT = 0.55  # three lines
 
 
 def examples_figure(examples: Examples) -> Figure:
-    """One row an image: clean, perturbation (white: +ε, black: -ε, grey: none) and attacked, predictions above.
+    """One row an image: clean, perturbation and attacked, predictions above.
 
-    Wrong predictions are red.
+    The perturbation is grey where there is none; in grey images white is +ε and black -ε, in colour images each channel
+    is so, bright for +ε and dark for -ε. Wrong predictions are red.
     """
-    names, epsilon = examples.about["class_names"], float(examples.about["epsilon"])
+    class_names, epsilon = examples.about["class_names"], float(examples.about["epsilon"])
+    names = shortened(class_names, _LABEL_LENGTH)
     num = len(examples.labels)
     with paper_style():
         height = _TITLE_HEIGHT + _ROW_HEIGHT * num
@@ -47,14 +50,16 @@ def examples_figure(examples: Examples) -> Figure:
                 one.set_title(
                     f"“{_called(predicted[place], names)}”", color=RED if is_wrong else "black", fontsize=6.5, pad=2
                 )
-            which = "worst" if names[label] == examples.about["worst"] else "best"
+            which = "worst" if class_names[label] == examples.about["worst"] else "best"
             axes[0].set_ylabel(f"{names[label]}\n({which} class)")
             if place == 0:
                 axes[1].set_title("perturbation", fontsize=6.5, pad=2)
+        is_colour = examples.clean.shape[1] > 1
+        signs = "each channel bright +ε, dark -ε" if is_colour else "white +ε, black -ε"
         figure.suptitle(
             f"{examples.about['method']}, {examples.about['attack'].upper()}, ε = {format_epsilon(epsilon)}\n"
             "above images: prediction before (left) and after the attack (right)\n"
-            "perturbation: white +ε, black -ε, grey none",
+            f"perturbation: {signs}, grey none",
             fontsize=6.5,
         )
     return figure

@@ -10,7 +10,8 @@ from frl_repro.errors import UserError
 from frl_repro.figures.class_bars import Series, describe, draw_class_panels
 from frl_repro.figures.style import BLUE, ORANGE
 from frl_repro.records import format_epsilon, select_epsilon, select_last_epoch, select_split
-from frl_repro.selection import listed, select_attack
+from frl_repro.selection import comparable, listed, main_setting, select_attack
+from frl_repro.text_tables import DEFAULT_TOP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +25,20 @@ _HATCHES = {"natural": "", "robust": "////"}
 _LINE_STYLES = {"natural": (0, (4, 2)), "robust": (0, (1, 1))}
 
 
-def figure1(df: DataFrame, *, epsilon: float, attack: str | None = None) -> Figure:
+def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
+    """Rows of one setting of each model, trained on the same images with the same steps, and a line that says which."""
+    df = comparable(df)
+    parts, notes = [], []
+    for method in _PANEL_TITLES:
+        rows = df[df["method"] == method]
+        # Nothing of these models is chosen on validation images.
+        rows, note = main_setting(rows, rows.iloc[:0].assign(score=0.0), "score") if len(rows) else (rows, "")
+        parts.append(rows)
+        notes.append(note)
+    return pd.concat(parts), "\n".join(filter(None, notes))
+
+
+def figure1(df: DataFrame, *, epsilon: float, attack: str | None = None, top: int = DEFAULT_TOP) -> Figure:
     """Natural and robust error by class, natural beside adversarial training, at the width of a paper's column.
 
     Bars are means over seeds on the test split after the last epoch. With several seeds, whiskers span one standard
@@ -39,6 +53,8 @@ def figure1(df: DataFrame, *, epsilon: float, attack: str | None = None) -> Figu
         Radius of the evaluation attack, [0,1] pixel units.
     attack
         Name of the evaluation attack; may be omitted where the tables hold only one.
+    top
+        Of many classes so many of the worst and of the best of the adversarial model are drawn, by robust error.
 
     Raises
     ------
@@ -48,7 +64,13 @@ def figure1(df: DataFrame, *, epsilon: float, attack: str | None = None) -> Figu
     rows = _select_rows(df, epsilon=epsilon, attack=attack)
     panels = {title: _series(rows, method) for method, title in _PANEL_TITLES.items()}
     parts = [rows[rows["method"] == method] for method in _PANEL_TITLES]
-    return draw_class_panels(panels, caption=describe(parts, epsilon=epsilon))
+    return draw_class_panels(
+        panels,
+        caption=describe(parts, epsilon=epsilon),
+        by=_series(rows, "adversarial")[1],
+        by_text="adversarial robust error",
+        top=top,
+    )
 
 
 def figure1_numbers(df: DataFrame, *, epsilon: float, attack: str | None = None) -> DataFrame:

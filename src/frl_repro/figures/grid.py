@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from frl_repro.errors import UserError
-from frl_repro.figures.style import COLUMN_WIDTH, RED, paper_style
+from frl_repro.figures.style import COLUMN_WIDTH, RED, paper_style, wrapped
 from frl_repro.records import format_epsilon
 from frl_repro.selection import (
-    best_setting,
+    best_settings,
     by_setting,
     of_setting,
     on_shared_seeds,
@@ -37,7 +37,7 @@ _COMMAND = "python train.py -m frl=reweight sweep=alpha_grid"
 def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
     """Worst-class errors on the test split over the grid of step lengths, means over seeds.
 
-    The frame marks the setting that validation prefers by the sum of both worst-class errors.
+    A frame marks the setting that validation prefers by the sum of both worst-class errors; of a tie each one.
 
     Raises
     ------
@@ -57,12 +57,15 @@ def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
         panels[0].set_ylabel(_LABELS[rows])
         seeds = seeds_text(numbers["num_seeds"])
         what = f"{numbers['method'].iloc[0]}, test split, ε = {format_epsilon(epsilon)}, {seeds}"
-        figure.suptitle(f"{what}\nframe: chosen on validation (sum of both)", fontsize=6.5)
+        num_best = int(numbers["is_chosen"].sum())
+        said = f"frames: {num_best} tied" if num_best > 1 else "frame: chosen"
+        said = "no frame: all tied" if num_best == len(numbers) else said
+        figure.suptitle(wrapped(f"{what}\n{said} on validation (sum of both)"), fontsize=6.5)
     return figure
 
 
 def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:
-    """One row a setting: worst-class errors on the test split, seeds, and whether validation prefers it.
+    """One row a setting: worst-class errors on the test split, seeds, and whether validation prefers it, alone or not.
 
     Only seeds that every setting has are used.
 
@@ -86,9 +89,9 @@ def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFr
     validation = after[after["split"] == "validation"]
     if validation.empty:
         raise UserError("the tables have no validation rows to choose a setting by")
-    best = best_setting(validation, _CRITERION)
+    best = best_settings(validation, _CRITERION)
     numbers = by_setting(after[after["split"] == "test"])
-    numbers["is_chosen"] = of_setting(numbers, best)
+    numbers["is_chosen"] = np.any([of_setting(numbers, row) for _, row in best.iterrows()], axis=0)
     return numbers
 
 
@@ -111,6 +114,7 @@ def _draw(axes: Axes, numbers: DataFrame, rows: str, columns: str, quantity: str
     axes.set_xticks(range(len(table.columns)), [f"{value:g}" for value in table.columns])
     axes.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])
     axes.tick_params(length=0)
-    (chosen,) = numbers[numbers["is_chosen"]].to_dict("records")
-    x, y = list(table.columns).index(chosen[columns]), list(table.index).index(chosen[rows])
-    axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=RED, linewidth=1.5))
+    framed = numbers.iloc[:0] if numbers["is_chosen"].all() else numbers[numbers["is_chosen"]]  # of a tie of all, none
+    for chosen in framed.to_dict("records"):
+        x, y = list(table.columns).index(chosen[columns]), list(table.index).index(chosen[rows])
+        axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=RED, linewidth=1.5))

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREY, ORANGE, RED, paper_style
+from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREY, ORANGE, RED, add_legend, paper_style, shortened, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
     from pandas import DataFrame
 
 _HEIGHT = 2.5  # inches
@@ -34,15 +35,10 @@ def sanity_figure(table: DataFrame) -> Figure:
     with paper_style():
         figure = Figure(figsize=(COLUMN_WIDTH, _HEIGHT), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _draw_sweep(left, sweep, epsilon)
-        _draw_losses(right, table)
-        handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-        figure.suptitle(
-            f"{first['method']}, seed {first['seed']:.0f}, {first['num_images']:.0f} test images, "
-            f"{sweep['attack'].iloc[-1].upper()}",
-            fontsize=6.5,
-        )
+        handles = [*_draw_sweep(left, sweep, epsilon), *_draw_losses(right, table)]
+        add_legend(figure, handles, num_columns=2)
+        title = f"{first['method']}, seed {first['seed']:.0f}, {first['num_images']:.0f} test images, "
+        figure.suptitle(wrapped(title + sweep["attack"].iloc[-1].upper()), fontsize=6.5)
     return figure
 
 
@@ -60,7 +56,8 @@ def sweep_numbers(table: DataFrame) -> DataFrame:
     )
 
 
-def _draw_sweep(axes: Axes, sweep: DataFrame, epsilon: float) -> None:
+def _draw_sweep(axes: Axes, sweep: DataFrame, epsilon: float) -> list[Line2D]:
+    """Draw a panel and return what its legend shows."""
     radii = sorted(sweep["epsilon"].unique())
     checked = int(np.argmin(np.abs(np.asarray(radii) - epsilon)))
     places = np.arange(len(radii))
@@ -68,23 +65,31 @@ def _draw_sweep(axes: Axes, sweep: DataFrame, epsilon: float) -> None:
     worst = str(here.loc[here["value"].idxmax(), "class_name"])
     by_class = {str(name): part["value"].to_numpy() for name, part in sweep.groupby("class_name", sort=False)}
     of_all = by_class.pop("")
-    for index, (name, values) in enumerate(by_class.items()):
+    lines: list[Line2D] = []
+    for name, values in by_class.items():
         if name != worst:
-            axes.plot(places, values, color=GREY, linewidth=0.6, label="_" if index else "other classes")
-    axes.plot(places, by_class[worst], color=ORANGE, linewidth=1.2, label=f"worst class: {worst}")
-    axes.plot(places, of_all, color="black", linestyle="--", linewidth=1.0, label="all images")
+            (line,) = axes.plot(places, values, color=GREY, linewidth=0.6, label="other classes")
+            lines = lines or [line]
+    label = f"worst class: {shortened([worst])[0]}"
+    lines += axes.plot(places, by_class[worst], color=ORANGE, linewidth=1.2, label=label)
+    lines += axes.plot(places, of_all, color="black", linestyle="--", linewidth=1.0, label="all images")
     axes.axvline(checked, color=GREY, linewidth=0.5, linestyle=":")
     axes.set_xticks(places, [f"{255 * radius:.3g}" for radius in radii], fontsize=5)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("ε (1/255)")
     axes.set_title("Robust error by radius")
+    return lines
 
 
-def _draw_losses(axes: Axes, table: DataFrame) -> None:
+def _draw_losses(axes: Axes, table: DataFrame) -> list[Line2D]:
+    lines: list[Line2D] = []
     for direction, (label, colour, style) in _DIRECTIONS.items():
         part = table[table["quantity"] == f"mean_loss_along_{direction}"].sort_values("epsilon")
-        axes.plot(255 * part["epsilon"], part["value"], color=colour, linestyle=style, linewidth=1.2, label=label)
+        lines += axes.plot(
+            255 * part["epsilon"], part["value"], color=colour, linestyle=style, linewidth=1.2, label=label
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.set_xlabel("Distance (1/255)")
     axes.set_title("Mean loss on the way")
+    return lines

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-from frl_repro.figures.style import BLUE, COLUMN_WIDTH, RED, paper_style
+from frl_repro.figures.style import BLUE, COLUMN_WIDTH, RED, TITLE_LINE_HEIGHT, paper_style, wrapped
 from frl_repro.records import format_epsilon
 from frl_repro.selection import BEFORE, by_setting, one_value, seeds_text, setting_name, summary, with_bases
+from frl_repro.text_tables import DEFAULT_TOP, worst_and_best
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,10 +24,11 @@ _ROW_HEIGHT = 0.3  # inches a setting: a name of up to two lines
 _LABEL_LENGTH = 26  # characters of a line of a setting's name
 
 
-def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
+def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Figure:
     """One row a setting on the test split, the model before retraining first; dots are single seeds.
 
-    Dashed lines continue the mean before retraining through all rows.
+    Dashed lines continue the mean before retraining through all rows. Of many settings ``top`` of the worst and of the
+    best are drawn, by worst-class robust error.
 
     Raises
     ------
@@ -35,9 +37,21 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
     """
     points = _points(df, epsilon, attack)
     numbers = _numbers(points)
+    seeds = seeds_text(numbers["num_seeds"])
+    seeds += "; dots: single seeds" if numbers["num_seeds"].max() > 1 else ""
+    caption = f"Test split, ε = {format_epsilon(epsilon)}, {seeds}"
+    shown = worst_and_best(numbers["worst_class_robust_error"].tolist(), top)
+    if shown is not None:
+        caption += f"\n{top} worst and {top} best of {len(numbers)} settings, by worst-class robust error"
+        is_before = numbers["setting"].str.startswith(BEFORE)
+        numbers = pd.concat([numbers[is_before], numbers.iloc[[*shown[0], *shown[1]]][~is_before]], ignore_index=True)
+        points = points[points["setting"].isin(numbers["setting"])]
     single = points[points.groupby("setting")["seed"].transform("nunique") > 1]
+    labels = [wrapped(name, _LABEL_LENGTH) for name in numbers["setting"]]
+    row_height = max(_ROW_HEIGHT, TITLE_LINE_HEIGHT * (1 + max(label.count("\n") for label in labels)))
     with paper_style():
-        figure = Figure(figsize=(COLUMN_WIDTH, 0.95 + _ROW_HEIGHT * len(numbers)), layout="constrained")
+        height = 0.95 + row_height * len(numbers) + TITLE_LINE_HEIGHT * caption.count("\n")
+        figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
         panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
         for axes, (quantity, title) in zip(panels, _TITLES.items(), strict=True):
             for which, (label, colour, marker) in _WHICH.items():
@@ -58,15 +72,11 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
             axes.set_xlabel("Error")
             axes.margins(x=0.1)
             axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(
-            range(len(numbers)), ["\n".join(textwrap.wrap(name, _LABEL_LENGTH)) for name in numbers["setting"]]
-        )
+        panels[0].set_yticks(range(len(numbers)), labels)
         panels[0].set_ylim(len(numbers) - 0.5, -0.5)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        seeds = seeds_text(numbers["num_seeds"])
-        seeds += "; dots: single seeds" if numbers["num_seeds"].max() > 1 else ""
-        figure.suptitle(f"Test split, ε = {format_epsilon(epsilon)}, {seeds}", fontsize=6.5)
+        figure.suptitle(caption, fontsize=6.5)
     return figure
 
 

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
-from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREEN, GREY, ORANGE, PURPLE, RED, paper_style
+from frl_repro.figures.style import (
+    BLUE,
+    COLUMN_WIDTH,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    TITLE_LINE_HEIGHT,
+    add_legend,
+    paper_style,
+    wrapped,
+)
 from frl_repro.records import format_epsilon
 from frl_repro.selection import setting_name, summary, with_bases
 
@@ -19,7 +31,7 @@ if TYPE_CHECKING:
 _COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, PURPLE)
 _MARKERS = "osD^vPX"  # one more than colours: their pairs repeat late
 _MAX_LABELLED = 4  # settings of a method with a label each; a grid of more is labelled as a whole
-_LEGEND_COLUMNS, _LEGEND_ROW = 2, 0.16  # inches a row
+_LEGEND_COLUMNS, _LEGEND_ROW, _LEGEND_LENGTH = 2, 0.16, 32  # inches a row, characters a line
 _COLUMNS = ("method", "recipe", "alpha_nat", "alpha_bndy", "alpha_margin", "seed", "run_id")
 
 
@@ -33,8 +45,11 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
     """
     numbers = tradeoff_numbers(df, epsilon=epsilon, attack=attack)
     with paper_style():
-        legend_rows = math.ceil(numbers["label"].nunique() / _LEGEND_COLUMNS)
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.3 + _LEGEND_ROW * legend_rows), layout="constrained")
+        labels = {label: wrapped(label, _LEGEND_LENGTH) for label in numbers["label"].unique()}
+        legend_rows = math.ceil(len(labels) / _LEGEND_COLUMNS)
+        height = 2.3 + _LEGEND_ROW * legend_rows
+        height += TITLE_LINE_HEIGHT * sum(label.count("\n") for label in labels.values())
+        figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
         axes = figure.subplots()
         for (label, part), colour, marker in zip(
             numbers.groupby("label", sort=False), itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False
@@ -47,12 +62,12 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
                 markersize=4,
                 markeredgecolor="black",
                 markeredgewidth=0.3,
-                label=label,
+                label=labels[str(label)],
             )
         axes.set_xlabel("Average robust accuracy (%)")
         axes.set_ylabel("Worst-class robust accuracy (%)")
         axes.set_title(f"Test split, ε = {format_epsilon(epsilon)}")
-        figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False)
+        add_legend(figure, axes.get_lines(), num_columns=_LEGEND_COLUMNS)
     return figure
 
 

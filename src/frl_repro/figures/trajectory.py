@@ -8,10 +8,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from frl_repro.errors import UserError
-from frl_repro.figures.style import BLUE, COLUMN_WIDTH, GREY, ORANGE, paper_style
+from frl_repro.figures.style import (
+    BLUE,
+    COLUMN_WIDTH,
+    GREY,
+    ORANGE,
+    TITLE_LINE_HEIGHT,
+    add_legend,
+    paper_style,
+    shortened,
+    wrapped,
+)
 from frl_repro.selection import main_setting, one_value, seeds_text, setting_name
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
@@ -58,12 +69,15 @@ def trajectory_figure(df: DataFrame) -> Figure:
     if not shown:
         raise UserError("this policy never moved: there is nothing to draw")
     coloured = _worst_at_last(numbers)
+    caption = wrapped(f"{setting_name(df.iloc[0])}, {seeds_text(df[['seed']].nunique())}")
     with paper_style():
         num_rows = -(-len(shown) // 2)
-        figure = Figure(figsize=(COLUMN_WIDTH, 0.6 + 1.15 * num_rows), layout="constrained")
+        height = 0.6 + 1.15 * num_rows + TITLE_LINE_HEIGHT * caption.count("\n")
+        figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
         grid = figure.subplots(num_rows, 2, sharex=True, squeeze=False).ravel()
+        handles = []
         for axes, name in zip(grid, shown, strict=False):
-            _draw(axes, numbers, name, coloured)
+            handles.append(_draw(axes, numbers, name, coloured))
             axes.set_title(_PANELS[name])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in grid[len(shown) :]:
@@ -71,10 +85,8 @@ def trajectory_figure(df: DataFrame) -> Figure:
         for axes in grid[max(0, len(shown) - 2) : len(shown)]:
             axes.set_xlabel("Epoch")
             axes.tick_params(labelbottom=True)
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        seeds = seeds_text(df[["seed"]].nunique())
-        figure.suptitle(f"{setting_name(df.iloc[0])}, {seeds}", fontsize=6.5)
+        add_legend(figure, handles[0], num_columns=3)
+        figure.suptitle(caption, fontsize=6.5)
     return figure
 
 
@@ -101,15 +113,19 @@ def _worst_at_last(numbers: DataFrame) -> list[str]:
     return [str(name) for name in worst]
 
 
-def _draw(axes: Axes, numbers: DataFrame, name: str, coloured: list[str]) -> None:
+def _draw(axes: Axes, numbers: DataFrame, name: str, coloured: list[str]) -> list[Artist]:
+    """Draw a panel and return what its legend shows."""
     scale = 255 if name == "margin" else 1
-    is_first_other = True
+    lines: dict[str, Artist] = {}
     for class_name, part in numbers.groupby("class_name", sort=False):
-        if class_name in coloured:
-            continue
-        label = "other classes" if is_first_other else "_"
-        axes.plot(part["epoch"], scale * part[name], color=GREY, linewidth=0.6, label=label)
-        is_first_other = False
-    for class_name, colour, style in zip(coloured, _HIGHLIGHTS, ("-", "--"), strict=False):
+        if class_name not in coloured:
+            (line,) = axes.plot(part["epoch"], scale * part[name], color=GREY, linewidth=0.6)
+            line.set_label("other classes")
+            lines.setdefault("other classes", line)
+    labels = shortened(coloured)
+    for class_name, label, colour, style in zip(coloured, labels, _HIGHLIGHTS, ("-", "--"), strict=False):
         part = numbers[numbers["class_name"] == class_name]
-        axes.plot(part["epoch"], scale * part[name], color=colour, linestyle=style, linewidth=1.2, label=class_name)
+        (line,) = axes.plot(part["epoch"], scale * part[name], color=colour, linestyle=style, linewidth=1.2)
+        line.set_label(label)
+        lines[f"class {label}"] = line
+    return list(lines.values())

@@ -14,6 +14,7 @@ from frl_repro.records import find_tables, format_epsilon
 from frl_repro.report.page import Cell, Grid
 from frl_repro.report.study import outcomes_in
 from frl_repro.selection import setting_name
+from frl_repro.text_tables import is_worst
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from frl_repro.report.study import Study
+
     Mask = NDArray[np.bool_]
 
 
-def autoattack_grids(runs: str | Path, class_names: Sequence[str]) -> list[Grid]:
+def autoattack_grids(runs: str | Path, study: Study) -> list[Grid]:
     """Return a table for each model and radius that AutoAttack measured among ``runs``; none where it measured none.
+
+    Models of other data than the study's are left out.
 
     Raises
     ------
@@ -38,8 +43,9 @@ def autoattack_grids(runs: str | Path, class_names: Sequence[str]) -> list[Grid]
         return []
     others = [one for one in outcomes_in(runs) if not one.components]
     measured = [read_outcomes(table.with_name(OUTCOMES_FILE)) for table in tables]
+    measured = [one for one in measured if study.is_about(one.about) and one.labels.max() < len(study.class_names)]
     return [
-        _grid(one, epsilon, _of_the_same_model(one, epsilon, others), class_names)
+        _grid(one, epsilon, _of_the_same_model(one, epsilon, others), study.class_names)
         for one in measured
         for epsilon in sorted(one.broken_by)
     ]
@@ -74,10 +80,11 @@ def _grid(one: Outcomes, epsilon: float, other: tuple[str, Mask] | None, class_n
         name: _tally(one, codes == code, class_names)
         for code, name in enumerate(one.components, start=NATURAL_ERROR + 1)
     }
+    marks = {name: is_worst(of.tolist()) for name, of in shares.items()}
     rows = []
     for place, name in enumerate(class_names):
         cells = [Cell(name, name), Cell(str(count[place]))]
-        cells += [Cell(f"{100 * of[place]:.1f}", is_worst=bool(of[place] == of.max())) for of in shares.values()]
+        cells += [Cell(f"{100 * of[place]:.1f}", is_worst=marks[name_of][place]) for name_of, of in shares.items()]
         rows.append([*cells, *(Cell(str(of[place])) for of in broken.values())])
     footer = [Cell("all classes"), Cell(str(count.sum()))]
     footer += [Cell(f"{100 * mask.mean():.1f}") for mask in errors.values()]

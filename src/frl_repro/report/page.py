@@ -17,9 +17,10 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from frl_repro import statistics
-from frl_repro.figures.style import paper_style
+from frl_repro.figures.style import drawing
 from frl_repro.records import find_tables, format_epsilon, overall, read_json
 from frl_repro.report.study import ADVERSARIAL, BASE, COMBINED, CONTROL, NATURAL, REMARGIN, REWEIGHT
+from frl_repro.text_tables import DEFAULT_TOP, is_worst, worst_and_best
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,7 +91,7 @@ class Cell:
 def svg_of(figure: Figure) -> str:
     """Return a figure as an SVG document; equal figures give equal text."""
     buffer = io.StringIO()
-    with paper_style():
+    with drawing(figure):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
@@ -105,6 +106,7 @@ def render(
     checks: Sequence[Grid],
     runs: str | Path,
     deviations: str,
+    top: int = DEFAULT_TOP,
 ) -> str:
     """Return the page.
 
@@ -124,6 +126,8 @@ def render(
         Where the tables were read from; ``run.json`` is looked for beside them.
     deviations : str
         Markdown text on where the published code departs from its text; may be empty.
+    top : int
+        Of many classes, how many of the worst and of the best are shown.
     """
     environment = Environment(
         loader=PackageLoader("frl_repro.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -137,7 +141,7 @@ def render(
         epsilon=format_epsilon(study.epsilon),
         claims=[_claim(finding) for finding in findings],
         pictures=pictures,
-        class_tables={name: class_grid(study, *_TABLES_OF[name]) for name in _TABLES_OF},
+        class_tables={name: class_grid(study, *_TABLES_OF[name], top=top) for name in _TABLES_OF},
         settings=settings,
         checks=checks,
         runs=list(_runs(runs)),
@@ -155,8 +159,11 @@ def alt_text(title: str, numbers: DataFrame) -> str:
     return f"{title}. Columns: {columns}. {'; '.join(sentences)}."
 
 
-def class_grid(study: Study, caption: str, roles: Sequence[str]) -> Grid | None:
-    """Return errors by class of several models, in percent, mean and deviation over seeds; None without any of them."""
+def class_grid(study: Study, caption: str, roles: Sequence[str], *, top: int = DEFAULT_TOP) -> Grid | None:
+    """Return errors by class of several models, in percent, mean and deviation over seeds; None without any of them.
+
+    Of many classes ``top`` of the worst and of the best are shown, by the last column, and the others' mean.
+    """
     roles = [role for role in roles if role in study.settings]
     if not roles:
         return None
@@ -166,9 +173,19 @@ def class_grid(study: Study, caption: str, roles: Sequence[str]) -> Grid | None:
     for _, quantity, part in columns:
         by_class = part.groupby("class_id")[f"{quantity}_error"]
         means = by_class.mean()
+        marks = is_worst(means.tolist())
         for class_id, cells in enumerate(rows):
-            cells.append(_percent_cell(by_class.get_group(class_id), is_worst=means[class_id] == means.max()))
+            cells.append(_percent_cell(by_class.get_group(class_id), is_worst=marks[class_id]))
         footer.append(_percent_cell(overall(part)[f"overall_{quantity}_error"], is_worst=False))
+    ends = worst_and_best(means.tolist(), top)
+    if ends is not None:
+        between = sorted(set(range(len(rows))) - {*ends[0], *ends[1]})
+        middle = [Cell(f"({len(between)} between, mean)")]
+        for _, quantity, part in columns:
+            of_them = part[part["class_id"].isin(between)]
+            middle.append(_percent_cell(of_them.groupby("seed")[f"{quantity}_error"].mean(), is_worst=False))
+        rows = [*(rows[place] for place in ends[0]), middle, *(rows[place] for place in ends[1])]
+        caption += f", {top} worst and {top} best of {len(study.class_names)} by the last column"
     header = ["class", *(f"{study.settings[role]}: {quantity}" for role, quantity, _ in columns)]
     seeds = "; ".join(f"{study.settings[role]}: {len(study.seeds([role]))} seeds" for role in roles)
     attack = f"{study.attack.upper()} at {format_epsilon(study.epsilon)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,27 +20,30 @@ from frl_repro.errors import UserError
 from frl_repro.outcomes import Outcomes, are_of_same_images, read_outcomes
 from frl_repro.records import (
     find_tables,
-    read_classwise,
     select_checkpoint,
     select_epsilon,
     select_last_epoch,
     select_split,
 )
+from frl_repro.run_folder import walk
 from frl_repro.selection import (
     best_setting,
-    largest_epsilon,
+    comparable,
+    main_data,
+    main_evaluation,
     main_setting,
     of_setting,
     on_shared_seeds,
     select_attack,
+    select_where,
     setting_columns,
     setting_name,
     summary,
 )
-from frl_repro.variants import with_variants
+from frl_repro.variants import read_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from pandas import DataFrame
@@ -137,6 +140,8 @@ class Study:
         Its name.
     outcomes : dict of (role, seed) to Outcomes
         Those found that count the same errors as the tables.
+    notes : tuple of str
+        Which runs of those there are it leaves out.
     """
 
     rows: DataFrame
@@ -146,6 +151,19 @@ class Study:
     epsilon: float
     attack: str
     outcomes: dict[tuple[str, int], Outcomes]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """Data set and model."""
+        first = self.rows.iloc[0]
+        return str(first["dataset"]), str(first["model"])
+
+    def is_about(self, about: Mapping[str, Any]) -> bool:
+        """Whether what a file says of its run is of this data set and model, as far as their names tell."""
+        dataset, model = self.model
+        named = dataset.split(" ")[0]
+        return bool(about.get("dataset", named) == named and about.get("model", model) == model)
 
     @property
     def class_names(self) -> list[str]:
@@ -228,32 +246,44 @@ class Study:
         return Named(int(class_id), str(name), on_validation)
 
 
-def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | None = None) -> Study:
+def study_rows(runs: str | Path, where: str = "") -> tuple[DataFrame, str]:
+    """Return the rows of the data set and model that a study of ``runs`` is about, and a line that says which.
+
+    Raises
+    ------
+    UserError
+        There are no tables, or none with what ``where`` asks for.
+    """
+    df = select_checkpoint(select_where(read_runs(find_tables(runs)), where), "last")
+    return main_data(df, ROLES)
+
+
+def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | None = None, where: str = "") -> Study:
     """Read tables and outcomes, and find the runs that play each role.
 
-    Of several settings of a method, the one with most seeds that does best on validation images plays its role.
+    Of several data sets or models the one with most roles is studied, of models that were trained unlike those that can
+    be compared (see `selection.comparable`). Of several settings of a method, the one with most seeds that does best on
+    validation images plays its role.
 
     Parameters
     ----------
     runs
         As in `records.find_tables`; outcomes are searched in the same places.
     epsilon : float, optional
-        Radius in pixel units; the largest in the tables by default.
+        Radius in pixel units; the largest that most runs have by default.
     attack : str, optional
-        Evaluation attack; may be omitted where the tables hold only one.
+        Evaluation attack; by default the one that most runs were measured with.
+    where : str
+        Which rows, as in `selection.select_where`.
 
     Raises
     ------
     UserError
-        No tables, none at this radius or by this attack, or several data sets or models.
+        No tables, or none at this radius or by this attack.
     """
-    files = find_tables(runs)
-    df = select_checkpoint(with_variants(read_classwise(files), files), "last")
-    for name in ("dataset", "model"):
-        if df[name].nunique() > 1:
-            raise UserError(f"a study is of one {name}, the tables have {', '.join(sorted(df[name].unique()))}")
-    radius = largest_epsilon(df, attack) if epsilon is None else epsilon
-    df = select_attack(select_epsilon(df, radius), attack)
+    df, data_note = study_rows(runs, where)
+    radius, attack, note = main_evaluation(df, epsilon=epsilon, attack=attack)
+    df = comparable(select_attack(select_epsilon(df, radius), attack))
     by_role = {role: rows for role in ROLES if not (rows := _rows_of(df, role)).empty}
     if not by_role:
         raise UserError(f"no run of {runs} plays a part in the claims: {', '.join(ROLES)}")
@@ -272,8 +302,9 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
         preferred={role: one for role, one in preferred.items() if one is not None},
         validation=before[before["split"] == "validation"],
         epsilon=radius,
-        attack=str(df["attack"].iloc[0]),
+        attack=attack,
         outcomes=_matching(rows, outcomes_in(runs), radius),
+        notes=tuple(filter(None, (data_note, note))),
     )
 
 
@@ -319,8 +350,15 @@ def _on_validation(rows: DataFrame, epsilon: float) -> DataFrame:
 def outcomes_in(runs: str | Path) -> list[Outcomes]:
     """Return all outcomes in the folders of ``runs``, published ones among them."""
     folders = [Path(part.strip()).expanduser() for part in str(runs).split(",")]
-    files = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(OUTCOMES_GLOB))]
-    return [read_outcomes(path) for path in files]
+    files = [
+        here / name
+        for folder in folders
+        if folder.is_dir()
+        for here, _, names in walk(folder)
+        for name in names
+        if Path(name).match(OUTCOMES_GLOB)
+    ]
+    return [read_outcomes(path) for path in sorted(files)]
 
 
 def _matching(rows: DataFrame, outcomes: Sequence[Outcomes], epsilon: float) -> dict[tuple[str, int], Outcomes]:
@@ -338,7 +376,7 @@ def _matching(rows: DataFrame, outcomes: Sequence[Outcomes], epsilon: float) -> 
 def counts_of(one: Outcomes, epsilon: float, num_classes: int) -> NDArray[np.int64]:
     """Images, natural and boundary errors of each class, shape (K, 3); no rows where the radius was not measured."""
     is_robust_error = at_radius(one, epsilon)
-    if is_robust_error is None:
+    if is_robust_error is None or one.labels.max(initial=0) >= num_classes:  # not measured so, or of other data
         return np.empty((0, 3), dtype=np.int64)
     masks = (np.ones_like(is_robust_error), one.is_natural_error, is_robust_error & ~one.is_natural_error)
     return np.stack([np.bincount(one.labels[mask], minlength=num_classes) for mask in masks], axis=1)
