@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +28,7 @@ from frl_repro.cli import configure
 from frl_repro.errors import UserError
 from frl_repro.helptext import program_name
 from frl_repro.keyvalue import choice, run, usage_text, whole_number
-from frl_repro.registration import CELLS, COLUMNS, SEEDS
+from frl_repro.registration import CELLS, COLUMNS, SEEDS, registered_runs
 from frl_repro.registration import STUDY as REGISTERED_STUDY
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +126,13 @@ STUDY = {
     ),
 }  # fmt: skip
 
+_OUTPUTS = _ROOT / "outputs"
+_PUBLISHED = _OUTPUTS / "reference" / "registered"
+"""Committed results of the registered study: runs without weights, bases whole, so that another machine goes on."""
+
+_BASES = "bases"
+_NOT_PUBLISHED = ("model.safetensors", "split.safetensors", "done.json")
+
 _KEYS = {
     "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published, registered]",
     "seeds": "comma-separated seeds   [0,1,2; cadence and grid: 0; registered: 10 to 19]",
@@ -131,6 +140,7 @@ _KEYS = {
     "launcher": "fused trains all runs of a sweep side by side in one process; else one after the other   [serial]",
     "set": "settings added to every run, separated by spaces, for example 'device=cuda'   [none]",
     "list": "true prints the registered runs as CSV, for registered.csv, and runs nothing   [false]",
+    "publish": f"true copies finished registered runs to {_PUBLISHED.relative_to(_ROOT)}, and runs nothing   [false]",
     "dry": "true prints the commands and runs nothing   [false]",
 }
 
@@ -143,6 +153,8 @@ def main() -> int:
         nonlocal status
         if choice("list", given.pop("list", "false"), ("true", "false")) == "true":
             return registered_list()
+        if choice("publish", given.pop("publish", "false"), ("true", "false")) == "true":
+            return f"{publish()} registered runs stand in {_PUBLISHED}\n"
         status = study(given)
         return ""
 
@@ -170,9 +182,15 @@ def study(given: dict[str, str]) -> int:
         part = STUDY[name]
         seeds = given.get("seeds", part.seeds)
         turns = seeds.split(",") if part.is_by_seed else [seeds]
+        is_published = published() if name == "registered" else set()
         commands = [
-            ["train.py", "-m", *sweep.split(), f"seed={turn}", *extra] for turn in turns for sweep in part.sweeps
+            ["train.py", "-m", *sweep.split(), f"seed={turn}", *extra]
+            for turn in turns
+            for sweep in part.sweeps
+            if (sweep, turn) not in is_published
         ]
+        if name == "registered" and not is_dry:
+            restore_bases()
         commands += [["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures]
         for command in commands:
             print(f"[{name}] python {shlex.join(command)}", flush=True)
@@ -185,6 +203,41 @@ def study(given: dict[str, str]) -> int:
     for line in failed:
         sys.stderr.write(f"failed: python {line}\n")
     return 1 if failed else 0
+
+
+def published() -> set[tuple[str, str]]:
+    """Return settings and seed of the registered runs whose results are committed: they need not run again."""
+    overrides = {cell.name: cell.overrides for cell in CELLS}
+    return {
+        (overrides[run.cell], str(run.seed))
+        for run_id, run in registered_runs().items()
+        if run.registration == REGISTERED_STUDY and (_PUBLISHED / run_id / "classwise.csv").exists()
+    }
+
+
+def publish() -> int:
+    """Copy finished registered runs and their bases to where results are committed; return how many stand there."""
+    registered = registered_runs()
+    for done in sorted([*_OUTPUTS.glob("exp1/*/done.json"), *_OUTPUTS.glob("registered/*/done.json")]):
+        if done.parent.name in registered:
+            shutil.copytree(
+                done.parent,
+                _PUBLISHED / done.parent.name,
+                ignore=shutil.ignore_patterns(*_NOT_PUBLISHED),
+                dirs_exist_ok=True,
+            )
+    for done in sorted((_OUTPUTS / _BASES).glob("*/done.json")):
+        config = json.loads(done.with_name("run.json").read_text(encoding="utf-8"))["config"]
+        if config["seed"] in SEEDS and config["dataset"].get("selection_fraction"):
+            shutil.copytree(done.parent, _PUBLISHED / _BASES / done.parent.name, dirs_exist_ok=True)
+    return len(published())
+
+
+def restore_bases() -> None:
+    """Put committed base models where retraining looks for them, unless there are some already."""
+    for base in sorted((_PUBLISHED / _BASES).glob("*")):
+        if not (_OUTPUTS / _BASES / base.name).exists():
+            shutil.copytree(base, _OUTPUTS / _BASES / base.name)
 
 
 def registered_list() -> str:

@@ -26,7 +26,7 @@ from frl_repro.models import build_model
 from frl_repro.native import NativeUnavailable
 from frl_repro.native import lenet5 as native
 from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN, Outcomes, are_of_same_images, read_outcomes, write_outcomes
-from frl_repro.selection import largest_epsilon, select_attack
+from frl_repro.selection import main_evaluation, select_attack
 from test_config import composed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -581,8 +581,8 @@ def test_tables_of_autoattack_beside_others_do_not_disturb():
 
     table = pd.DataFrame({"attack": ["pgd-20", "autoattack-1000_images", "pgd-20"], "epsilon": [0.1, 0.3, 0.2]})
     assert set(select_attack(table, None)["attack"]) == {"pgd-20"}
-    assert largest_epsilon(table, None) == 0.2
-    assert largest_epsilon(table, "autoattack-1000_images") == 0.3
+    assert main_evaluation(table, epsilon=None, attack=None)[0] == 0.2
+    assert main_evaluation(table, epsilon=None, attack="autoattack-1000_images")[0] == 0.3
     only = table[table["attack"] != "pgd-20"]
     assert len(select_attack(only, None)) == 1
     assert len(select_attack(table, "autoattack-1000_images")) == 1

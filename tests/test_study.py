@@ -1,5 +1,6 @@
 """The command that runs everything: its command lines are ones that train.py and plot.py accept."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from frl_repro.cli import check_command_line
 from frl_repro.figures import FIGURES
+from frl_repro.registration import registered_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,3 +73,23 @@ def test_settings_with_an_open_quote_are_one_line():
     done = study("dry=true", 'set=dataset.root="x')
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == 'error: set=dataset.root="x cannot be read (No closing quotation): close the quotes\n'
+
+
+def test_published_runs_are_not_run_again(tmp_path, monkeypatch, capsys):
+    module = runpy.run_path(str(ROOT / "scripts" / "study.py"))
+    names = module["study"].__globals__
+    monkeypatch.setitem(names, "_OUTPUTS", tmp_path)
+    monkeypatch.setitem(names, "_PUBLISHED", tmp_path / "reference" / "registered")
+    first, *others = [name for name, run in registered_runs().items() if run.seed == 11]
+    for name in (first, "a-development-run"):
+        folder = tmp_path / "registered" / name
+        folder.mkdir(parents=True)
+        for file in ("classwise.csv", "run.json", "done.json", "model.safetensors"):
+            (folder / file).write_text("{}")
+    assert module["publish"]() == 1
+    assert sorted(path.name for path in (tmp_path / "reference" / "registered").iterdir()) == [first]
+    assert sorted(path.name for path in (tmp_path / "reference" / "registered" / first).iterdir()) == [
+        "classwise.csv", "run.json",
+    ]  # fmt: skip
+    assert module["study"]({"parts": "registered", "seeds": "11", "dry": "true"}) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(others)
