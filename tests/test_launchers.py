@@ -5,7 +5,9 @@ import importlib.util
 import inspect
 import json
 import os
+import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from frl_repro import sameness
 from hydra_plugins.frl import local, pool
 from test_cli import TINY, call
 from test_retraining import contents
@@ -201,7 +205,13 @@ def slurm(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name, body in (("srun", ""), ("sbatch", f'cp "$1" {tmp_path}/script; echo Submitted batch job 17')):
+    bodies = {
+        "srun": "",
+        "sbatch": f'cp "$1" {tmp_path}/script; echo Submitted batch job 17',
+        "squeue": f"cat {tmp_path}/queue",  # which fails where a test has not written one
+        "sacct": "echo 'Slurm accounting storage is disabled' >&2; exit 1",
+    }
+    for name, body in bodies.items():
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -228,6 +238,83 @@ def test_the_script_for_sbatch_asks_for_what_was_set(slurm):
     assert asked["account"] == "mine"
     assert asked["job-name"] == "frl_repro"
     assert script.index("source .venv/bin/activate") < script.index("srun")
+
+
+def test_a_dead_job_is_noticed_on_a_cluster_that_keeps_no_accounts(slurm, monkeypatch):
+    monkeypatch.setattr(pool, "_SECONDS_BETWEEN_QUESTIONS", 0)
+    monkeypatch.setattr(pool, "_SECONDS_FOR_FILES", 0)
+    settings = {key: value for key, value in pool.SLURM.items() if key != "_target_"} | {"folder": str(slurm / "jobs")}
+    launcher = pool.SlurmLauncher(**settings)
+    launcher.start(2)
+    jobs = [[(f"seed={number}", OmegaConf.create({"output_dir": "o"}))] for number in range(2)]
+    first, second = launcher.submit([pool.Work(print, job, str(slurm), {}) for job in jobs])
+    queue = slurm / "queue"
+
+    def have_ended():
+        return [[launcher.has_ended(handle) for _ in range(2)][-1] for handle in (first, second)]
+
+    assert have_ended() == [False, False]  # the controller does not answer
+    queue.write_text("17_0 RUNNING\n17_1 PENDING\n9_1 FAILED\n")
+    assert have_ended() == [False, False]
+    queue.write_text("17_0 CONFIGURING\n17_1 COMPLETING\n")
+    assert have_ended() == [False, False]
+    queue.write_text("17_0 TIMEOUT\n17_1 RUNNING\n")
+    assert have_ended() == [True, False]
+    with pytest.raises(pool.ProcessDiedError, match=r"17_0 ended as TIMEOUT, see .*; raise hydra.launcher.minutes"):
+        launcher.outcome(first)
+    queue.write_text("")  # some minutes later
+    assert have_ended() == [True, True]
+    with pytest.raises(pool.ProcessDiedError, match="17_1 ended as FORGOTTEN"):
+        launcher.outcome(second)
+    # SLURM says that a job has ended before its result is seen here; then it is, and counts.
+    with second.paths.result_pickle.open("wb") as file:
+        pickle.dump(("success", [{"job": "seed=1", "reason": ""}]), file)
+    assert launcher.outcome(second) == [{"job": "seed=1", "reason": ""}]
+
+
+def test_a_job_is_not_done_by_another_program_than_the_one_that_was_checked(in_tmp):
+    done = []
+    job = ("seed=1", OmegaConf.create({"output_dir": "o"}))
+    work = pool.Work(lambda jobs: done.extend(jobs) or [], [job], str(in_tmp), sameness.code())
+    assert pool.do(work) == []
+    assert done == [job]
+    (outcome,) = pool.do(work._replace(code={**work.code, "torch": "1.13.1"}))
+    assert done == [job]
+    assert outcome["job"] == "seed=1"
+    assert (
+        f"is not like the machine of the command: torch is {torch.__version__} there and 1.13.1 here"
+        in (outcome["reason"])
+    )
+
+
+def test_the_program_is_known_by_its_content(tmp_path, monkeypatch):
+    """Changed without a commit it is another one; in another place it is the same."""
+    package = tmp_path / "frl_repro"
+    shutil.copytree(ROOT / "src" / "frl_repro", package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def code_there():
+        command = [sys.executable, "-c", "from frl_repro import sameness; print(sameness.code()['frl_repro'])"]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+    assert code_there() == sameness.code()["frl_repro"]
+    with (package / "trainer.py").open("a") as file:
+        file.write("\n")
+    assert code_there() != sameness.code()["frl_repro"]
+
+
+def test_the_cluster_script_names_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import slurm_cluster\n"
+        "slurm_cluster._PATH = '/nowhere'; sys.exit(slurm_cluster.main(['up', sys.argv[2]]))"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "benchmarks"), str(tmp_path / "cluster")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: munged, slurmctld, slurmd, sbatch, squeue, scontrol not found: apt-get install"
+    )
+    assert not (tmp_path / "cluster").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -302,3 +389,16 @@ def test_a_grid_of_which_a_process_is_killed_ends_complete_with_one_base_and_the
     assert not list(outputs.glob("sweep-*.json"))
     assert len(undisturbed) == 17
     assert runs_under(outputs) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_grid_on_a_slurm_cluster_survives_kills_a_node_that_goes_down_and_time_limits(tmp_path):
+    if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None or os.geteuid() != 0:
+        pytest.skip("needs slurm-wlm, munge and the superuser: benchmarks/slurm_cluster.py")
+    command = [sys.executable, str(ROOT / "benchmarks" / "slurm_grid.py"), f"out={tmp_path / 'figures.json'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["complete"] == 16
+    assert figures["bases"] == 1
+    assert figures["same_bytes"] is True

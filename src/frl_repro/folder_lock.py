@@ -269,6 +269,7 @@ class _Lease:
         """Replace the record, in one write."""
         _OURS.add(self._record["id"])
         os.pwrite(descriptor, self._bytes(), 0)
+        os.ftruncate(descriptor, _RECORD_SIZE)  # of a damaged file there may be more
         os.fsync(descriptor)
 
     def is_current(self) -> bool:
