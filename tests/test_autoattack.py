@@ -579,7 +579,14 @@ def test_the_tables_count_by_hand():
 def test_tables_of_autoattack_beside_others_do_not_disturb():
     import pandas as pd
 
-    table = pd.DataFrame({"attack": ["pgd-20", "autoattack-1000_images", "pgd-20"], "epsilon": [0.1, 0.3, 0.2]})
+    table = pd.DataFrame(
+        {
+            "attack": ["pgd-20", "autoattack-1000_images", "pgd-20"],
+            "epsilon": [0.1, 0.3, 0.2],
+            "method": "natural",
+            "run_id": "a",
+        }
+    )
     assert set(select_attack(table, None)["attack"]) == {"pgd-20"}
     assert main_evaluation(table, epsilon=None, attack=None)[0] == 0.2
     assert main_evaluation(table, epsilon=None, attack="autoattack-1000_images")[0] == 0.3

@@ -361,11 +361,11 @@ class Bomb:
         ),
         (
             lambda path: torch.save({k: v.to(torch.complex64) for k, v in lenet().state_dict().items()}, path),
-            r"conv1.weight holds torch.complex64, the model's conv1.weight needs torch.float32",
+            "conv1.weight is no plain tensor",
         ),
         (
             lambda path: torch.save({k: v.to("meta") for k, v in lenet().state_dict().items()}, path),
-            "conv1.weight holds .* cannot be converted",
+            "conv1.weight is no plain tensor",
         ),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro.atomic import replacing, write_bytes
-from frl_repro.errors import UserError, is_out_of_memory
+from frl_repro.errors import UserError
 from frl_repro.origin import header_of
 from frl_repro.regular_files import read_bytes
 from frl_repro.run_folder import PREVIOUS_STATE_FILE, check_file, parse_state_header
@@ -82,16 +82,8 @@ def load_weights(path: Path, model: nn.Module, *, key: str | None = None, settin
 
 def _checked(tensor: Tensor, kind: torch.dtype, where: str, *, is_of: str) -> Tensor:
     """Return a tensor in the model's precision, where it is ``is_of``; UserError where its values are of no use."""
-    if tensor.is_complex():
-        raise UserError(f"{where} holds {tensor.dtype}, the model's {is_of} needs {kind}")
-    try:
-        values = tensor.to(kind)
-        is_finite = bool(torch.isfinite(values).all())
-    except RuntimeError as problem:  # a kind of numbers that PyTorch cannot convert
-        if is_out_of_memory(problem):
-            raise
-        raise UserError(f"{where} holds {tensor.dtype}, which cannot be converted to {kind}") from None
-    if not is_finite:
+    values = tensor.to(kind)
+    if not torch.isfinite(values).all():
         raise UserError(f"{where} holds values that are not finite")
     if is_of.endswith("running_var") and bool((values < 0).any()):
         raise UserError(f"{where} holds negative variances: they belong to no trained network")

@@ -38,7 +38,12 @@ _SECTIONS = ("dataset", "model", "attack", "trainer", "frl", "tau", "retrain", "
 
 _OF_BASES = ("dataset.", "model.", "attack.", "trainer.", "init_from")
 
-BEFORE_THE_KEY = {"num_accumulation": "1", "precision": "float32", "augmentation": "none"}
+BEFORE_THE_KEY = {
+    "num_accumulation": "1",
+    "precision": "float32",
+    "augmentation": "none",
+    "selection_fraction": "0.0",
+}
 """What runs did whose ``run.json`` lacks a key because the key came later; null where this does not say."""
 
 _OF_THE_MACHINE = ("root", "download", "cache_dir")
