@@ -300,7 +300,7 @@ def test_overwritten_starting_weights_are_noticed(start, monkeypatch, caplog):
     caplog.set_level("INFO", "frl_repro")
     experiment.run(from_start())
     assert "finished already" in caplog.text
-    assert "not compared with its data: start.safetensors: No such file" in caplog.text
+    assert "not compared with its data: init_from=start.safetensors: no such file" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -149,9 +149,13 @@ def test_links_to_runs_are_followed_and_counted_once(folder, tmp_path, monkeypat
 def write_run(root, name, method="adversarial", *, seed=0, dataset=None, digest=None, start=None, rows=None, **config):
     folder = root / name
     folder.mkdir(parents=True)
-    about = {"run_id": name, "config_hash": "x", "config": {"dataset": dataset or {"name": "fashion_mnist"}, **config}}
+    about = {
+        "run_id": name,
+        "config_hash": "0123abcd",
+        "config": {"dataset": dataset or {"name": "fashion_mnist"}, **config},
+    }
     about |= {"data": {"digest": digest}} if digest else {}
-    about |= {"start": {"sha256": start}} if start else {}
+    about |= {"start": {"file": "start.pt", "sha256": start}} if start else {}
     called = about["config"]["dataset"]["name"]
     rows = rows or make_rows(method, seed=seed, run_id=name, dataset=called, errors=[(440, 890), (40, 120), (30, 90)])
     records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_COLUMNS)

@@ -122,7 +122,7 @@ def test_what_is_no_json_object_is_named(tmp_path, content):
 @pytest.mark.parametrize("name", ["run.json", "done.json"])
 def test_a_pipe_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name} is damaged: it is no regular file"):
+    with pytest.raises(OSError, match="is no file but a pipe or a device: remove it"):
         read_object(tmp_path / name)
 
 

@@ -226,12 +226,13 @@ def test_a_taken_port_is_one_line(monkeypatch):
 
 def test_a_clock_that_is_set_back_changes_no_time_left(tmp_path, monkeypatch):
     seconds = 5000.0
+    about = {"reason": "", "run": None, "output_dir": "outputs"}
     monkeypatch.setattr(time, "monotonic_ns", lambda: int(1e9 * seconds))
     for number in range(60):  # finished already
-        sweeps.note_outcome(tmp_path, {"job": number})
+        sweeps.note_outcome(tmp_path, {**about, "job": str(number)})
     for number in range(60, 100):  # one every ten seconds
         seconds += 10
-        sweeps.note_outcome(tmp_path, {"job": number})
+        sweeps.note_outcome(tmp_path, {**about, "job": str(number)})
     seconds += 1
     for number, path in enumerate(tmp_path.iterdir()):  # what the file system's clock says plays no part
         os.utime(path, (36000 * (number % 3), 36000 * (number % 3)))
@@ -239,7 +240,7 @@ def test_a_clock_that_is_set_back_changes_no_time_left(tmp_path, monkeypatch):
     line = sweeps.progress_line(tmp_path, num_jobs=160)
     assert line.startswith("sweep: 100 of 160 jobs have ended, about 10 min left")
     assert sweeps.progress_line(tmp_path, num_jobs=100) == "sweep: 100 of 100 jobs have ended"
-    assert [outcome["job"] for outcome in sweeps.read_outcomes(tmp_path)][60:] == list(range(60, 100))
+    assert [outcome["job"] for outcome in sweeps.read_outcomes(tmp_path)][60:] == [str(n) for n in range(60, 100)]
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -136,7 +136,9 @@ def read_outcomes(path: Path) -> Outcomes:
     components = about.pop(_COMPONENTS, [])[len(UNBROKEN_NAMES) :]
     last_code = NATURAL_ERROR + len(components)
     for name, tensor in tensors.items():
-        is_wrong = tensor.dtype != (np.int32 if name == _IMAGES else np.uint8) or tensor.min(initial=0) < 0
+        # Labels of more than 256 classes take four bytes.
+        kinds = {_IMAGES: (np.int32,), _LABELS: (np.uint8, np.int32)}.get(name, (np.uint8,))
+        is_wrong = tensor.dtype not in kinds or tensor.min(initial=0) < 0
         is_code = name.startswith(_BROKEN)
         if is_wrong or (is_code and tensor[tensor != NOT_ATTACKED].max(initial=0) > last_code):
             raise UserError(f"{path} is damaged: {readback.shown(name)} holds what it cannot; {_REMEDY}")

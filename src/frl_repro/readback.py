@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from frl_repro.errors import UserError
+from frl_repro.regular_files import check_regular
 
 Check = Callable[[Any], None]
 """Raises `UnfitError` for a value that is not as it must be."""
@@ -195,13 +196,11 @@ def read_json(path: Path, check: Check, *, remedy: str) -> Any:
     Raises
     ------
     UserError
-        The file is no regular one, too large, no JSON, or does not pass.
+        The file is too large, no JSON, or does not pass.
     OSError
-        It cannot be read.
+        It cannot be read, or is no file but a pipe or a device.
     """
-    # A pipe would be waited for without end, a device read without end.
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is damaged: it is no regular file; {remedy}")
+    check_regular(path)
     with path.open("rb") as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
