@@ -15,7 +15,7 @@ import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import frl_repro
-from frl_repro import cli, records
+from frl_repro import cli, collect_cli, plot_cli, records, report_cli, status_cli
 from frl_repro.config import path_keys
 from frl_repro.data import fashion_mnist
 from frl_repro.errors import UserError
@@ -159,6 +159,18 @@ def test_a_sweep_over_files_in_the_home_folder(monkeypatch, tmp_path):
 def test_a_home_folder_that_nobody_has_is_one_line():
     with pytest.raises(UserError, match=r"~nobody-here/x: this home folder is not known here, write the path in full"):
         cli.configure("output_dir=~nobody-here/x")
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        *((script, "runs=~nobody-here/x") for script in (status_cli, collect_cli, plot_cli, report_cli)),
+        *((script, "out=~nobody-here/x") for script in (plot_cli, report_cli)),
+    ],
+)
+def test_scripts_that_read_tables_say_so_too(script, line, capsys):
+    assert script.main(line.split()) == 1
+    assert capsys.readouterr().err.startswith("error: ~nobody-here/x: this home folder is not known here, write the")
 
 
 @pytest.mark.parametrize("line", ["frl=reweight", "frl=none"])

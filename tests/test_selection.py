@@ -12,10 +12,10 @@ from frl_repro.errors import UserError
 from frl_repro.figures import FIGURES
 from frl_repro.figures.before_after import before_after_figure, before_after_numbers
 from frl_repro.figures.grid import grid_figure, grid_numbers
-from frl_repro.figures.settings import settings_numbers
+from frl_repro.figures.settings import settings_figure, settings_numbers
 from frl_repro.figures.tradeoff import tradeoff_figure, tradeoff_numbers
 from frl_repro.figures.trajectory import trajectory_figure, trajectory_numbers
-from frl_repro.selection import best_setting, by_setting, select_where, summary
+from frl_repro.selection import BEFORE, best_setting, by_setting, select_where, summary
 from frl_repro.variants import with_variants
 from test_figures import EPSILON, NAMES, bars, make_rows
 
@@ -205,6 +205,19 @@ def test_settings_figure_compares_settings_with_the_model_before(controls, tmp_p
     assert (tmp_path / "settings.png").stat().st_size > 1000
 
 
+def test_of_many_settings_the_worst_and_the_best_stand_beside_the_model_before():
+    cells = [(nat, bndy) for nat in (1, 2, 5) for bndy in (1, 5)]
+    df = pd.DataFrame([row for place, cell in enumerate(cells) for row in run_rows(*cell, gain=(0, -10 * place))])
+    names = settings_numbers(df, epsilon=EPSILON, attack=None)["setting"].tolist()
+    figure = settings_figure(df, epsilon=EPSILON, attack=None, top=1)
+    errors = settings_numbers(df, epsilon=EPSILON, attack=None)["worst_class_robust_error"][1:]
+    wanted = [names[0], names[errors.idxmax()], names[errors.idxmin()]]
+    labels = [tick.get_text().replace("\n", " ") for tick in figure.axes[0].get_yticklabels()]
+    assert names[0].startswith(BEFORE)
+    assert labels == wanted
+    assert "1 worst and 1 best of 6 settings" in figure.get_suptitle()
+
+
 def test_a_run_without_its_settings_has_no_variant(grid, controls):
     assert set(with_variants(grid, records.find_tables(controls))["variant"]) == {""}
 
@@ -220,6 +233,10 @@ def test_where_names_a_class_with_a_comma_in_double_quotes():
         assert select_where(df, where)["class_name"].tolist() == [name]
     with pytest.raises(UserError, match=r"where='dogs': expected column=value; .* comma stands in double quotes"):
         select_where(df, "split=test, dogs")
+    with pytest.raises(UserError, match=r'stands in double quotes: class_name="cats, dogs"$'):
+        select_where(df, "class_name=cats, dogs")
+    with pytest.raises(UserError, match=r"where='class.name=x': expected column=value; did you mean class_name\?"):
+        select_where(df, "class.name=x")
 
 
 def test_tied_cells_are_all_framed_and_none_where_all_tie():
@@ -348,6 +365,14 @@ def test_trajectory_draws_what_moved_and_colours_the_classes_that_end_worst():
     assert labels == ["other classes", "Shirt", "Bag"]
     with pytest.raises(UserError, match="one setting, the tables have reweight nat 1 bndy 1; reweight nat 5 bndy 1"):
         trajectory_numbers(pd.DataFrame(policy_rows(5, 1, 0) + policy_rows(1, 1, 0)))
+
+
+def test_a_trajectory_of_one_epoch_shows_its_points():
+    rows = pd.DataFrame(policy_rows(5, 1, 0))
+    figure = trajectory_figure(rows[rows["epoch"] == rows["epoch"].max()])
+    axes = figure.axes[0]
+    assert {line.get_marker() for line in axes.lines} == {"o"}
+    assert axes.get_xticks().tolist() == [rows["epoch"].max()]
 
 
 def test_a_figure_of_one_setting_shows_the_one_with_most_seeds_that_validation_prefers():

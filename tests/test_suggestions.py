@@ -94,6 +94,8 @@ TRAIN = {
     "seed =3": "write seed=3",
     "seed= 3": "write seed=3",
     "-m seed=0, 1, 2": "cannot read 'seed=0, 1, 2': spaces end a setting, write seed=0,1,2",
+    "evaluation.epsilons=[8/255 16/255]": "write evaluation.epsilons=[8/255,16/255]",
+    "-m seed=0,1 launcher=fused": "unknown key launcher: did you mean hydra/launcher?",
     "evaluation.epsilons=[8/255, 16/255]": "write evaluation.epsilons=[8/255,16/255]",
     "reweight": "an override has the form key=value; did you mean frl=reweight?",
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from frl_repro.helptext import program_name
 from frl_repro.keyvalue import EPSILON_HELP, WHERE_HELP, choice, parse_epsilon, run, usage_text, whole_number
+from frl_repro.paths import in_home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +73,7 @@ def _collect(given: dict[str, str]) -> str:
             text += _summaries(with_bases(runs), epsilon, title=title, errors=errors, top=top)
             text += [f"{note}\n"] if note else []
     if "out" in given:
-        path = Path(given["out"]).expanduser()
+        path = Path(in_home(given["out"]))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_frame(path, pd.concat(collected, ignore_index=True))
         text.append(f"wrote {given['out']}\n")

@@ -99,7 +99,8 @@ def _refuse_spaces(texts: Sequence[str]) -> None:
             if not starts and (not goes_on or "=" in following):
                 break
             pieces.append(following)
-            whole += following
+            in_list = whole.count("[") > whole.count("]")
+            whole += "," * (in_list and whole[-1].isalnum() and following[0].isalnum()) + following
         key, equals, value = whole.partition("=")
         if len(pieces) > 1 and key and equals and value:
             raise UserError(f"cannot read {' '.join(pieces)!r}: spaces end a setting, write {whole}")

@@ -23,6 +23,7 @@ from frl_repro.keyvalue import (
     usage_text,
     whole_number,
 )
+from frl_repro.paths import in_home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +150,7 @@ def _options(given: dict[str, str]) -> _Options:
         attack=given.get("attack"),
         checkpoint=choice("checkpoint", given.get("checkpoint", "last"), _CHECKPOINTS),
         top=whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP,
-        out=Path(given.get("out", "outputs/figures")).expanduser(),
+        out=Path(in_home(given.get("out", "outputs/figures"))),
         formats=_formats(given.get("formats", _DEFAULT_FORMATS)),
         table=_SWITCH[choice("table", given.get("table", "false").lower(), _SWITCH)],
     )

@@ -19,6 +19,7 @@ import pandas as pd
 from frl_repro import readback
 from frl_repro.atomic import replacing, write_text
 from frl_repro.errors import UserError
+from frl_repro.paths import in_home
 from frl_repro.regular_files import read_bytes
 from frl_repro.run_folder import check_file, read_object, walk
 
@@ -301,7 +302,7 @@ def find_tables(runs: str | Path, name: str = "classwise.csv", *, hint: str = "i
         A part of ``runs`` does not exist, or no table of that name is in it.
     """
     text = str(runs)
-    parts = [text] if Path(text).expanduser().exists() else [part.strip() for part in text.split(",")]
+    parts = [text] if Path(in_home(text)).exists() else [part.strip() for part in text.split(",")]
     found: set[Path] = set()
     for part in parts:
         found.update(_find_tables_in(part, name, hint))
@@ -474,7 +475,7 @@ def unescaped(cell: str) -> str:
 
 
 def _find_tables_in(part: str, name: str, hint: str) -> list[Path]:
-    path = Path(part).expanduser()
+    path = Path(in_home(part))
     if path.is_file():
         return [path]
     if path.is_dir():

@@ -22,6 +22,7 @@ from frl_repro.keyvalue import (
     usage_text,
     whole_number,
 )
+from frl_repro.paths import in_home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ def _report(given: dict[str, str]) -> str:
 
     runs = given.get("runs", _DEFAULT_RUNS)
     where = given.get("where", "")
-    out = Path(given.get("out", _DEFAULT_OUT)).expanduser()
+    out = Path(in_home(given.get("out", _DEFAULT_OUT)))
     draws_files = _SWITCH[choice("figures", given.get("figures", "true").lower(), _SWITCH)]
     docs = _folders(given.get("docs", ""))
     epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
@@ -135,7 +136,7 @@ def _report(given: dict[str, str]) -> str:
 
 
 def _folders(text: str) -> list[Path]:
-    folders = [Path(part.strip()).expanduser() for part in text.split(",") if part.strip()]
+    folders = [Path(in_home(part.strip())) for part in text.split(",") if part.strip()]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"docs={folder}: no such folder")
@@ -215,7 +216,7 @@ def _examples(runs: str, study: Study, out: Path | None) -> tuple[list[Picture],
 
 def _below(folder: Path, runs: str) -> Path:
     """Where a folder lies below the one of ``runs`` that holds it; its name where none does."""
-    tops = [Path(part.strip()).expanduser() for part in (runs, *runs.split(","))]
+    tops = [Path(in_home(part.strip())) for part in (runs, *runs.split(","))]
     return next((folder.relative_to(top) for top in tops if folder.is_relative_to(top)), Path(folder.name))
 
 

@@ -19,6 +19,7 @@ from frl_repro.records import (
     select_last_epoch,
     select_split,
 )
+from frl_repro.suggestions import choice_hint
 from frl_repro.variants import BASE_COLUMN, EXTERNAL, VARIANT_COLUMN, parts_of, unquoted
 
 if TYPE_CHECKING:
@@ -108,16 +109,23 @@ def select_where(df: DataFrame, where: str) -> DataFrame:
                 raise UserError(f"no rows with {part}; the tables have {'; '.join(variants)}")
             continue
         if not equals or name not in df.columns:
+            hint = choice_hint(name.replace(".", "_"), df.columns) if equals else ""
             raise UserError(
-                f"where={part!r}: expected column=value; columns are {', '.join(df.columns)}; "
+                f"where={part!r}: expected column=value; {hint}columns are {', '.join(df.columns)}; "
                 "a value with a comma stands in double quotes"
             )
         column = df[name]
         wanted = parse_fraction(value) if pd.api.types.is_numeric_dtype(column) else value
         df = df[column == wanted]
         if df.empty:
-            raise UserError(f"no rows with {part}; the tables have {name}={listed(column.dropna().map(shown))}")
+            cut = next((held for held in column.dropna().map(shown) if held.startswith(f"{value},")), None)
+            hint = f"; a value with a comma stands in double quotes: {name}={_in_quotes(cut)}" if cut else ""
+            raise UserError(f"no rows with {part}; the tables have {name}={listed(column.dropna().map(shown))}{hint}")
     return df
+
+
+def _in_quotes(value: str) -> str:
+    return '"{}"'.format(value.replace('"', '""'))
 
 
 def _where_parts(where: str) -> list[str]:

@@ -12,6 +12,7 @@ from frl_repro.errors import UserError, one_line
 from frl_repro.folder_lock import LOCK_FILE, is_held
 from frl_repro.helptext import program_name
 from frl_repro.keyvalue import choice, run, usage_text
+from frl_repro.paths import in_home
 from frl_repro.run_folder import (
     DONE_FILE,
     PREVIOUS_STATE_FILE,
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(given: dict[str, str]) -> tuple[str, int]:
     text = given.get("runs", "outputs")
-    folders = [Path(part).expanduser() for part in ([text] if Path(text).exists() else text.split(","))]
+    folders = [Path(in_home(part)) for part in ([text] if Path(text).exists() else text.split(","))]
     show = choice("show", given.get("show", "open"), ("open", "all", "none"))
     verify = choice("verify", given.get("verify", "false"), ("true", "false")) == "true"
     for folder in folders:

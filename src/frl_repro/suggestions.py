@@ -94,6 +94,7 @@ _ADVICE = {
         "num_threads=N sets the processor threads of a run; for several runs at a time: -m hydra/launcher=joblib "
         "hydra.launcher.n_jobs=N"
     ),
+    "launcher": "did you mean hydra/launcher? With -m it says how the runs of a sweep are started",
     "resume continue restart resume_from": "the same command continues an interrupted run; force=true repeats it",
     "eval_only test_only evaluate test test_checkpoint": "python scripts/evaluate.py checkpoint=FILE measures a model",
 }

@@ -27,8 +27,8 @@ _LABEL_LENGTH = 26  # characters of a line of a setting's name
 def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Figure:
     """One row a setting on the test split, the model before retraining first; dots are single seeds.
 
-    Dashed lines continue the mean before retraining through all rows. Of many settings ``top`` of the worst and of the
-    best are drawn, by worst-class robust error.
+    Dashed lines continue the mean before retraining through all rows. Of many other settings ``top`` of the worst and
+    of the best are drawn, by worst-class robust error.
 
     Raises
     ------
@@ -40,11 +40,12 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None, top: i
     seeds = seeds_text(numbers["num_seeds"])
     seeds += "; dots: single seeds" if numbers["num_seeds"].max() > 1 else ""
     caption = f"Test split, ε = {format_epsilon(epsilon)}, {seeds}"
-    shown = worst_and_best(numbers["worst_class_robust_error"].tolist(), top)
+    is_before = numbers["setting"].str.startswith(BEFORE)
+    after = numbers[~is_before]
+    shown = worst_and_best(after["worst_class_robust_error"].tolist(), top)
     if shown is not None:
-        caption += f"\n{top} worst and {top} best of {len(numbers)} settings, by worst-class robust error"
-        is_before = numbers["setting"].str.startswith(BEFORE)
-        numbers = pd.concat([numbers[is_before], numbers.iloc[[*shown[0], *shown[1]]][~is_before]], ignore_index=True)
+        caption += f"\n{top} worst and {top} best of {len(after)} settings, by worst-class robust error"
+        numbers = pd.concat([numbers[is_before], after.iloc[[*shown[0], *shown[1]]]], ignore_index=True)
         points = points[points["setting"].isin(numbers["setting"])]
     single = points[points.groupby("setting")["seed"].transform("nunique") > 1]
     labels = [wrapped(name, _LABEL_LENGTH) for name in numbers["setting"]]

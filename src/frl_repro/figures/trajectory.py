@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from frl_repro.errors import UserError
 from frl_repro.figures.style import (
@@ -69,6 +69,7 @@ def trajectory_figure(df: DataFrame) -> Figure:
     if not shown:
         raise UserError("this policy never moved: there is nothing to draw")
     coloured = _worst_at_last(numbers)
+    epochs = sorted(set(numbers["epoch"]))
     caption = wrapped(f"{setting_name(df.iloc[0])}, {seeds_text(df[['seed']].nunique())}")
     with paper_style():
         num_rows = -(-len(shown) // 2)
@@ -79,7 +80,7 @@ def trajectory_figure(df: DataFrame) -> Figure:
         for axes, name in zip(grid, shown, strict=False):
             handles.append(_draw(axes, numbers, name, coloured))
             axes.set_title(_PANELS[name])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(FixedLocator(epochs) if len(epochs) == 1 else MaxNLocator(integer=True))
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
         for axes in grid[max(0, len(shown) - 2) : len(shown)]:
@@ -116,16 +117,21 @@ def _worst_at_last(numbers: DataFrame) -> list[str]:
 def _draw(axes: Axes, numbers: DataFrame, name: str, coloured: list[str]) -> list[Artist]:
     """Draw a panel and return what its legend shows."""
     scale = 255 if name == "margin" else 1
+    marker = "o" if numbers["epoch"].nunique() == 1 else ""  # a line through one point is not seen
     lines: dict[str, Artist] = {}
     for class_name, part in numbers.groupby("class_name", sort=False):
         if class_name not in coloured:
-            (line,) = axes.plot(part["epoch"], scale * part[name], color=GREY, linewidth=0.6)
+            (line,) = axes.plot(
+                part["epoch"], scale * part[name], color=GREY, linewidth=0.6, marker=marker, markersize=2
+            )
             line.set_label("other classes")
             lines.setdefault("other classes", line)
     labels = shortened(coloured)
     for class_name, label, colour, style in zip(coloured, labels, _HIGHLIGHTS, ("-", "--"), strict=False):
         part = numbers[numbers["class_name"] == class_name]
-        (line,) = axes.plot(part["epoch"], scale * part[name], color=colour, linestyle=style, linewidth=1.2)
+        (line,) = axes.plot(
+            part["epoch"], scale * part[name], color=colour, linestyle=style, linewidth=1.2, marker=marker, markersize=3
+        )
         line.set_label(label)
         lines[f"class {label}"] = line
     return list(lines.values())

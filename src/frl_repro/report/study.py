@@ -18,6 +18,7 @@ import pandas as pd
 from frl_repro import statistics
 from frl_repro.errors import UserError
 from frl_repro.outcomes import Outcomes, are_of_same_images, read_outcomes
+from frl_repro.paths import in_home
 from frl_repro.records import (
     find_tables,
     select_checkpoint,
@@ -349,7 +350,7 @@ def _on_validation(rows: DataFrame, epsilon: float) -> DataFrame:
 
 def outcomes_in(runs: str | Path) -> list[Outcomes]:
     """Return all outcomes in the folders of ``runs``, published ones among them."""
-    folders = [Path(part.strip()).expanduser() for part in str(runs).split(",")]
+    folders = [Path(in_home(part.strip())) for part in str(runs).split(",")]
     files = [
         here / name
         for folder in folders
