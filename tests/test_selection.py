@@ -149,7 +149,7 @@ def test_where_narrows_and_says_what_there_is(grid):
     assert set(select_where(grid, "alpha_nat=5, alpha_bndy=1")["run_id"]) == {"reweight-report-5-1-0"}
     with pytest.raises(UserError, match="no rows with alpha_nat=2; the tables have alpha_nat=1, 5"):
         select_where(grid, "alpha_nat=2")
-    with pytest.raises(UserError, match="expected column=value; columns are run_id"):
+    with pytest.raises(UserError, match="expected column=value; did you mean alpha_nat"):
         select_where(grid, "alpha=2")
 
 
