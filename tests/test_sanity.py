@@ -148,7 +148,8 @@ def test_a_masked_model_is_caught(trained, images, plain, name):
 @pytest.mark.data
 def test_a_published_model_passes_and_fails_once_masked():
     settings = SimpleNamespace(
-        name="fashion_mnist", root=None, download=True, cache_dir=None, validation_fraction=0, split_seed=0,
+        name="fashion_mnist", root=None, download=True, cache_dir=None, validation_fraction=0, selection_fraction=0,
+        split_seed=0,
         num_train=None, num_test=200,
     )  # fmt: skip
     images = load_dataset(settings).test

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from frl_repro.text_tables import DEFAULT_TOP
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -33,7 +35,7 @@ class Drawing:
 class Draw(Protocol):
     """Draws one figure from the rows of a table."""
 
-    def __call__(self, df: DataFrame, *, epsilon: float, attack: str | None, top: int) -> Drawing:
+    def __call__(self, df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Drawing:
         """Draw the rows evaluated at ``epsilon`` ([0,1] pixel units) by ``attack`` (None: the only one there is).
 
         Of many classes or settings ``top`` of the worst and of the best are drawn.
@@ -96,7 +98,9 @@ if "matplotlib" not in sys.modules:
 # ruff: noqa: PLC0415
 
 
-def draw(entry: FigureEntry, df: DataFrame, *, epsilon: float | None, attack: str | None, top: int) -> Drawing:
+def draw(
+    entry: FigureEntry, df: DataFrame, *, epsilon: float | None, attack: str | None, top: int = DEFAULT_TOP
+) -> Drawing:
     """Draw a figure from rows of whatever runs there are: of one data set, one model, one evaluation.
 
     Parameters
@@ -130,7 +134,7 @@ def draw(entry: FigureEntry, df: DataFrame, *, epsilon: float | None, attack: st
     return replace(drawing, note="\n".join(filter(None, [*notes, drawing.note])))
 
 
-def _draw_figure1(df: DataFrame, *, epsilon: float, attack: str | None, top: int) -> Drawing:
+def _draw_figure1(df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Drawing:
     from frl_repro.figures.figure1 import figure1, figure1_numbers, main_rows
 
     df, note = main_rows(df)
@@ -142,7 +146,7 @@ def _draw_figure1(df: DataFrame, *, epsilon: float, attack: str | None, top: int
 
 
 def _draw_before_after(method: str, experiment: str) -> Draw:
-    def draw(df: DataFrame, *, epsilon: float, attack: str | None, top: int) -> Drawing:
+    def draw(df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Drawing:
         from frl_repro.figures.before_after import before_after_figure, before_after_numbers, main_rows
 
         df, note = main_rows(df, method=method, epsilon=epsilon, attack=attack)
@@ -156,7 +160,7 @@ def _draw_before_after(method: str, experiment: str) -> Draw:
     return draw
 
 
-def _draw_grid(df: DataFrame, *, epsilon: float, attack: str | None, top: int) -> Drawing:  # noqa: ARG001
+def _draw_grid(df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Drawing:  # noqa: ARG001
     from frl_repro.figures.grid import grid_figure, grid_numbers
 
     return Drawing(
@@ -169,7 +173,7 @@ def _draw_trajectory(
     *,
     epsilon: float,  # noqa: ARG001
     attack: str | None,  # noqa: ARG001
-    top: int,  # noqa: ARG001
+    top: int = DEFAULT_TOP,  # noqa: ARG001
 ) -> Drawing:
     from frl_repro.figures.trajectory import main_rows, trajectory_figure, trajectory_numbers
 
@@ -177,7 +181,7 @@ def _draw_trajectory(
     return Drawing(figure=trajectory_figure(df), numbers=trajectory_numbers(df), note=note)
 
 
-def _draw_tradeoff(df: DataFrame, *, epsilon: float, attack: str | None, top: int) -> Drawing:  # noqa: ARG001
+def _draw_tradeoff(df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Drawing:  # noqa: ARG001
     from frl_repro.figures.tradeoff import tradeoff_figure, tradeoff_numbers
 
     return Drawing(
@@ -186,7 +190,7 @@ def _draw_tradeoff(df: DataFrame, *, epsilon: float, attack: str | None, top: in
     )
 
 
-def _draw_settings(df: DataFrame, *, epsilon: float, attack: str | None, top: int) -> Drawing:
+def _draw_settings(df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Drawing:
     from frl_repro.figures.settings import settings_figure, settings_numbers
 
     return Drawing(
