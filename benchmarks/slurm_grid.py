@@ -4,12 +4,13 @@
     python benchmarks/slurm_grid.py out=slurm.json
 
 Needs what `slurm_cluster.py` needs, and submitit. One after the other, a job's process is killed (kill -9), a job is
-cancelled, the node is set down while a job runs (SLURM puts the job back into the queue) and resumed, and a job's time
-limit is set to the minute that has passed. The grid must end complete, with one base and the bytes of the other.
+cancelled, the node is drained and set down while jobs run (SLURM puts them back into the queue) and resumed, and a job's time
+limit is cut to a minute. A disturbed job stands still (SIGSTOP) until it is. The grid must end complete, with one base and the bytes of the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -48,47 +49,63 @@ class Disturbances:
 
     def __init__(self, cluster: Path, outputs: Path) -> None:
         self._cluster, self._outputs = cluster, outputs
-        self._left: list[Callable[[str], None]] = [self.kill, self.cancel, self.set_node_down, self.reach_time_limit]
+        self._left: list[Callable[[str, int], None]] = [
+            self.kill,
+            self.cancel,
+            self.set_node_down,
+            self.reach_time_limit,
+        ]
         self.done: list[str] = []
         self._was_disturbed: set[str] = set()
 
     def look(self) -> None:
-        """Do the next one, if a job that has not been disturbed has left its first state."""
-        if not self._left or not list(self._outputs.glob("synthetic-*/state.pt")):
+        """Do the next one, if a job that has not been disturbed is in the middle of its training."""
+        if not self._left:
             return
-        running = [line.split() for line in self._ask("squeue", "-h", "-t", "R", "-o", "%A %M").splitlines()]
-        fresh = [job for job, *_ in running if job not in self._was_disturbed and self._processes(job)]
-        if not fresh:
+        running = [line.split() for line in self._ask("squeue", "-h", "-t", "R", "-o", "%i %A").splitlines()]
+        for job, number in running:
+            if job in self._was_disturbed or not self._trains(job):
+                continue
+            process = self._process(number)
+            if process is None:
+                continue
+            # It stands still meanwhile: tiny runs would end before.
+            os.kill(process, signal.SIGSTOP)
+            act = self._left.pop(0)
+            act(job, process)
+            self._was_disturbed |= {each for each, _ in running}
+            self.done.append(str(act.__doc__))
             return
-        act = self._left.pop(0)
-        self._was_disturbed |= {job for job, *_ in running}
-        act(fresh[0])
-        self.done.append(act.__name__.replace("_", " "))
 
-    def kill(self, job: str) -> None:
+    def kill(self, _: str, process: int) -> None:
         """kill -9"""
-        os.kill(self._processes(job)[-1], signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job: str, _: int) -> None:
         """scancel"""
         self._ask("scancel", job)
 
-    def set_node_down(self, _: str) -> None:
-        """scontrol update state=down, drain and resume"""
+    def set_node_down(self, _: str, process: int) -> None:
+        """node drained, set down and resumed"""
         node = self._ask("sinfo", "-h", "-N", "-o", "%N")
         for state in ("drain", "down", "resume"):
             self._ask("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=bench")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
 
-    def reach_time_limit(self, job: str) -> None:
-        """a time limit of one minute"""
+    def reach_time_limit(self, job: str, _: int) -> None:
+        """time limit hit"""
         self._ask("scontrol", "update", f"JobId={job}", "TimeLimit=00:01:00")
-        # Tiny runs take less than that: the process stands still until SLURM ends it.
-        os.kill(self._processes(job)[-1], signal.SIGSTOP)
 
-    def _processes(self, job: str) -> list[int]:
-        """Return the processes of a job's program, not of what starts it."""
-        listed = [line.split() for line in self._ask("scontrol", "listpids", job).splitlines()[1:]]
-        return [int(pid) for pid, _, step, *_ in listed if step == "0" and int(pid) > 0]
+    def _trains(self, job: str) -> bool:
+        log = self._outputs / "slurm" / f"{job}_0_log.out"
+        return log.exists() and "epoch 1/" in log.read_text(errors="replace")
+
+    def _process(self, number: str) -> int | None:
+        """Return the process of a job's program, not of what starts it."""
+        listed = [line.split() for line in self._ask("scontrol", "listpids", number).splitlines()[1:]]
+        found = [int(pid) for pid, _, step, *_ in listed if step == "0" and int(pid) > 0]
+        return found[-1] if found else None
 
     def _ask(self, *command: str) -> str:
         return slurm_cluster.ask(self._cluster, *command)

@@ -160,7 +160,13 @@ def test_of_several_state_dicts_the_usual_one_is_taken_with_a_line_and_a_key_cho
     for content, key, message in (
         ({"G": raw, "D": raw}, None, r"several state_dicts: choose one with checkpoint_key=, of 'G', 'D'"),
         ({"a": raw, "b": raw}, "c", r"no state_dict under checkpoint_key='c'; it has 'a', 'b'"),
-        (flat, None, r"holds 20 tensors, the model has 10 \(checkpoint_key= takes those under one of 'model', 'ema'\)"),
+        (flat, None, r"holds 20 tensors, the model has 10 \(checkpoint_key= chooses those under 'model', 'ema'\)"),
+        # What a message offers is what the key takes, also of a state_dict inside a dictionary.
+        ({"state_dict": flat}, None, r"\(checkpoint_key= chooses those under 'state_dict\.model', 'state_dict\.ema'\)"),
+        ({"state_dict": flat}, "ema", r"it has 'state_dict', 'state_dict\.model', 'state_dict\.ema'$"),
+        # A part that is too small to be the network is not offered.
+        ({**raw, "epoch": torch.tensor(3)}, None, r"holds 11 tensors, the model has 10$"),
+        ({**prefixed(raw, "net."), "loss.weight": torch.ones(10)}, None, r"has 10 \(.* chooses those under 'net'\)"),
     ):
         with pytest.raises(UserError, match=message):
             checkpoints.load_weights(write(tmp_path / "e.pt", content), network(), key=key)

@@ -77,7 +77,8 @@ def read_state(path: Path, key: str | None, *, setting: str) -> State:
     if key is not None:
         chosen = found.get(key) or _with_prefix(found, f"{key}.")
         if not chosen:
-            known = [*found, *(prefix for prefix in _prefixes(found.get("", {})) if prefix not in found)]
+            parts = [prefix for place, state in found.items() for prefix in _prefixes(state, place)]
+            known = dict.fromkeys([*found, *(parts if len(found) == 1 else [])])
             raise UserError(f"{path}: holds no state_dict under {setting}={key!a}; it has {_listed(known)}")
         return State(_plain(chosen, path), is_ordered, key, [])
     if not found:
@@ -120,8 +121,10 @@ def _with_prefix(found: Mapping[str, Mapping[str, Tensor]], prefix: str) -> dict
     return {name.removeprefix(prefix): tensor for name, tensor in names.items() if name.startswith(prefix)}
 
 
-def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
-    return list(dict.fromkeys(name.split(".", 1)[0] for name in state if "." in name))
+def _prefixes(state: Mapping[str, Tensor], place: str, *, at_least: int = 1) -> list[str]:
+    """Return what some names in a state_dict begin with, as `read_state` takes it: with where the state_dict lies."""
+    counts = Counter(name.split(".", 1)[0] for name in state if "." in name)
+    return [f"{place}.{prefix}".lstrip(".") for prefix, count in counts.items() if count >= at_least]
 
 
 def _listed(names: Any) -> str:
@@ -193,9 +196,10 @@ def match(state: State, model: nn.Module, path: Path, *, setting: str) -> tuple[
     if len(theirs) < len(wanted):
         wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(NORMALISATION)}
     if len(theirs) != len(wanted):
-        prefixes = _prefixes(theirs)
-        is_several = len(theirs) > len(own) and 1 < len(prefixes) <= _MAX_LISTED
-        hint = f" ({setting}= takes those under one of {_listed(prefixes)})" if is_several else ""
+        fewest = len(own.keys() - set().union(*optional))
+        prefixes = _prefixes(theirs, state.name, at_least=fewest)
+        is_one = len(theirs) > len(own) and 0 < len(prefixes) <= _MAX_LISTED
+        hint = f" ({setting}= chooses those under {_listed(prefixes)})" if is_one else ""
         raise UserError(f"{path}: holds {len(theirs)} tensors, the model has {len(own)}{hint}")
     pairs = list(zip(wanted, theirs, strict=True))
     if state.is_ordered and all(_alike(wanted[mine], mine, theirs[other], other) for mine, other in pairs):
