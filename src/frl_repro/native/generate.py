@@ -49,7 +49,7 @@ class Packing:
         count, terms = self.outputs.shape
         padded = torch.full((-(-count // block) * block, terms), zero)
         padded[:count] = self.outputs
-        return padded.view(-1, block, terms).transpose(1, 2).flatten()
+        return padded.view(len(padded) // block, block, terms).transpose(1, 2).flatten()
 
 
 @dataclass(frozen=True)

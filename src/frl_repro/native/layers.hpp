@@ -75,7 +75,7 @@ FRL_INLINE inline void unroll(F&& f) {
     unroll_sequence(f, std::make_integer_sequence<int, N>{});
 }
 
-FRL_INLINE inline vec splat(float value) { return vec{} + value; }
+FRL_INLINE inline vec splat(float value) { return value - vec{}; }  // unlike 0 + value, a load that broadcasts
 
 // Comparisons with NaN are false, so both keep a NaN in v.
 FRL_INLINE inline vec at_most(vec v, vec bound) { return v > bound ? bound : v; }
@@ -175,7 +175,7 @@ struct Blocks {
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // The blocks of outputs x pixels whose sums stay in registers, best for a row of `width` pixels: a processor does two
-// multiply-adds or two loads in a cycle, and a sum is ready for the next term after four.
+// multiply-adds or two loads in a cycle, and a sum is ready for the next term after four. Of equals, few loads.
 constexpr Blocks best_blocks(int width, int outs) {
     Blocks best{1, 1};
     int best_cost = 0;
@@ -185,7 +185,7 @@ constexpr Blocks best_blocks(int width, int outs) {
             int cost = 0;
             for (int x = 0; x < width; x += p) {
                 const int now = std::min(p, width - x);
-                cost += std::max({o * now, o + now, 8});
+                cost += 8 * std::max({o * now, o + now, 8}) + o + now;
             }
             cost *= ceil_div(outs, o);
             if (best_cost == 0 || cost < best_cost) best_cost = cost, best = {o, p};
@@ -241,8 +241,7 @@ FRL_INLINE inline void correlate_block(const vec* in, const float* w, int y, int
                 vec v[PB];
                 unroll<PB>([&](auto p) FRL_INLINE { v[p] = line[p * (Win::STEP * IC) + j]; });
                 unroll<OB>([&](auto i) FRL_INLINE {
-                    const vec scalar = splat(tap[i]);
-                    unroll<PB>([&](auto p) FRL_INLINE { sum[i][p] += v[p] * scalar; });
+                    unroll<PB>([&](auto p) FRL_INLINE { sum[i][p] += v[p] * tap[i]; });
                 });
             }
         } else {
@@ -256,10 +255,9 @@ FRL_INLINE inline void correlate_block(const vec* in, const float* w, int y, int
                         if constexpr (X >= 0 && X < Win::IW) v[p] = line[X * IC + c];
                     });
                     unroll<OB>([&](auto i) FRL_INLINE {
-                        const vec scalar = splat(now[i]);
                         unroll<PB>([&](auto p) FRL_INLINE {
                             constexpr int X = START + p * Win::STEP;
-                            if constexpr (X >= 0 && X < Win::IW) sum[i][p] += v[p] * scalar;
+                            if constexpr (X >= 0 && X < Win::IW) sum[i][p] += v[p] * now[i];
                         });
                     });
                 }
