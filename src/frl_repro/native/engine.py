@@ -215,7 +215,8 @@ class Engine:
             arrays = self._arrays(tensors)
             runs = max((len(array) for array in arrays if array.ndim == 2), default=1)
             flat = torch.cat([array.expand(runs, -1) for array in arrays] + [torch.zeros(runs, 1)], 1)
-            return flat.index_select(1, self._index), runs
+            # Row by row: a selection along the first dimension is faster.
+            return torch.stack([row.index_select(0, self._index) for row in flat]), runs
 
     def _array_gradients(self, sums: Tensor, rows: Tensor) -> list[Tensor | None]:
         """Return the gradient of each of `_arrays`, with a leading dimension R; None for numbers of channels."""

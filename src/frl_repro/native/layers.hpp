@@ -70,6 +70,10 @@ template <class F, int... I>
 FRL_INLINE inline void unroll_sequence(F&& f, std::integer_sequence<int, I...>) {
     (f(std::integral_constant<int, I>{}), ...);
 }
+template <int... I>
+using Numbers = std::integer_sequence<int, I...>;
+template <int N>
+using first_numbers = std::make_integer_sequence<int, N>;
 template <int N, class F>
 FRL_INLINE inline void unroll(F&& f) {
     unroll_sequence(f, std::make_integer_sequence<int, N>{});
@@ -219,61 +223,42 @@ struct Window {
     static constexpr int last() { return full_from(first(), false); }
 };
 
-// The sums of OB outputs at PB pixels of row y, from column x0 on. X0 is that column where it is at an edge, else -1.
-template <class Win, int PB, int X0, class Sink>
-FRL_INLINE inline void correlate_block(const vec* in, const float* w, int y, int x0, int o, const Sink& sink) {
-    constexpr int OB = Win::OB, IC = Win::IC, KW = Win::KW;
-    vec sum[OB][PB];
-    unroll<OB>([&](auto i) FRL_INLINE {
-        unroll<PB>([&](auto p) FRL_INLINE {
-            if constexpr (Win::BIAS) sum[i][p] = splat(w[i]);
-            else sum[i][p] = vec{};
-        });
-    });
-    if constexpr (Win::BIAS) w += OB;
+// The sums of OB outputs at PB pixels of row y, from column x0 on, numbered Q = output * PB + pixel. X0 is that column where
+// it is at an edge, else -1. All sums are written out, one expression for each Q: they become registers.
+template <class Win, int X0, class Sink, int... P, int... Q>
+FRL_INLINE inline void correlate_block(const vec* in, const float* w, int y, int x0, int o, const Sink& sink, Numbers<P...>,
+                                       Numbers<Q...>) {
+    constexpr int OB = Win::OB, PB = sizeof...(P), IC = Win::IC, STEP = Win::STEP * Win::IC;
+    vec sum[OB * PB] = {(Win::BIAS ? splat(w[Q / PB]) : vec{})...};
+    if (Win::BIAS) w += OB;
     const int top = y * Win::STEP - Win::TOP;
     for (int row = std::max(0, -top); row < std::min(Win::KH, Win::IH - top); ++row) {
         const vec* line = in + static_cast<ptrdiff_t>(top + row) * Win::IW * IC;
         const float* tap = w + row * Win::ROW;
         if constexpr (X0 < 0) {
             line += (x0 * Win::STEP - Win::LEFT) * IC;
-            for (int j = 0; j < KW * IC; ++j, tap += OB) {
-                vec v[PB];
-                unroll<PB>([&](auto p) FRL_INLINE { v[p] = line[p * (Win::STEP * IC) + j]; });
-                unroll<OB>([&](auto i) FRL_INLINE {
-                    unroll<PB>([&](auto p) FRL_INLINE { sum[i][p] += v[p] * tap[i]; });
-                });
+            for (int j = 0; j < Win::KW * IC; ++j, tap += OB) {
+                const vec v[PB] = {line[P * STEP + j]...};
+                ((sum[Q] += v[Q % PB] * tap[Q / PB]), ...);
             }
         } else {
-            unroll<KW>([&](auto column) FRL_INLINE {
+            unroll<Win::KW>([&](auto column) FRL_INLINE {
                 constexpr int START = X0 * Win::STEP - Win::LEFT + column;
-                for (int c = 0; c < IC; ++c) {
-                    const float* now = tap + (column * IC + c) * OB;
-                    vec v[PB];
-                    unroll<PB>([&](auto p) FRL_INLINE {
-                        constexpr int X = START + p * Win::STEP;
-                        if constexpr (X >= 0 && X < Win::IW) v[p] = line[X * IC + c];
-                    });
-                    unroll<OB>([&](auto i) FRL_INLINE {
-                        unroll<PB>([&](auto p) FRL_INLINE {
-                            constexpr int X = START + p * Win::STEP;
-                            if constexpr (X >= 0 && X < Win::IW) sum[i][p] += v[p] * now[i];
-                        });
-                    });
+                constexpr bool INSIDE[PB] = {START + P * Win::STEP >= 0 && START + P * Win::STEP < Win::IW ...};
+                for (int c = 0; c < IC; ++c, tap += OB) {
+                    const vec v[PB] = {(INSIDE[P] ? line[(START + P * Win::STEP) * IC + c] : vec{})...};
+                    ((INSIDE[Q % PB] ? void(sum[Q] += v[Q % PB] * tap[Q / PB]) : void()), ...);
                 }
             });
         }
     }
-    unroll<OB>([&](auto i) FRL_INLINE {
-        if (Win::OC % OB == 0 || o + i < Win::OC)
-            unroll<PB>([&](auto p) FRL_INLINE { sink(y, x0 + p, o + i, sum[i][p]); });
-    });
+    ((Win::OC % OB == 0 || o + Q / PB < Win::OC ? sink(y, x0 + Q % PB, o + Q / PB, sum[Q]) : void()), ...);
 }
 
 template <class Win, int PB, int X0, class Sink>
 __attribute__((noinline)) void correlate_blocks(const vec* in, const float* weight, int y, int x0, const Sink& sink) {
     for (int o = 0; o < Win::OC; o += Win::OB, weight += Win::PACKED_BLOCK)
-        correlate_block<Win, PB, X0>(in, weight, y, x0, o, sink);
+        correlate_block<Win, X0>(in, weight, y, x0, o, sink, first_numbers<PB>(), first_numbers<Win::OB * PB>());
 }
 
 // sink(y, x, o, sum) for every output of rows y0 to y1 - 1.
@@ -290,53 +275,51 @@ void correlate(const vec* in, const float* weight, const Sink& sink, int y0 = 0,
     }
 }
 
-// sums[o][row][column][c] += sum over pixels of gradient * in, one sum per lane; `bias` likewise. OUTS x INS sums live in
-// registers while ROWS rows of pixels (few enough for the L1 cache) stream by.
+// sums[o][row][column][c] += sum over pixels of gradient * in, one sum per lane; `bias` likewise. A block of sums of outputs
+// x inputs, numbered Q, lives in registers while rows y0 to y1 - 1 stream by.
+template <class Win, int... I, int... Q>
+FRL_INLINE inline void weight_block(const vec* in, const vec* gradient, vec* sums, int o, int c, int row, int column, int y0,
+                                    int y1, Numbers<I...>, Numbers<Q...>) {
+    constexpr int INS = sizeof...(I), OUTS = sizeof...(Q) / INS, STEP = Win::STEP, IC = Win::IC, OC = Win::OC;
+    constexpr int NEXT = Win::KH * Win::KW * IC;  // from one output's sums to those of the next
+    vec* const at = sums + ((o * Win::KH + row) * Win::KW + column) * IC + c;
+    vec sum[OUTS * INS] = {at[Q / INS * NEXT + Q % INS]...};
+    const int x0 = Win::LEFT > column ? ceil_div(Win::LEFT - column, STEP) : 0;
+    const int x1 = std::min(static_cast<int>(Win::OW), (Win::IW - 1 + Win::LEFT - column) / STEP + 1);
+    for (int y = y0; y < y1; ++y) {
+        const int from = y * STEP + row - Win::TOP;
+        if (from < 0 || from >= Win::IH) continue;
+        const vec* g = gradient + (y * Win::OW + x0) * OC + o;
+        const vec* v = in + (from * Win::IW + x0 * STEP + column - Win::LEFT) * IC + c;
+        for (int x = x0; x < x1; ++x, g += OC, v += STEP * IC) {
+            const vec values[INS] = {v[I]...};
+            ((sum[Q] += g[Q / INS] * values[Q % INS]), ...);
+        }
+    }
+    ((at[Q / INS * NEXT + Q % INS] = sum[Q]), ...);
+}
+
 template <class Win>
 __attribute__((noinline)) void weight_gradient(const vec* in, const vec* gradient, vec* sums, vec* bias) {
     constexpr Blocks BLOCKS = best_blocks(Win::IC, Win::OC);
-    constexpr int OUTS = BLOCKS.outs, INS = BLOCKS.pixels;
-    constexpr int ROWS = std::max(1, std::min(Win::OH, 64 / Win::OW)), STEP = Win::STEP, IC = Win::IC, OC = Win::OC;
-    auto block = [&](auto outs, auto ins, int o, int c, int row, int column, int y0, int y1) FRL_INLINE {
-        auto at = [&](int i) FRL_INLINE { return sums + (((o + i) * Win::KH + row) * Win::KW + column) * IC + c; };
-        vec sum[outs][ins];
-        unroll<outs>([&](auto i) FRL_INLINE { unroll<ins>([&](auto k) FRL_INLINE { sum[i][k] = at(i)[k]; }); });
-        const int x0 = std::max(0, ceil_div(Win::LEFT - column, STEP));
-        const int x1 = std::min(Win::OW, (Win::IW - 1 + Win::LEFT - column) / STEP + 1);
-        for (int y = y0; y < y1; ++y) {
-            const int from = y * STEP + row - Win::TOP;
-            if (from < 0 || from >= Win::IH) continue;
-            const vec* g = gradient + (y * Win::OW + x0) * OC + o;
-            const vec* v = in + (from * Win::IW + x0 * STEP + column - Win::LEFT) * IC + c;
-            for (int x = x0; x < x1; ++x, g += OC, v += STEP * IC) {
-                vec part[outs];
-                unroll<outs>([&](auto i) FRL_INLINE { part[i] = g[i]; });
-                unroll<ins>([&](auto k) FRL_INLINE {
-                    const vec value = v[k];
-                    unroll<outs>([&](auto i) FRL_INLINE { sum[i][k] += part[i] * value; });
-                });
-            }
-        }
-        unroll<outs>([&](auto i) FRL_INLINE { unroll<ins>([&](auto k) FRL_INLINE { at(i)[k] = sum[i][k]; }); });
-    };
-    using std::integral_constant;
-    constexpr integral_constant<int, OUTS> all_outs{};
-    constexpr integral_constant<int, OC % OUTS> last_outs{};
-    constexpr integral_constant<int, INS> all_ins{};
-    constexpr integral_constant<int, IC % INS> last_ins{};
+    constexpr int OUTS = BLOCKS.outs, INS = BLOCKS.pixels, IC = Win::IC, OC = Win::OC;
+    constexpr int ROWS = Win::OW < 64 ? 64 / Win::OW : 1;  // at a time: few enough for the L1 cache
     for (int y0 = 0; y0 < Win::OH; y0 += ROWS) {
-        const int y1 = std::min(y0 + ROWS, Win::OH);
-        auto outs_of = [&](auto outs, int o) FRL_INLINE {
+        const int y1 = y0 + ROWS < Win::OH ? y0 + ROWS : Win::OH;
+        auto all_taps = [&](auto outs, auto ins, int o, int c) FRL_INLINE {
             for (int row = 0; row < Win::KH; ++row)
-                for (int column = 0; column < Win::KW; ++column) {
-                    int c = 0;
-                    for (; c + INS <= IC; c += INS) block(outs, all_ins, o, c, row, column, y0, y1);
-                    if constexpr (last_ins > 0) block(outs, last_ins, o, c, row, column, y0, y1);
-                }
+                for (int column = 0; column < Win::KW; ++column)
+                    weight_block<Win>(in, gradient, sums, o, c, row, column, y0, y1, first_numbers<ins>(),
+                                      first_numbers<outs * ins>());
+        };
+        auto all_inputs = [&](auto outs, int o) FRL_INLINE {
+            int c = 0;
+            for (; c + INS <= IC; c += INS) all_taps(outs, std::integral_constant<int, INS>{}, o, c);
+            if constexpr (IC % INS > 0) all_taps(outs, std::integral_constant<int, IC % INS>{}, o, c);
         };
         int o = 0;
-        for (; o + OUTS <= OC; o += OUTS) outs_of(all_outs, o);
-        if constexpr (last_outs > 0) outs_of(last_outs, o);
+        for (; o + OUTS <= OC; o += OUTS) all_inputs(std::integral_constant<int, OUTS>{}, o);
+        if constexpr (OC % OUTS > 0) all_inputs(std::integral_constant<int, OC % OUTS>{}, o);
         for (int i = y0 * Win::OW; i < y1 * Win::OW; ++i)
             for (int k = 0; k < OC; ++k) bias[k] += gradient[i * OC + k];
     }
