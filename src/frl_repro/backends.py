@@ -1,4 +1,4 @@
-"""Who does the heavy arithmetic: PyTorch for every model and device, native code for LeNet-5 on the processor.
+"""Who does the heavy arithmetic: PyTorch for every model and device, native code for small networks on the processor.
 
 A backend answers four questions: the logits of images, the same differentiable with respect to the parameters, or
 with respect to the images, and the steps of an attack. Losses are written once, in PyTorch, on the logits. Which
@@ -20,7 +20,8 @@ from frl_repro.attacks import Ascend
 from frl_repro.errors import UserError
 from frl_repro.graphs import GraphedAscend
 from frl_repro.memory import Parts, ascend_in_parts, logits_in_parts
-from frl_repro.models import LeNet5
+from frl_repro.models import LeNet5, ModelStack
+from frl_repro.native import Engine, Unsupported, engine_for
 from frl_repro.native import lenet5 as native
 from frl_repro.progress import LOGGER
 
@@ -127,6 +128,17 @@ def _native_forward(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
+def _target_of(given: Tensor) -> Tensor:
+    """Return the target whose cross-entropy has this gradient by the logits.
+
+    Native code differentiates cross-entropy against a target t. By the logits that is softmax * sum(t) - t: the given
+    gradient for t = -given, whose sum is zero.
+    """
+    if (given.sum(1).abs() > _ZERO_SUM_SHARE * given.abs().sum(1) + _ZERO_SUM_ROUNDING).any():
+        raise ValueError("native input gradients are of losses that do not change when all logits of an image do")
+    return -given
+
+
 class _NativeForwardOfImages(torch.autograd.Function):
     """Logits whose backward pass gives the native gradient with respect to the images; it repeats the forward pass."""
 
@@ -138,12 +150,8 @@ class _NativeForwardOfImages(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        given = logits_gradients[0]
-        if (given.sum(1).abs() > _ZERO_SUM_SHARE * given.abs().sum(1) + _ZERO_SUM_ROUNDING).any():
-            raise ValueError("native input gradients are of losses that do not change when all logits of an image do")
-        # Native code differentiates cross-entropy against a target t. By the logits that is softmax * sum(t) - t: the
-        # given gradient for t = -given, whose sum is zero.
-        _, gradient = native.logits_and_input_gradient(parameters, x, -given, num_threads=torch.get_num_threads())
+        target = _target_of(logits_gradients[0])
+        _, gradient = native.logits_and_input_gradient(parameters, x, target, num_threads=torch.get_num_threads())
         return gradient, *[None] * len(parameters)
 
 
@@ -162,15 +170,112 @@ NATIVE = Backend(
 )
 
 
-def choose_backend(name: str, model: nn.Module, device: torch.device, *, only_torch: str | None = None) -> Backend:
+def native_backend(engine: Engine) -> Backend:
+    """Return the backend of a network for which native code was generated, and of stacks of its architecture."""
+
+    def tensors(model: nn.Module) -> dict[str, Tensor]:
+        if isinstance(model, ModelStack):
+            return dict(zip(model.names, model.parameters(), strict=True))
+        return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    def logits(model: nn.Module, x: Tensor) -> Tensor:
+        return engine.logits(tensors(model), x, num_threads=torch.get_num_threads())
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        answer: Tensor
+        if engine.trains:
+            given = tensors(model)
+            answer = _EngineForward.apply(engine, tuple(given), x, *given.values())  # type: ignore[no-untyped-call]
+        else:
+            answer = model(x)
+        return answer
+
+    def forward_of_images(model: nn.Module, x: Tensor) -> Tensor:
+        answer: Tensor = _EngineForwardOfImages.apply(engine, tensors(model), x)  # type: ignore[no-untyped-call]
+        return answer
+
+    def ascend(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        target: Tensor,
+        start: Tensor,
+        epsilon: float | Tensor,
+        step_size: float | Tensor,
+        *,
+        num_steps: int,
+        early_stop: bool,
+    ) -> Tensor:
+        return engine.pgd(
+            tensors(model),
+            x,
+            target,
+            start=start,
+            epsilon=_one_per_sample(epsilon, x),
+            step_size=_one_per_sample(step_size, x),
+            num_steps=num_steps,
+            early_stop=early_stop,
+            labels=y,
+            num_threads=torch.get_num_threads(),
+        )
+
+    return Backend(name="native", logits=logits, forward=forward, forward_of_images=forward_of_images, ascend=ascend)
+
+
+class _EngineForward(torch.autograd.Function):
+    """As `_NativeForward`, of generated code."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, names: tuple[str, ...], x: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.engine, ctx.names = engine, names
+        ctx.save_for_backward(x, *tensors)
+        return engine.logits(dict(zip(names, tensors, strict=True)), x, num_threads=torch.get_num_threads())
+
+    @staticmethod
+    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        given = dict(zip(ctx.names, tensors, strict=True))
+        found = ctx.engine.parameter_gradients(given, x, logits_gradients[0], num_threads=torch.get_num_threads())
+        return None, None, None, *(found.get(name) for name in ctx.names)
+
+
+class _EngineForwardOfImages(torch.autograd.Function):
+    """As `_NativeForwardOfImages`, of generated code."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        ctx.engine, ctx.names = engine, tuple(tensors)
+        ctx.save_for_backward(x, *tensors.values())
+        return engine.logits(tensors, x, num_threads=torch.get_num_threads())
+
+    @staticmethod
+    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        given = dict(zip(ctx.names, tensors, strict=True))
+        target = _target_of(logits_gradients[0])
+        _, gradient = ctx.engine.logits_and_input_gradient(given, x, target, num_threads=torch.get_num_threads())
+        return None, None, gradient
+
+
+def choose_backend(
+    name: str,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    only_torch: str | None = None,
+) -> Backend:
     """Return the backend for a model on a device.
 
     Parameters
     ----------
     name : {"auto", "torch", "native"}
-        ``auto`` takes native code where it serves, and PyTorch with one logged line where it could but does not build.
+        ``auto`` takes native code where it serves, and PyTorch with one logged line where it could but does not build, or
+        does not know a layer.
     model : nn.Module
     device : torch.device
+    image_shape : tuple of int, optional
+        (C, H, W) of the images. Native code of other networks than LeNet-5 is generated for one size.
     only_torch : str, optional
         A setting that native code does not follow.
 
@@ -181,16 +286,22 @@ def choose_backend(name: str, model: nn.Module, device: torch.device, *, only_to
     """
     if name == "native" and only_torch is not None:
         raise UserError(f"backend=native does not follow {only_torch}; use backend=torch")
-    serves = only_torch is None and isinstance(model, LeNet5) and model.conv1.in_channels == 1 and device.type == "cpu"
-    if name == "torch" or (name == "auto" and not serves):
+    if name == "native" and device.type != "cpu":
+        raise UserError(f"backend=native works on the processor, not on {device.type}; use backend=auto")
+    if name == "torch" or only_torch is not None or device.type != "cpu":
         return CUDA if device.type == "cuda" else TORCH
-    if not serves:
-        raise UserError("backend=native serves LeNet-5 with one input channel on the CPU; use backend=auto")
     try:
-        native.library()
-    except native.NativeUnavailable as reason:
+        # LeNet-5 keeps its own kernel: a registered study is measured with it.
+        if isinstance(model, LeNet5) and model.conv1.in_channels == 1:
+            native.library()
+            return NATIVE
+        if image_shape is None:
+            raise Unsupported("no image size is known")
+        with attacks.evaluation_mode(model):
+            return native_backend(engine_for(model, image_shape))
+    except (native.NativeUnavailable, Unsupported) as reason:
         if name == "native":
-            raise UserError(f"backend=native: {reason}") from None
-        LOGGER.info("native backend not available, PyTorch takes over: %s", reason)
+            raise UserError(f"backend=native: {reason}; use backend=auto") from None
+        if not isinstance(reason, Unsupported) or image_shape is not None:
+            LOGGER.info("native backend not available, PyTorch takes over: %s", reason)
         return TORCH
-    return NATIVE

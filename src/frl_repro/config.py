@@ -57,6 +57,25 @@ class LeNet5Config:
 
 
 @dataclass
+class SmallCNNConfig:
+    """conf/model/cnn_small.yaml."""
+
+    name: str = _key()
+    mean: list[float] | None = _key("[0, 1]")
+    std: list[float] | None = _key("(0, 1]")
+
+
+@dataclass
+class ResNet8Config:
+    """conf/model/resnet8.yaml."""
+
+    name: str = _key()
+    width: int = _key("[1, inf)")
+    mean: list[float] | None = _key("[0, 1]")
+    std: list[float] | None = _key("(0, 1]")
+
+
+@dataclass
 class PreActResNet18Config:
     """conf/model/preact_resnet18.yaml."""
 
@@ -76,7 +95,7 @@ class WRN28x10Config:
     std: list[float] | None = _key("(0, 1]")
 
 
-ModelConfig = LeNet5Config | PreActResNet18Config | WRN28x10Config
+ModelConfig = LeNet5Config | SmallCNNConfig | ResNet8Config | PreActResNet18Config | WRN28x10Config
 
 _AUGMENTATIONS = ("none", "crop", "crop_flip")
 
@@ -378,7 +397,13 @@ class RetrainConfig:
 
 
 GROUPS: dict[str, dict[str, type]] = {
-    "model": {"lenet5": LeNet5Config, "preact_resnet18": PreActResNet18Config, "wrn28_10": WRN28x10Config},
+    "model": {
+        "lenet5": LeNet5Config,
+        "cnn_small": SmallCNNConfig,
+        "resnet8": ResNet8Config,
+        "preact_resnet18": PreActResNet18Config,
+        "wrn28_10": WRN28x10Config,
+    },
     "dataset": {
         "fashion_mnist": FashionMNISTConfig,
         "cifar10": TorchvisionConfig,

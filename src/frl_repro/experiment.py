@@ -34,6 +34,7 @@ from frl_repro.fitting import Bench, Fitted, fit, new_model
 from frl_repro.lockstep import grouped, runs_at_once, share_out
 from frl_repro.loggers import LOGGERS, Logger, forget
 from frl_repro.measure import Measured, resolve_device, set_up_machine
+from frl_repro.networks import image_shape
 from frl_repro.outcomes import OUTCOMES_FILE, write_outcomes
 from frl_repro.progress import LOGGER
 from frl_repro.provenance import describe
@@ -242,8 +243,7 @@ def _run_group(
     dataset = _load_dataset(configs[0])
     at_once = 1
     if len(configs) > 1:
-        image_shape = dataset.train.images.shape[1:]
-        at_once = runs_at_once(new_model(configs[0], dataset).to(device), configs[0], image_shape, device)
+        at_once = runs_at_once(new_model(configs[0], dataset).to(device), configs[0], image_shape(dataset), device)
 
     def work(part: Sequence[RunConfig]) -> None:
         try:
@@ -309,13 +309,16 @@ def _open(
     if start is not None:
         _load_weights(start, model)
     model = distributed.synchronised(model.to(device), device)
+    backend = choose_backend(
+        config.keys.backend, model, device, image_shape=image_shape(dataset), only_torch=_only_torch(config)
+    )
     bench = Bench(
         config=config,
         dataset=dataset,
         validation=_validation_subset(dataset, config),
         model=model,
         device=device,
-        backend=distributed.shared(choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))),
+        backend=distributed.shared(backend),
         folder=folder,
         logger=(LOGGERS[config.keys.logger] if distributed.is_writer() else Logger)(folder, to_dict(config)),
         started=started,

@@ -21,7 +21,7 @@ from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.examples import EXAMPLES_FILE, Examples, write_examples
 from frl_repro.measure_autoattack import measure_with_autoattack
-from frl_repro.networks import new_network
+from frl_repro.networks import image_shape, new_network
 from frl_repro.outcomes import OUTCOMES_FILE, Outcomes, write_outcomes
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
@@ -167,7 +167,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     seed = int(origin["seed"]) if config.keys.seed is None else config.keys.seed
     keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
     model = model.to(device)
-    backend = choose_backend(config.keys.backend, model, device)
+    backend = choose_backend(config.keys.backend, model, device, image_shape=image_shape(dataset))
     folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
     folder.mkdir(parents=True, exist_ok=True)
     run_record = {"config": to_dict(config), **describe(device=device, backend=backend.name, command=command)}

@@ -26,7 +26,10 @@ def new_network(config: ModelConfig, dataset: Dataset, *, seed: int) -> nn.Modul
     for key, usual in (("mean", dataset.channel_mean), ("std", dataset.channel_std)):
         if key in settings and settings[key] is None:
             settings[key] = usual
+    return build_model(name, num_classes=dataset.num_classes, image_shape=image_shape(dataset), seed=seed, **settings)
+
+
+def image_shape(dataset: Dataset) -> tuple[int, int, int]:
+    """Return (C, H, W) of the data set's images."""
     channels, height, width = dataset.test.images.shape[1:]
-    return build_model(
-        name, num_classes=dataset.num_classes, image_shape=(channels, height, width), seed=seed, **settings
-    )
+    return channels, height, width

@@ -28,7 +28,7 @@ from frl_repro.data.splits import subset
 from frl_repro.errors import UserError
 from frl_repro.evaluate import EvaluationAttack, evaluate
 from frl_repro.measure import USUAL_STEP_SIZE, origin_of, resolve_device, set_up_machine
-from frl_repro.networks import new_network
+from frl_repro.networks import image_shape, new_network
 from frl_repro.progress import LOGGER, bar
 from frl_repro.provenance import describe
 from frl_repro.sanity_rules import (
@@ -347,7 +347,8 @@ def _load(path: Path, config: SanityConfig, dataset: Dataset, device: torch.devi
     matched = checkpoints.load_weights(path, model)
     LOGGER.info("%s: weights matched %s", path, matched)
     model = model.to(device)
-    return Attacker(model, choose_backend(config.keys.backend, model, device))
+    backend = choose_backend(config.keys.backend, model, device, image_shape=image_shape(dataset))
+    return Attacker(model, backend)
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:

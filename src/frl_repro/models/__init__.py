@@ -13,6 +13,7 @@ from frl_repro.models.lenet5 import IMAGE_SIZE as LENET5_IMAGE_SIZE
 from frl_repro.models.lenet5 import LeNet5
 from frl_repro.models.normalise import Normalise
 from frl_repro.models.residual import MIN_IMAGE_SIDE, ResidualNetwork, preact_resnet18, wrn28
+from frl_repro.models.small import ResNet8, SmallCNN
 from frl_repro.models.stack import ModelStack, stack
 
 __all__ = ["MODELS", "LeNet5", "ModelStack", "Normalise", "ResidualNetwork", "build_model", "stack"]
@@ -34,22 +35,43 @@ def _residual(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> nn.Module:
-    channels, height, width_ = image_shape
-    if min(height, width_) < MIN_IMAGE_SIDE:
-        raise UserError(
-            f"images of {height}x{width_} are too small for this model: it takes {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} "
-            "and larger ones"
-        )
+    _check_size(image_shape)
+    channels = image_shape[0]
     normalise = Normalise(mean, std, num_channels=channels)
     model = network(num_classes=num_classes, in_channels=channels, normalise=normalise, width=width)
     # Convolutions read all channels of a pixel together: this order in memory is theirs.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def _small(
+    network: Callable[..., nn.Module],
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    **settings: Any,
+) -> nn.Module:
+    _check_size(image_shape)
+    normalise = Normalise(mean, std, num_channels=image_shape[0])
+    return network(num_classes=num_classes, image_shape=image_shape, normalise=normalise, **settings)
+
+
+def _check_size(image_shape: tuple[int, int, int]) -> None:
+    _, height, width = image_shape
+    if min(height, width) < MIN_IMAGE_SIDE:
+        raise UserError(
+            f"images of {height}x{width} are too small for this model: it takes {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} "
+            "and larger ones"
+        )
+
+
 _RANDOM_STATE = threading.Lock()  # the global one, which layers draw their first weights from
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": _lenet5,
+    "cnn_small": functools.partial(_small, SmallCNN),
+    "resnet8": functools.partial(_small, ResNet8),
     "preact_resnet18": functools.partial(_residual, preact_resnet18),
     "wrn28_10": functools.partial(_residual, wrn28),
 }

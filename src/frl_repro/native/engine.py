@@ -27,6 +27,9 @@ __all__ = ["Engine", "NativeUnavailable", "Unsupported", "engine_for"]
 
 Tensors = Mapping[str, Tensor]
 
+MOST_LANES = 16
+WORKSPACE_LIMIT = 16 * 2**20  # bytes
+
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "frl_lanes": (),
@@ -53,13 +56,20 @@ class Engine:
 
     Raises
     ------
+    Unsupported
+        A thread would need more memory than `WORKSPACE_LIMIT`: PyTorch does large networks well.
     NativeUnavailable
         There is no compiler or the build fails.
     """
 
     def __init__(self, graph: Graph, *, trains: bool = False, flags: Sequence[str] = ()) -> None:
         self.graph = graph
-        self._program = generate(graph)
+        self._program = generate(graph, trains=trains)
+        size = 4 * MOST_LANES * self._program.workspace
+        if size > WORKSPACE_LIMIT:
+            raise Unsupported(
+                f"too large: a thread would work in {size / 2**20:.0f} MiB, {WORKSPACE_LIMIT >> 20} at most"
+            )
         self._library = _library(self._program.text, tuple(flags))
         blocks = (ctypes.c_int * len(self._program.packings))()
         self._library.frl_blocks(blocks)
@@ -154,7 +164,14 @@ class Engine:
 
         The result is the same bit for bit from run to run and for any `num_threads`, as long as torch's own number of
         threads stays the same (linear layers' gradients are matrix products in torch).
+
+        Raises
+        ------
+        ValueError
+            The engine was made without them, see `trains`.
         """
+        if not self.trains:
+            raise ValueError("no parameter gradients: the network is another one in training mode")
         call = _Call(self, tensors, x, num_threads)
         given = call.floats("logits_gradient", logits_gradient, (call.N, self.num_classes))
         program, lanes = self._program, self._library.frl_lanes()
@@ -288,7 +305,11 @@ def _affine_numbers(step: Step, tensors: Tensors, channels: int) -> tuple[Tensor
             return torch.tensor(source).expand(channels)
         tensor = tensors[source]
         count = channels if tensor.numel() % channels == 0 else 1
-        return tensor.reshape(*tensor.shape[:-3], count).expand(*tensor.shape[:-3], channels) if tensor.ndim >= 3 else tensor
+        return (
+            tensor.reshape(*tensor.shape[:-3], count).expand(*tensor.shape[:-3], channels)
+            if tensor.ndim >= 3
+            else tensor
+        )
 
     scale, shift = torch.ones(channels), torch.zeros(channels)
     for affine in step.affines:
@@ -316,7 +337,7 @@ class _Call:
             raise ValueError(f"num_threads must be at least 1, got {num_threads}")
         self._engine, self._threads = engine, num_threads
         self.N = x.shape[0] if x.ndim else 0
-        weights, self.runs = engine._packed(tensors)  # noqa: SLF001 - of the same module
+        weights, self.runs = engine._packed(tensors)
         if self.N % self.runs:
             raise ValueError(f"x must hold equal blocks for {self.runs} networks, got {self.N} images")
         self._alive: list[Tensor] = [weights]
@@ -342,7 +363,7 @@ class _Call:
 
     def run(self, name: str, *arguments: int | None) -> None:
         """Call the library's function `name`; ctypes releases the interpreter lock meanwhile."""
-        function = getattr(self._engine._library, name)  # noqa: SLF001
+        function = getattr(self._engine._library, name)
         weights = self._alive[0].data_ptr()
         if self.N and function(weights, self.runs, self._x, self.N, *arguments, self._threads):
             raise MemoryError(f"{name} ran out of memory for {self.N} images")
@@ -377,6 +398,7 @@ def _build(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         source.write_text(text, encoding="utf-8")
         library = load(source, extra_flags=flags)
     for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, ctypes.c_int
+        function = getattr(library, name, None)  # parameter gradients are there for networks that train
+        if function is not None:
+            function.argtypes, function.restype = arguments, ctypes.c_int
     return library

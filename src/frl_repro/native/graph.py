@@ -121,10 +121,14 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Graph:
         except Unsupported:
             raise
         except Exception as error:
-            raise Unsupported(f"{type(model).__name__} does not take {'x'.join(map(str, image_shape))} images") from error
+            raise Unsupported(
+                f"{type(model).__name__} does not take {'x'.join(map(str, image_shape))} images"
+            ) from error
     value = tracer.values.get(id(logits))
     if value is None or logits.ndim != 2 or tracer.shapes[value] != (logits.shape[1], 1, 1) or logits.shape[1] < 2:
-        raise Unsupported(f"{type(model).__name__} does not end in (N, K) logits, K at least 2, of a layer that it knows")
+        raise Unsupported(
+            f"{type(model).__name__} does not end in (N, K) logits, K at least 2, of a layer that it knows"
+        )
     return Graph(tuple(tracer.layers), tuple(tracer.shapes), value, tuple(tracer.names))
 
 
@@ -175,13 +179,15 @@ class _Tracer(TorchFunctionMode):
                 hooks.callback(module.register_forward_hook(leave).remove)
             yield
 
-    def __torch_function__(  # noqa: D105
+    def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        given += [t for a in (*args, *kwargs.values()) if isinstance(a, list | tuple) for t in a if isinstance(t, Tensor)]
+        given += [
+            t for a in (*args, *kwargs.values()) if isinstance(a, list | tuple) for t in a if isinstance(t, Tensor)
+        ]
         name = func.__name__
         if any(id(t) in self.values for t in given):
             self._note(name, args, kwargs, result)
@@ -257,9 +263,17 @@ class _Tracer(TorchFunctionMode):
         if groups != 1 or dilations != (1, 1) or steps[0] != steps[1]:
             self._fail(f"groups={groups}, dilation={dilations}, stride={steps}")
         _, height, width = self.shapes[value]
-        out = [(side + 2 * pad - k) // steps[0] + 1 for side, pad, k in zip((height, width), (top, left), kernel, strict=True)]
+        out = [
+            (side + 2 * pad - k) // steps[0] + 1
+            for side, pad, k in zip((height, width), (top, left), kernel, strict=True)
+        ]
         layer = Convolution(
-            (value,), self._parameter(weight), None if bias is None else self._parameter(bias), kernel, steps[0], (top, left)
+            (value,),
+            self._parameter(weight),
+            None if bias is None else self._parameter(bias),
+            kernel,
+            steps[0],
+            (top, left),
         )
         return self._add(layer, (weight.shape[0], out[0], out[1]))
 
@@ -389,7 +403,9 @@ class _Tracer(TorchFunctionMode):
         if isinstance(other, Tensor):
             is_flat = x.ndim == 2
             per_channel = {(channels,), (1, channels)} if is_flat else {(channels, 1, 1), (1, channels, 1, 1)}
-            if other.numel() != 1 and (tuple(other.shape) not in per_channel or (is_flat and self.shapes[value][1:] != (1, 1))):
+            if other.numel() != 1 and (
+                tuple(other.shape) not in per_channel or (is_flat and self.shapes[value][1:] != (1, 1))
+            ):
                 self._fail(f"{function} of {tuple(other.shape)}: neither one number nor one for each channel")
             if id(other) in self.computed:
                 self._fail("numbers that are computed in the forward pass")
