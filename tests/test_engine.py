@@ -1,4 +1,4 @@
-"""Generated native code against float64 autograd: random networks, every layer, attacks, training, and what it cannot do."""
+"""Generated native code against float64 autograd: random networks, every layer, attacks, training; what it cannot do."""
 
 import copy
 import logging
@@ -64,7 +64,12 @@ class Shift(nn.Module):
 def batch_norm(channels, draw):
     layer = nn.BatchNorm2d(channels)
     generator = torch.Generator().manual_seed(draw.randrange(1000))
-    for tensor, low in ((layer.running_mean, -0.3), (layer.running_var, 0.5), (layer.weight.data, 0.5), (layer.bias.data, -0.3)):
+    for tensor, low in (
+        (layer.running_mean, -0.3),
+        (layer.running_var, 0.5),
+        (layer.weight.data, 0.5),
+        (layer.bias.data, -0.3),
+    ):
         tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.6 + low)
     return layer
 
@@ -73,7 +78,9 @@ def random_network(seed):
     """Return a random network and its (C, H, W): odd sizes, strides, paddings, branches, poolings, K."""
     draw = random.Random(seed)
     channels, height, width = shape = (draw.randint(1, 3), draw.randint(6, 17), draw.randint(6, 17))
-    layers = [Shift([draw.uniform(0.2, 0.6) for _ in range(channels)], [draw.uniform(0.2, 0.5) for _ in range(channels)])]
+    layers = [
+        Shift([draw.uniform(0.2, 0.6) for _ in range(channels)], [draw.uniform(0.2, 0.5) for _ in range(channels)])
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(draw.randint(1, 4)):
@@ -246,7 +253,7 @@ def test_pgd_equals_a_plain_loop_for_any_threads(small, count, kind, early_stop)
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("settings", [{}, {"objective": "kl", "start_sd": 0.001}, {"num_restarts": 2}])
+@pytest.mark.parametrize("settings", [{}, {"objective": "kl", "start_sd": 0.05}, {"num_restarts": 2}])
 def test_attacks_go_where_pytorchs_go(small, settings):
     model, engine = small
     backend = native_backend(engine)
@@ -278,15 +285,21 @@ def test_several_runs_in_one_call_have_the_bytes_of_each_alone():
         model.zero_grad()
         logits = backend.forward(model, x[block])
         (logits * weights[block]).square().sum().backward()
-        attacked = backend.ascend(model, x[block], y[block], y[block], x[block], 0.1, 0.05, num_steps=3, early_stop=True)
+        attacked = backend.ascend(
+            model, x[block], y[block], y[block], x[block], 0.1, 0.05, num_steps=3, early_stop=True
+        )
         return logits.detach(), backend.logits(model, x[block]), attacked
 
-    alone = [(*answers(model, slice(20 * r, 20 * r + 20)), [p.grad.clone() for p in model.parameters()]) for r, model in enumerate(models)]
+    alone, gradients = [], []
+    for r, model in enumerate(models):
+        alone.append(answers(model, slice(20 * r, 20 * r + 20)))
+        gradients.append([p.grad.clone() for p in model.parameters()])
     together = answers(ModelStack(models), slice(None))
     for r, model in enumerate(models):
-        for mine, ours in zip(alone[r][:3], together, strict=True):
+        for mine, ours in zip(alone[r], together, strict=True):
             assert torch.equal(mine, ours[20 * r : 20 * r + 20])
-        assert all(torch.allclose(p.grad, g, rtol=1e-5, atol=1e-7) for p, g in zip(model.parameters(), alone[r][3], strict=True))
+        for parameter, gradient in zip(model.parameters(), gradients[r], strict=True):
+            assert torch.allclose(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_a_step_of_training_is_pytorchs(small):
@@ -347,7 +360,9 @@ def test_non_finite_weights_show(small):
     for name in ("conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"):
         tensors = {key: value.detach().clone() for key, value in tensors_of(model).items()}
         tensors[name].view(-1)[0] = float("nan")
-        logits, gradient = engine.logits_and_input_gradient(tensors, torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 2]), num_threads=1)
+        logits, gradient = engine.logits_and_input_gradient(
+            tensors, torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 2]), num_threads=1
+        )
         assert logits.isnan().any(1).all()
         assert gradient.isnan().any()
 
@@ -442,8 +457,10 @@ def test_what_it_cannot_do_falls_back_and_names_the_layer(layer, reason, caplog)
 
 
 def test_a_large_network_is_left_to_pytorch():
-    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 62 * 62, 2))
-    with pytest.raises(Unsupported, match=r"^too large: a thread would work in 32 MiB, 16 at most$"):
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 62 * 62, 2)
+    )
+    with pytest.raises(Unsupported, match=r"^too large: a thread would work in \d+ MiB, 16 at most$"):
         engine_for(model.eval(), (3, 64, 64))
 
 

@@ -270,7 +270,7 @@ def choose_backend(
     Parameters
     ----------
     name : {"auto", "torch", "native"}
-        ``auto`` takes native code where it serves, and PyTorch with one logged line where it could but does not build, or
+        ``auto`` takes native code where it serves, and PyTorch with one logged line where native code does not build or
         does not know a layer.
     model : nn.Module
     device : torch.device

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Two convolutions that halve the image and two linear layers; 214,306 parameters for ten classes, 3x32x32 images.
+    """Two convolutions that halve the image and two linear layers; 214,918 parameters for ten classes, 3x32x32 images.
 
     Parameters
     ----------
@@ -20,8 +20,8 @@ class SmallCNN(nn.Module):
 
     Notes
     -----
-    Source: Wong & Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial polytope",
-    section 4: 4x4 convolutions of stride 2 and padding 1 to 16 and 32 channels, a linear layer of 100, ReLU between.
+    Source: Wong & Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial
+    polytope": 4x4 convolutions of stride 2 and padding 1 to 16 and 32 channels, a linear layer of 100, ReLU between.
     """
 
     def __init__(self, *, num_classes: int, image_shape: tuple[int, int, int], normalise: nn.Module) -> None:
@@ -76,8 +76,9 @@ class ResNet8(nn.Module):
 
     Notes
     -----
-    Source: the image classification network of MLPerf Tiny (Banbury et al. 2021), there for 3x32x32 images with a width of
-    16: 78,666 numbers for ten classes, the statistics of batch norm among them. Weights are drawn as there, He et al. 2015.
+    Source: the image classification network of MLPerf Tiny (Banbury et al. 2021), there for 3x32x32 images with a width
+    of 16: 78,666 numbers for ten classes, the statistics of batch norm among them. Weights are drawn as there (He
+    et al. 2015).
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class ResNet8(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:

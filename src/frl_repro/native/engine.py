@@ -1,11 +1,11 @@
 """A small network in native code: logits, input gradient, PGD and parameter gradients on float32 CPU tensors.
 
-The C++ for a network is generated, compiled on first use and kept (`frl_repro.native.build`). ``tensors`` are the network's
-parameters and buffers by name, read at each call; several networks of one architecture ("runs") may work in one call: each
-tensor then has a leading dimension R, and the N images are R equal blocks, block r for network r.
+The C++ for a network is generated, compiled on first use and kept (`frl_repro.native.build`). ``tensors`` are the
+network's parameters and buffers by name, read at each call; several networks of one architecture ("runs") may work in
+one call: each tensor then has a leading dimension R, and the N images are R equal blocks, block r for network r.
 
-``target`` is either int64 labels (N,) or a float32 distribution (N, K). A sample's result does not depend on its place in
-the batch, on the other samples or on the number of threads. docs/engine.md says how it is done.
+``target`` is either int64 labels (N,) or a float32 distribution (N, K). A sample's result does not depend on its place
+in the batch, on the other samples or on the number of threads. docs/engine.md says how it is done.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Engine:
     def logits_and_input_gradient(
         self, tensors: Tensors, x: Tensor, target: Tensor, *, num_threads: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the logits (N, K) and the gradient (N, C, H, W) of the summed cross-entropy with respect to the images.
+        """Return the logits (N, K) and the gradient (N, C, H, W) of the summed cross-entropy by the images.
 
         With the clean softmax as target, this is also the gradient of KL(clean || attacked).
         """
@@ -245,12 +245,12 @@ class Engine:
                 assert isinstance(step.layer, Convolution)
                 kernel = (*step.layer.kernel, channels)
                 first, count = self._program.sums[index], outs * kernel[0] * kernel[1] * kernel[2]
-                weight = sums[:, first : first + count].unflatten(1, (outs, *kernel))
+                weight = sums[:, first : first + count].reshape(-1, outs, *kernel)
                 gradients += [weight.movedim(4, 2), sums[:, first + count : first + count + outs]]
             elif index in self._program.rows:
                 first, count = self._program.rows[index], channels * height * width
                 a, d = rows[:, first : first + count], rows[:, first + count : first + count + outs]
-                weight = (d @ a.mT).unflatten(2, (height, width, channels)).movedim(4, 2)
+                weight = (d @ a.mT).reshape(-1, outs, height, width, channels).movedim(4, 2)
                 gradients += [weight, d.sum(2)]
             elif step.affines:
                 gradients += [None, None]

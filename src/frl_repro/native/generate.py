@@ -37,15 +37,15 @@ class Step:
 class Packing:
     """What a packed array holds, as places in the flat array of all weights.
 
-    ``outputs`` is (O, T): for each output its bias, if there is one, and its weights in the order of the kernel; or (C, 1),
-    a number for each channel. ``block`` is the C++ name of how many outputs are packed together.
+    ``outputs`` is (O, T): for each output its bias, if there is one, and its weights in the order of the kernel; or
+    (C, 1), a number for each channel. ``block`` is the C++ name of how many outputs are packed together.
     """
 
     outputs: Tensor
     block: str
 
     def index(self, block: int, zero: int) -> Tensor:
-        """Return the places in packed order, [block of outputs][T][output of the block]; ``zero`` fills the last block."""
+        """Return the places in packed order, [block of outputs][T][output of the block]; ``zero`` fills up."""
         count, terms = self.outputs.shape
         padded = torch.full((-(-count // block) * block, terms), zero)
         padded[:count] = self.outputs
@@ -87,27 +87,13 @@ class Program:
 
 def merge(graph: Graph) -> list[Step]:
     """Return as steps the layers that the logits depend on, each merged with what follows it alone."""
-    needed = {graph.output}
-    consumers: dict[int, list[int]] = {}
-    for place, layer in reversed(list(enumerate(graph.layers))):
-        if place + 1 in needed:
-            needed.update(layer.inputs)
-            for value in layer.inputs:
-                consumers.setdefault(value, []).append(place)
+    consumers = _consumers(graph)
     merged: set[int] = set()
     steps: list[Step] = []
     for place, layer in enumerate(graph.layers):
-        if place in merged or place + 1 not in needed:
+        if place in merged or place + 1 not in consumers:
             continue
-        step = Step(None, layer.inputs[0], place + 1)
-        if isinstance(layer, Affine):
-            step.affines.append(layer)
-        elif isinstance(layer, Activation):
-            step.activation = _activation(layer)
-        elif isinstance(layer, Addition):
-            step.skip = layer.inputs[1]
-        else:
-            step.layer = layer
+        step = _first_step(layer, place + 1)
         while (after := _only_consumer(step, consumers, graph)) is not None:
             following = graph.layers[after]
             if isinstance(following, Affine) and step.skip is None:
@@ -127,8 +113,31 @@ def merge(graph: Graph) -> list[Step]:
     return steps
 
 
+def _consumers(graph: Graph) -> dict[int, list[int]]:
+    """Return which layers take each value that the logits depend on; the logits themselves are taken by none."""
+    consumers: dict[int, list[int]] = {graph.output: []}
+    for place, layer in reversed(list(enumerate(graph.layers))):
+        if place + 1 in consumers:
+            for value in layer.inputs:
+                consumers.setdefault(value, []).append(place)
+    return consumers
+
+
+def _first_step(layer: Layer, output: int) -> Step:
+    step = Step(None, layer.inputs[0], output)
+    if isinstance(layer, Affine):
+        step.affines.append(layer)
+    elif isinstance(layer, Activation):
+        step.activation = _activation(layer)
+    elif isinstance(layer, Addition):
+        step.skip = layer.inputs[1]
+    else:
+        step.layer = layer
+    return step
+
+
 def _only_consumer(step: Step, consumers: dict[int, list[int]], graph: Graph) -> int | None:
-    after = consumers.get(step.output, [])
+    after = consumers[step.output]
     is_closed = isinstance(step.layer, Pooling) or step.activation != "Identity" or step.output == graph.output
     return None if is_closed or len(after) != 1 else after[0]
 
@@ -154,7 +163,7 @@ def _templates() -> str:
 
 
 def generate(graph: Graph, *, trains: bool) -> Program:
-    """Return the program of a network, with parameter gradients if it ``trains``: they cost half the time of the build."""
+    """Return the program of a network, with parameter gradients if it ``trains``: they lengthen the build."""
     return _Generator(graph, trains=trains).program()
 
 
@@ -265,10 +274,8 @@ class _Generator:
                 for x in range(min(stride, in_w)):
                     rows, row_pad = _phase(y, kh, stride, top)
                     columns, column_pad = _phase(x, kw, stride, left)
-                    sizes = (
-                        out_h, out_w, out_c, -(-(in_h - y) // stride), -(-(in_w - x) // stride), in_c, len(rows), len(columns),
-                        1, row_pad, column_pad,
-                    )  # fmt: skip
+                    height, width = -(-(in_h - y) // stride), -(-(in_w - x) // stride)
+                    sizes = (out_h, out_w, out_c, height, width, in_c, len(rows), len(columns), 1, row_pad, column_pad)
                     taps = weight[:, :, rows][:, :, :, columns].permute(1, 2, 3, 0).flatten(1)
                     arrays[f"backward {y} {x}"] = self._window(sizes, taps, False)
         elif step.affines:
@@ -319,16 +326,13 @@ class _Generator:
         sizes = (height, width, channels, out_h, out_w, *layer.kernel, *layer.stride, *layer.padding)
         return f"Pool<{', '.join(map(str, sizes))}>"
 
-    # Backward: `at` is where what is known of each value's gradient lies, `left` how many consumers have not given theirs.
+    # Backward: `at` is where what is known of each value's gradient lies; `left` counts the consumers still to come.
 
     def _backward(self, dlogits: int, gradient: int) -> list[str]:
         graph = self.graph
-        left = dict.fromkeys(range(len(graph.shapes)), 0)
-        for step in self.steps:
-            left[step.input] += 1
-            if step.skip is not None:
-                left[step.skip] += 1
-        left[graph.output] += 1
+        taken = [graph.output, *(step.input for step in self.steps)]
+        taken += [step.skip for step in self.steps if step.skip is not None]
+        left = {value: taken.count(value) for value in range(len(graph.shapes))}
         at: dict[int, int] = {}
         own: set[int] = set()  # values whose gradient so far lies in memory of its own
         lines: list[str] = []
@@ -348,9 +352,11 @@ class _Generator:
             at[value] = to
             channels, _, width = graph.shapes[value]
 
+            more = "nullptr" if others is None else f"ws + {others}"
+
             def sink(width: int = width, channels: int = channels, step: int = 1, y: int = 0, x: int = 0) -> str:
                 kind = f"Finish<{activation}, {str(others is not None).lower()}, {width}, {channels}, {step}, {y}, {x}>"
-                return f"{kind}{{ws + {to}, ws + {self.places[value]}, {'nullptr' if others is None else f'ws + {others}'}}}"
+                return f"{kind}{{ws + {to}, ws + {self.places[value]}, {more}}}"
 
             return sink
 
@@ -373,32 +379,27 @@ class _Generator:
                 lines.append(self._parameter_gradient(index, step, source, place))
             if step.skip is not None:
                 give(step.skip, place)
-            sink = finish(step.input)
-            arrays = self.arrays[index]
-            if isinstance(step.layer, Pooling):
-                volume = _volume(graph.shapes[step.input])
-                spread = (
-                    f"ws + {self._reserve(volume)}"
-                    if _leaves_or_overlaps(step.layer, graph.shapes[step.input])
-                    else "nullptr"
-                )
-                lines.append(
-                    f"pool_back<{self._kind(step)}, {self._pool(step)}>({source}, ws + {place}, {spread}, {sink()});"
-                )
-            elif isinstance(step.layer, Convolution):
-                linear = is_linear(step, graph)
-                for key in [key for key in arrays if key.startswith("backward")]:
-                    _, y, x = key.split()
-                    name = arrays[key]
-                    where = (
-                        sink(1, _volume(graph.shapes[step.input]))
-                        if linear
-                        else sink(step=step.layer.stride, y=int(y), x=int(x))
-                    )
-                    lines.append(f"correlate<{name}>(ws + {place}, w + {name}_AT, {where});")
-            else:
-                only_scale = {"scale": arrays["scale"]} if "scale" in arrays else {}
-                lines.append(self._pointwise(f"ws + {place}", graph.shapes[step.input], only_scale, sink()))
+            lines += self._step_back(index, step, place, finish(step.input))
+        return lines
+
+    def _step_back(self, index: int, step: Step, place: int, sink: Callable[..., str]) -> list[str]:
+        """Return how the gradient at ``place`` goes on to a step's input."""
+        shape, arrays, gradient = self.graph.shapes[step.input], self.arrays[index], f"ws + {place}"
+        if isinstance(step.layer, Pooling):
+            source, spread = f"ws + {self.places[step.input]}", "nullptr"
+            if _leaves_or_overlaps(step.layer, shape):
+                spread = f"ws + {self._reserve(_volume(shape))}"
+            return [f"pool_back<{self._kind(step)}, {self._pool(step)}>({source}, {gradient}, {spread}, {sink()});"]
+        if not isinstance(step.layer, Convolution):
+            only_scale = {"scale": arrays["scale"]} if "scale" in arrays else {}
+            return [self._pointwise(gradient, shape, only_scale, sink())]
+        lines = []
+        for key in [key for key in arrays if key.startswith("backward")]:
+            _, y, x = key.split()
+            where = sink(step=step.layer.stride, y=int(y), x=int(x))
+            if is_linear(step, self.graph):
+                where = sink(width=1, channels=_volume(shape))
+            lines.append(f"correlate<{arrays[key]}>({gradient}, w + {arrays[key]}_AT, {where});")
         return lines
 
     def _parameter_gradient(self, index: int, step: Step, source: str, place: int) -> str:
@@ -443,8 +444,8 @@ def _volume(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
 
-_PARAMETER_GRADIENTS = """int frl_parameter_gradients(const float* weights, int runs, const float* x, int64_t N, const float* dlogits, float* sums,
-                            float* rows, int threads) {
+_PARAMETER_GRADIENTS = """int frl_parameter_gradients(const float* weights, int runs, const float* x, int64_t N,
+                            const float* dlogits, float* sums, float* rows, int threads) {
     return parameter_gradients<Network>(weights, runs, x, N, dlogits, sums, rows, threads);
 }
 
@@ -485,10 +486,11 @@ int frl_gradients(const float* weights, int runs, const float* x, int64_t N, con
     return gradients<Network>(weights, runs, x, N, {{labels, distribution}}, logits, gradient, threads);
 }}
 
-int frl_attack(const float* weights, int runs, const float* x, int64_t N, const int64_t* labels, const float* distribution,
-               const int64_t* stop_labels, const float* epsilon, const float* step_size, int steps, float* adv,
-               int threads) {{
-    return attack<Network>(weights, runs, x, N, {{labels, distribution}}, stop_labels, epsilon, step_size, steps, adv, threads);
+int frl_attack(const float* weights, int runs, const float* x, int64_t N, const int64_t* labels,
+               const float* distribution, const int64_t* stop_labels, const float* epsilon, const float* step_size,
+               int steps, float* adv, int threads) {{
+    return attack<Network>(weights, runs, x, N, {{labels, distribution}}, stop_labels, epsilon, step_size, steps, adv,
+                           threads);
 }}
 
 {parameter_gradients}}}  // extern "C"

@@ -1,8 +1,10 @@
 """From a network to a small typed graph: the layers that one forward pass of it goes through.
 
-The pass runs in PyTorch, on random images, while every function of PyTorch that it calls is noted: modules, functions and
-methods come to the same few functions, and Python's own control flow needs no care unless it looks at pixels.
+The pass runs in PyTorch, on random images, while every function of PyTorch that it calls is noted: modules, functions
+and methods come to the same few functions, and Python's own control flow needs no care unless it looks at pixels.
 """
+
+# ruff: noqa: ARG002 - a layer's arguments are those of PyTorch's function, used here or not
 
 from __future__ import annotations
 
@@ -133,7 +135,7 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Graph:
 
 
 def trains_as_it_answers(model: nn.Module, image_shape: tuple[int, int, int], graph: Graph) -> bool:
-    """Return whether the network is the same in training mode: no batch statistics, no dropout. `model` stays as it is."""
+    """Return whether the network is the same in training mode: no batch statistics, no dropout. It stays as it is."""
     if any(isinstance(layer, Affine) and layer.function == "batch_norm" for layer in graph.layers):
         return False
     with torch.random.fork_rng(devices=[]):
@@ -207,9 +209,9 @@ class _Tracer(TorchFunctionMode):
         elif name in _SHAPES:
             value = self._reshaped(self._value(args[0]), result)
         else:
-            handler: Callable[..., int] | None = getattr(self, f"_on_{name}", None)
-            if handler is None:
+            if not hasattr(self, f"_on_{name}"):
                 self._fail(f"no {name}")
+            handler: Callable[..., int] = getattr(self, f"_on_{name}")
             try:
                 value = handler(*args, **kwargs)
             except TypeError:
@@ -249,8 +251,8 @@ class _Tracer(TorchFunctionMode):
     # Layers: the arguments are those of PyTorch's functions of these names.
 
     def _on_conv2d(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-        groups: int = 1,
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1,
     ) -> int:  # fmt: skip
         value = self._value(x)
         (steps, dilations) = (_pair(stride), _pair(dilation))
@@ -303,8 +305,8 @@ class _Tracer(TorchFunctionMode):
         return self._add(Activation((value,), function, slope), self.shapes[value])
 
     def _on_max_pool2d(
-        self, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-        return_indices: bool = False,
+        self, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        ceil_mode: bool = False, return_indices: bool = False,
     ) -> int:  # fmt: skip
         if _pair(dilation) != (1, 1):
             self._fail(f"dilation={dilation}")
