@@ -1,4 +1,4 @@
-"""Generated native code against float64 autograd: random networks, every layer, attacks, training; what it cannot do."""
+"""Generated native code against float64 autograd: random networks, attacks, training, and its limits."""
 
 import copy
 import logging

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro.native.build import NativeUnavailable, load
-from frl_repro.native.generate import Step, generate
+from frl_repro.native.generate import generate
 from frl_repro.native.graph import Affine, Convolution, Graph, Source, Unsupported, trace, trains_as_it_answers
+from frl_repro.native.steps import Step
 
 __all__ = ["Engine", "NativeUnavailable", "Unsupported", "engine_for"]
 
