@@ -2,7 +2,8 @@
 //
 // `Net` is the generated network. Its constants: CLASSES, CHANNELS, PIXELS (of the image), PACKED (floats of one run's
 // weights), WORKSPACE (vectors that a group needs), and places in a workspace: CLEAN and IMAGE (images), LOGITS, DLOGITS
-// (their gradient), GRADIENT (the image's). SUMS and ROWS are the sizes of what parameter gradients give, see below.
+// (their gradient), GRADIENT (the image's). TRAINS: whether it has parameter gradients; SUMS and ROWS are the sizes of what
+// they give, see below.
 //   forward(weights, ws): from IMAGE to LOGITS.     backward<PARAMETERS>(weights, ws, sums, rows): from DLOGITS to GRADIENT.
 //
 // Several networks of one architecture ("runs") may work in one call, each on its own block of images: a group belongs to
@@ -451,7 +452,7 @@ int parameter_gradients(const float* weights, int runs, const float* x, int64_t 
                     set_lane(ws + Net::DLOGITS, Net::CLASSES, i,
                              i < group.samples ? dlogits + (group.first + i) * Net::CLASSES : nullptr);
                 const Rows to{rows + run * Net::ROWS * columns + static_cast<size_t>(g) * LANES, columns};
-                Net::template backward<true>(w, ws, own, &to);
+                Net::template backward<Net::TRAINS != 0>(w, ws, own, &to);
             }
             float* part = parts.data() + static_cast<size_t>(task) * Net::SUMS;
             for (int i = 0; i < Net::SUMS; ++i) {

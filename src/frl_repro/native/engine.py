@@ -399,7 +399,6 @@ def _build(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         source.write_text(text, encoding="utf-8")
         library = load(source, extra_flags=flags)
     for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name, None)  # parameter gradients are there for networks that train
-        if function is not None:
-            function.argtypes, function.restype = arguments, ctypes.c_int
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, ctypes.c_int
     return library

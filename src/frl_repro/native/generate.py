@@ -7,7 +7,6 @@ gradient over the value itself. docs/engine.md has the design.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +72,8 @@ class Program:
     workspace: int
 
 
-@functools.lru_cache(maxsize=1)
-def _templates() -> str:
-    folder = Path(__file__).parent
-    return "\n".join((folder / name).read_text(encoding="utf-8") for name in ("layers.hpp", "driver.hpp"))
+def _template(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def generate(graph: Graph, *, trains: bool) -> Program:
@@ -115,20 +112,18 @@ class _Generator:
         constants = {
             "CLASSES": classes, "CHANNELS": channels, "PIXELS": height * width, "CLEAN": clean, "IMAGE": image,
             "LOGITS": self.places[graph.output], "DLOGITS": dlogits, "GRADIENT": gradient, "WORKSPACE": self.size,
-            "SUMS": self.num_sums, "ROWS": self.num_rows,
+            "TRAINS": int(self.trains), "SUMS": self.num_sums, "ROWS": self.num_rows,
         }  # fmt: skip
         declared = "\n".join(f"    static constexpr int {name} = {value};" for name, value in constants.items())
         blocks = ", ".join(packing.block for packing in self.packings)
-        text = _TEXT.format(
-            templates=_templates(),
+        network = _NETWORK.format(
             constants=declared + "\n" + "\n".join(f"    {line}" for line in self.constants),
             packed=self.packed,
             forward="\n".join(f"        {line}" for line in forward),
             backward="\n".join(f"        {line}" for line in backward),
-            num_blocks=len(self.packings),
-            parameter_gradients=_PARAMETER_GRADIENTS if self.trains else "",
             blocks=blocks,
         )
+        text = _template("layers.hpp") + _template("driver.hpp") + network + _template("interface.hpp")
         return Program(
             text=text,
             steps=self.steps,
@@ -164,7 +159,7 @@ class _Generator:
         name = f"W{len(self.packings)}"
         numbers = ", ".join(map(str, sizes))
         self.constants.append(f"using {name} = Window<{numbers}, {str(has_bias).lower()}>;")
-        self._pack(name, outputs, f"Network::{name}::OB", f"{name}::PACKED")
+        self._pack(name, outputs, f"{name}::OB", f"{name}::PACKED")
         return name
 
     def _declare(self, step: Step) -> None:
@@ -361,19 +356,13 @@ def _volume(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
 
-_PARAMETER_GRADIENTS = """int frl_parameter_gradients(const float* weights, int runs, const float* x, int64_t N,
-                            const float* dlogits, float* sums, float* rows, int threads) {
-    return parameter_gradients<Network>(weights, runs, x, N, dlogits, sums, rows, threads);
-}
-
-"""
-
-_TEXT = """{templates}
+_NETWORK = """
 namespace {{
 
 struct Network {{
 {constants}
     static constexpr int PACKED = {packed};
+    static constexpr int BLOCKS[] = {{{blocks}}};  // of packed arrays, in the order in which they are declared
 
     static void forward([[maybe_unused]] const float* w, vec* ws) {{
 {forward}
@@ -387,28 +376,4 @@ struct Network {{
 }};
 
 }}  // namespace
-
-extern "C" {{
-
-int frl_lanes() {{ return LANES; }}
-
-int frl_blocks(int* outs) {{  // of each window, in the order in which they are declared
-    const int all[] = {{{blocks}}};
-    std::copy(all, all + {num_blocks}, outs);
-    return 0;
-}}
-
-int frl_gradients(const float* weights, int runs, const float* x, int64_t N, const int64_t* labels,
-                  const float* distribution, float* logits, float* gradient, int threads) {{
-    return gradients<Network>(weights, runs, x, N, {{labels, distribution}}, logits, gradient, threads);
-}}
-
-int frl_attack(const float* weights, int runs, const float* x, int64_t N, const int64_t* labels,
-               const float* distribution, const int64_t* stop_labels, const float* epsilon, const float* step_size,
-               int steps, float* adv, int threads) {{
-    return attack<Network>(weights, runs, x, N, {{labels, distribution}}, stop_labels, epsilon, step_size, steps, adv,
-                           threads);
-}}
-
-{parameter_gradients}}}  // extern "C"
 """

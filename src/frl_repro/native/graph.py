@@ -126,6 +126,8 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Graph:
             raise Unsupported(
                 f"{type(model).__name__} does not take {'x'.join(map(str, image_shape))} images"
             ) from error
+    if not any(isinstance(layer, Convolution) for layer in tracer.layers):
+        raise Unsupported(f"{type(model).__name__}: neither convolution nor linear layer")
     value = tracer.values.get(id(logits))
     if value is None or logits.ndim != 2 or tracer.shapes[value] != (logits.shape[1], 1, 1) or logits.shape[1] < 2:
         raise Unsupported(
