@@ -4,8 +4,9 @@
     python benchmarks/slurm_grid.py out=slurm.json
 
 Needs what `slurm_cluster.py` needs, and submitit. One after the other, a job's process is killed (kill -9), a job is
-cancelled, the node is drained and set down while jobs run (SLURM puts them back into the queue) and resumed, and a job's time
-limit is cut to a minute. A disturbed job stands still (SIGSTOP) until it is. The grid must end complete, with one base and the bytes of the other.
+cancelled, the node is drained and set down while jobs run (SLURM puts them back into the queue) and resumed, and a
+job's time limit is cut to a minute. A disturbed job stands still (SIGSTOP) until it is. The grid must end complete,
+with one base and the bytes of the other.
 """
 
 from __future__ import annotations
