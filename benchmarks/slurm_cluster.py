@@ -215,9 +215,7 @@ def main(arguments: list[str]) -> int:
     except ClusterError as problem:
         sys.stderr.write(f"error: {problem}\n")
         return 1
-    sys.stdout.write(
-        f"export SLURM_CONF={added['SLURM_CONF']}    # then sbatch, squeue, scancel, hydra/launcher=slurm\n"
-    )
+    sys.stdout.write(f"export SLURM_CONF={added['SLURM_CONF']}\n")
     return 0
 
 

@@ -57,10 +57,15 @@ class Disturbances:
             self.reach_time_limit,
         ]
         self.done: list[str] = []
+        self._kept_still: str | None = None
         self._was_disturbed: set[str] = set()
 
     def look(self) -> None:
         """Do the next one, if a job that has not been disturbed is in the middle of its training."""
+        if self._kept_still is not None:  # SLURM wakes processes when it sends a signal
+            process = self._process(self._kept_still)
+            if process is not None:
+                _stop(process)
         if not self._left:
             return
         running = [line.split() for line in self._ask("squeue", "-h", "-t", "R", "-o", "%i %A").splitlines()]
@@ -71,7 +76,7 @@ class Disturbances:
             if process is None:
                 continue
             # It stands still meanwhile: tiny runs would end before.
-            os.kill(process, signal.SIGSTOP)
+            _stop(process)
             act = self._left.pop(0)
             act(job, process)
             self._was_disturbed |= {each for each, _ in running}
@@ -97,6 +102,7 @@ class Disturbances:
     def reach_time_limit(self, job: str, _: int) -> None:
         """time limit hit"""
         self._ask("scontrol", "update", f"JobId={job}", "TimeLimit=00:01:00")
+        self._kept_still = self._ask("squeue", "-h", "-j", job, "-o", "%A")
 
     def _trains(self, job: str) -> bool:
         log = self._outputs / "slurm" / f"{job}_0_log.out"
@@ -110,6 +116,11 @@ class Disturbances:
 
     def _ask(self, *command: str) -> str:
         return slurm_cluster.ask(self._cluster, *command)
+
+
+def _stop(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGSTOP)
 
 
 def contents(outputs: Path) -> dict[str, dict[str, bytes]]:
