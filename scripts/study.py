@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shlex
 import shutil
 import subprocess
@@ -30,6 +29,7 @@ from frl_repro.helptext import program_name
 from frl_repro.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.registration import CELLS, COLUMNS, SEEDS, registered_runs
 from frl_repro.registration import STUDY as REGISTERED_STUDY
+from frl_repro.run_folder import CLASSWISE_FILE, DONE_FILE, RUN_FILE, SPLIT_FILE, WEIGHTS_FILE, read_object
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -131,7 +131,7 @@ _PUBLISHED = _OUTPUTS / "reference" / "registered"
 """Committed results of the registered study: runs without weights, bases whole, so that another machine goes on."""
 
 _BASES = "bases"
-_NOT_PUBLISHED = ("model.safetensors", "split.safetensors", "done.json")
+_NOT_PUBLISHED = (WEIGHTS_FILE, SPLIT_FILE, DONE_FILE)
 
 _KEYS = {
     "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published, registered]",
@@ -211,14 +211,14 @@ def published() -> set[tuple[str, str]]:
     return {
         (overrides[run.cell], str(run.seed))
         for run_id, run in registered_runs().items()
-        if run.registration == REGISTERED_STUDY and (_PUBLISHED / run_id / "classwise.csv").exists()
+        if run.registration == REGISTERED_STUDY and (_PUBLISHED / run_id / CLASSWISE_FILE).exists()
     }
 
 
 def publish() -> int:
     """Copy finished registered runs and their bases to where results are committed; return how many stand there."""
     registered = registered_runs()
-    for done in sorted([*_OUTPUTS.glob("exp1/*/done.json"), *_OUTPUTS.glob("registered/*/done.json")]):
+    for done in sorted([*_OUTPUTS.glob(f"exp1/*/{DONE_FILE}"), *_OUTPUTS.glob(f"registered/*/{DONE_FILE}")]):
         if done.parent.name in registered:
             shutil.copytree(
                 done.parent,
@@ -226,8 +226,8 @@ def publish() -> int:
                 ignore=shutil.ignore_patterns(*_NOT_PUBLISHED),
                 dirs_exist_ok=True,
             )
-    for done in sorted((_OUTPUTS / _BASES).glob("*/done.json")):
-        config = json.loads(done.with_name("run.json").read_text(encoding="utf-8"))["config"]
+    for done in sorted((_OUTPUTS / _BASES).glob(f"*/{DONE_FILE}")):
+        config = read_object(done.with_name(RUN_FILE))["config"]
         if config["seed"] in SEEDS and config["dataset"].get("selection_fraction"):
             shutil.copytree(done.parent, _PUBLISHED / _BASES / done.parent.name, dirs_exist_ok=True)
     return len(published())
