@@ -140,7 +140,7 @@ def _refuse_keys_of_tables(given: dict[str, str], figure: str) -> None:
 
 
 def _options(given: dict[str, str]) -> _Options:
-    from frl_repro.text_tables import DEFAULT_TOP
+    from frl_repro.shown import DEFAULT_TOP
 
     return _Options(
         figure=choice("figure", given.get("figure", _DEFAULT_FIGURE), (*FIGURES, *IMAGE_FIGURES)),

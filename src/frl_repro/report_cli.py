@@ -89,7 +89,7 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.report.study import load_study, study_rows
     from frl_repro.sanity_rules import SANITY_FILE
     from frl_repro.selection import select_attack
-    from frl_repro.text_tables import DEFAULT_TOP
+    from frl_repro.shown import DEFAULT_TOP
     from frl_repro.variants import with_variants
 
     runs = given.get("runs", _DEFAULT_RUNS)

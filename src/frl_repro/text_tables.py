@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from frl_repro.errors import UserError, one_line, printable
 from frl_repro.records import format_epsilon, overall, read_classwise, select_last_epoch, select_split
 from frl_repro.run_folder import CLASSWISE_FILE
+from frl_repro.shown import DEFAULT_TOP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from pandas import DataFrame
-
-DEFAULT_TOP = 10
-"""Of more classes than twice this, so many of the worst and of the best are shown unless ``top`` says otherwise."""
 
 _MAX_TIED = 3  # classes that may be marked as worst though they are more than half
 

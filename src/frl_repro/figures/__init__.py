@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from frl_repro.text_tables import DEFAULT_TOP
+from frl_repro.shown import DEFAULT_TOP
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import pandas as pd
 from frl_repro.figures.class_bars import Series, describe, draw_class_panels
 from frl_repro.figures.style import GREEN, GREY
 from frl_repro.selection import before_and_after, main_setting, one_setting, one_value, setting_name, summary
-from frl_repro.text_tables import DEFAULT_TOP
+from frl_repro.shown import DEFAULT_TOP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,8 @@ from matplotlib.ticker import FixedLocator
 
 from frl_repro.figures.style import COLUMN_WIDTH, TITLE_LINE_HEIGHT, add_legend, paper_style, shortened, wrapped
 from frl_repro.records import format_epsilon, overall
-from frl_repro.text_tables import DEFAULT_TOP, is_worst, worst_and_best
+from frl_repro.shown import DEFAULT_TOP
+from frl_repro.text_tables import is_worst, worst_and_best
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

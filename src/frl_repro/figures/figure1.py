@@ -11,7 +11,7 @@ from frl_repro.figures.class_bars import Series, describe, draw_class_panels
 from frl_repro.figures.style import BLUE, ORANGE
 from frl_repro.records import format_epsilon, select_epsilon, select_last_epoch, select_split
 from frl_repro.selection import comparable, listed, main_setting, select_attack
-from frl_repro.text_tables import DEFAULT_TOP
+from frl_repro.shown import DEFAULT_TOP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

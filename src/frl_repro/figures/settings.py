@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from frl_repro.figures.style import BLUE, COLUMN_WIDTH, RED, TITLE_LINE_HEIGHT, paper_style, wrapped
 from frl_repro.records import format_epsilon
 from frl_repro.selection import BEFORE, by_setting, one_value, seeds_text, setting_name, summary, with_bases
-from frl_repro.text_tables import DEFAULT_TOP, worst_and_best
+from frl_repro.shown import DEFAULT_TOP
+from frl_repro.text_tables import worst_and_best
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

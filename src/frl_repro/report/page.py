@@ -20,7 +20,8 @@ from frl_repro import statistics
 from frl_repro.figures.style import drawing
 from frl_repro.records import find_tables, format_epsilon, overall, read_json
 from frl_repro.report.study import ADVERSARIAL, BASE, COMBINED, CONTROL, NATURAL, REMARGIN, REWEIGHT
-from frl_repro.text_tables import DEFAULT_TOP, is_worst, worst_and_best
+from frl_repro.shown import DEFAULT_TOP
+from frl_repro.text_tables import is_worst, worst_and_best
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
