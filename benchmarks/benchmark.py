@@ -32,17 +32,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 
-from frl_repro import objectives, streams
 from frl_repro.attacks import pgd
-from frl_repro.backends import Backend, choose_backend
+from frl_repro.basics import streams
+from frl_repro.basics.errors import UserError
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.data import Split, batch_to_float
-from frl_repro.errors import UserError
-from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, run, usage_text, whole_number
-from frl_repro.measure import set_up_machine
+from frl_repro.evaluation.measure import set_up_machine
 from frl_repro.models import build_model, stack
-from frl_repro.native import lenet5
-from frl_repro.trainer import train_epoch
+from frl_repro.models.compute.backends import Backend, choose_backend
+from frl_repro.models.compute.native import lenet5
+from frl_repro.training import objectives
+from frl_repro.training.trainer import train_epoch
 
 FLOP_PER_IMAGE_STEP = 2 * 2 * (117_600 + 240_000 + 48_000 + 10_080 + 840)  # multiply-adds of both passes, K = 10
 BATCHES = "50,100,1000,10000"
@@ -448,7 +449,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     """Draw image-steps per second against the batch size."""
     from matplotlib.figure import Figure
 
-    from frl_repro.figures.style import COLUMN_WIDTH, paper_style
+    from frl_repro.results.figures.style import COLUMN_WIDTH, paper_style
 
     with paper_style():
         figure = Figure(figsize=(COLUMN_WIDTH, 2.3), layout="constrained")

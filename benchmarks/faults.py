@@ -40,13 +40,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 import torch._dynamo  # the optimiser imports it on its first use, which takes longer than a tiny run
 
-from frl_repro import backends, cli, collect_cli, evaluate, experiment, fitting, memory, records, run_folder
-from frl_repro.config import RunConfig
-from frl_repro.errors import UserError, reason
-from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, run, usage_text, whole_number
-from frl_repro.native import lenet5 as native
-from frl_repro.progress import bar, set_up_logging
+from frl_repro.basics import run_folder
+from frl_repro.basics.errors import UserError, reason
+from frl_repro.basics.progress import bar, set_up_logging
+from frl_repro.commands import cli, collect
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
+from frl_repro.evaluation import evaluate
+from frl_repro.models.compute import backends, memory
+from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.results.tables import records
+from frl_repro.runs import experiment
+from frl_repro.settings.config import RunConfig
+from frl_repro.training import fitting
 
 TINY = (
     "dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=80", "dataset.num_test=30",
@@ -399,7 +405,7 @@ def kill_collect(bench: Bench, kind: str, chance: random.Random) -> None:
     runs = [str(bench.undisturbed(config).folder) for config in (bench.plain, bench.retrained)]
 
     def collect(to: str) -> int:
-        return collect_cli.main([f"runs={','.join(runs)}", f"out={folder / to}"])
+        return collect.main([f"runs={','.join(runs)}", f"out={folder / to}"])
 
     whole = folder / "whole.csv"
     Child(lambda: collect("whole.csv")).end()
@@ -512,7 +518,7 @@ def damaged_table(bench: Bench, kind: str, chance: random.Random) -> None:
     here = bench.placed(bench.plain, folder)
     shutil.copytree(bench.undisturbed(bench.plain).folder, here.folder)
     _damage(here.folder / "classwise.csv", chance)
-    code, said = Child(lambda: collect_cli.main([f"runs={folder}"])).end()
+    code, said = Child(lambda: collect.main([f"runs={folder}"])).end()
     bench.refused(kind, code, said, names="classwise.csv")
     shutil.rmtree(here.folder)
     bench.again(kind, here)

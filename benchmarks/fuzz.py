@@ -33,27 +33,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 
-from frl_repro import (
-    checkpoints,
-    cli,
-    collect_cli,
-    config,
-    examples,
-    experiment,
-    origin,
-    outcomes,
-    paths,
-    plot_cli,
-    records,
-    report_cli,
-    run_folder,
-    status_cli,
-)
-from frl_repro.errors import UserError
-from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, run, usage_text, whole_number
-from frl_repro.models import build_model
-from frl_repro.progress import bar
+from frl_repro.basics import paths, run_folder
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.progress import bar
+from frl_repro.commands import cli, collect, plot, report, status
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
+from frl_repro.models import build_model, checkpoints, origin
+from frl_repro.results.tables import examples, outcomes, records
+from frl_repro.runs import experiment
+from frl_repro.settings import config
 
 _KEYS = {
     "inputs": "how many   [10000]",
@@ -276,15 +265,15 @@ def feed_script(fuzz: Fuzz, chance: random.Random) -> None:
     folder = fuzz.here()
     for name in ("classwise.csv", "policy.csv"):
         (folder / name).write_bytes(fuzz.valid[name] if chance.random() < 0.5 else harmed(chance, fuzz.valid[name]))
-    program = chance.choice([plot_cli, collect_cli, status_cli, collect_cli, status_cli, report_cli])
+    program = chance.choice([plot, collect, status, collect, status, report])
     values = [
         ".", "classwise.csv", "*", "**", "[a", "nowhere", "8/255", "16/255", "pgd-20", "method=adversarial", "epoch=1",
         "alpha_nat=x", "made", "open", "all", "true", "1", "tradeoff", "grid", "png", "svg,png", "method", "=", ",",
     ]  # fmt: skip
     line = script_line(chance, list(program._KEYS), values)
-    if program is plot_cli and not any(part.startswith("runs=") for part in line):
+    if program is plot and not any(part.startswith("runs=") for part in line):
         line.append("runs=.")
-    if program in (plot_cli, report_cli):  # drawing takes seconds: what is asked for is refused before, or not at all
+    if program in (plot, report):  # drawing takes seconds: what is asked for is refused before, or not at all
         line = [part for part in line if not part.startswith("docs=")]
         line.append(chance.choice(["epsilon=2", "attack=none", "where=method=nothing", "figure=none", "x"]))
     fuzz.call("script", lambda: program.main(line), line)
@@ -413,7 +402,7 @@ def feed_notes(fuzz: Fuzz, chance: random.Random) -> None:
         kept = json.dumps(content).encode()
         kind = chance.randrange(3)
         path.write_bytes([kept, harmed(chance, kept), json.dumps(node(chance)).encode()][kind])
-    fuzz.call("notes", lambda: status_cli.main([chance.choice(["show=all", "verify=true"])]), "status")
+    fuzz.call("notes", lambda: status.main([chance.choice(["show=all", "verify=true"])]), "status")
     fuzz.read("notes", lambda: experiment.folder_status(run_, one), "status of a folder")
     fuzz.read("notes", lambda: run_folder.check_finished(run_), "check of a folder")
 
@@ -518,8 +507,9 @@ def _load_lazily_imported() -> None:
     import hydra  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
 
-    from frl_repro import measure, selection, text_tables, variants  # noqa: F401
-    from frl_repro.figures import style  # noqa: F401
+    from frl_repro.evaluation import measure  # noqa: F401
+    from frl_repro.results.figures import style  # noqa: F401
+    from frl_repro.results.tables import selection, text_tables, variants  # noqa: F401
 
 
 def _classwise_rows() -> list[dict[str, Any]]:

@@ -23,14 +23,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frl_repro import objectives, speed, streams
 from frl_repro.attacks import evaluation_mode, pgd
-from frl_repro.backends import choose_backend
+from frl_repro.basics import streams
+from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.data import Split
-from frl_repro.keyvalue import choice, run, usage_text, whole_number
-from frl_repro.measure import resolve_device, set_up_machine
+from frl_repro.evaluation.measure import resolve_device, set_up_machine
 from frl_repro.models import build_model
-from frl_repro.trainer import train_epoch
+from frl_repro.models.compute import speed
+from frl_repro.models.compute.backends import choose_backend
+from frl_repro.training import objectives
+from frl_repro.training.trainer import train_epoch
 
 EPSILON, STEP_SIZE, NUM_STEPS, NUM_CLASSES, IMAGE_SHAPE = 8 / 255, 2 / 255, 10, 10, (3, 32, 32)
 WIDTHS = {"preact_resnet18": 64, "wrn28_10": 10}

@@ -28,10 +28,10 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 import slurm_cluster
 
-from frl_repro import records
-from frl_repro.errors import UserError
-from frl_repro.helptext import program_name
-from frl_repro.keyvalue import run, usage_text
+from frl_repro.basics.errors import UserError
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import run, usage_text
+from frl_repro.results.tables import records
 
 GRID = (
     "-m", "frl=reweight", "sweep=alpha_grid", "dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=120",

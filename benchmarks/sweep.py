@@ -27,11 +27,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from frl_repro import cli, collect_cli, experiment, records, status_cli
-from frl_repro.errors import UserError
-from frl_repro.helptext import program_name
-from frl_repro.keyvalue import run, usage_text, whole_number
-from frl_repro.progress import bar
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.progress import bar
+from frl_repro.commands import cli, collect, status
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import run, usage_text, whole_number
+from frl_repro.results.tables import records
+from frl_repro.runs import experiment
 
 TINY = (
     "dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=80", "dataset.num_test=30",
@@ -108,8 +110,8 @@ def measured(num_jobs: int, launcher: str | None) -> dict[str, Any]:
             "seconds_of_a_run_alone": round(of_run, 3),
             "seconds_to_launch_a_job": round(each - of_run, 3),
             **_growth(memory),
-            "collect_seconds": round(timed(collect_cli.main, f"runs={folder / 'sweep'}"), 2),
-            "status_seconds": round(timed(status_cli.main, f"runs={folder / 'sweep'}"), 2),
+            "collect_seconds": round(timed(collect.main, f"runs={folder / 'sweep'}"), 2),
+            "status_seconds": round(timed(status.main, f"runs={folder / 'sweep'}"), 2),
         }
 
 

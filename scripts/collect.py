@@ -6,7 +6,7 @@ from pathlib import Path
 # A source checkout works without installing the package, from any directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from frl_repro.collect_cli import main
+from frl_repro.commands.collect import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,13 +23,13 @@ from pathlib import Path
 # A source checkout works without installing the package, from any directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from frl_repro.cli import configure
-from frl_repro.errors import UserError
-from frl_repro.helptext import program_name
-from frl_repro.keyvalue import choice, run, usage_text, whole_number
-from frl_repro.registration import CELLS, COLUMNS, SEEDS, registered_runs
-from frl_repro.registration import STUDY as REGISTERED_STUDY
-from frl_repro.run_folder import CLASSWISE_FILE, DONE_FILE, RUN_FILE, SPLIT_FILE, WEIGHTS_FILE, read_object
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.run_folder import CLASSWISE_FILE, DONE_FILE, RUN_FILE, SPLIT_FILE, WEIGHTS_FILE, read_object
+from frl_repro.commands.cli import configure
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
+from frl_repro.results.registration import CELLS, COLUMNS, SEEDS, registered_runs
+from frl_repro.results.registration import STUDY as REGISTERED_STUDY
 
 _ROOT = Path(__file__).resolve().parents[1]
 

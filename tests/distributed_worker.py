@@ -15,8 +15,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from frl_repro import backends, cli, distributed, experiment, fitting, sameness
+from frl_repro.basics import sameness
+from frl_repro.commands import cli
 from frl_repro.models import build_model
+from frl_repro.models.compute import backends, distributed
+from frl_repro.runs import experiment
+from frl_repro.training import fitting
 
 SMALL = [
     "dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=120", "dataset.num_test=45",

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from frl_repro.attacks import fgsm, input_gradient, pgd
-from frl_repro.errors import UserError
+from frl_repro.attacks.predictions import NO_CLASS, is_wrong, predicted_class
+from frl_repro.basics.errors import UserError
 from frl_repro.models import build_model
-from frl_repro.predictions import NO_CLASS, is_wrong, predicted_class
 
 IMAGES = (8, 1, 32, 32)
 

@@ -16,17 +16,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from frl_repro import autoattack, checkpoints, cli, components, measure, measure_autoattack, records
-from frl_repro.backends import NATIVE, TORCH, choose_backend
-from frl_repro.config import EvaluateConfig, RunConfig, parse
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import cli
 from frl_repro.data import Split, batch_to_float, load_dataset, subset
-from frl_repro.errors import UserError
-from frl_repro.measure import measure_checkpoint
-from frl_repro.models import build_model
-from frl_repro.native import NativeUnavailable
-from frl_repro.native import lenet5 as native
-from frl_repro.outcomes import NATURAL_ERROR, NOT_BROKEN, Outcomes, are_of_same_images, read_outcomes, write_outcomes
-from frl_repro.selection import main_evaluation, select_attack
+from frl_repro.evaluation import autoattack, measure, measure_autoattack
+from frl_repro.evaluation.measure import measure_checkpoint
+from frl_repro.models import build_model, checkpoints
+from frl_repro.models.compute.backends import NATIVE, TORCH, choose_backend
+from frl_repro.models.compute.native import NativeUnavailable
+from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.results.tables import components, records
+from frl_repro.results.tables.outcomes import (
+    NATURAL_ERROR,
+    NOT_BROKEN,
+    Outcomes,
+    are_of_same_images,
+    read_outcomes,
+    write_outcomes,
+)
+from frl_repro.results.tables.selection import main_evaluation, select_attack
+from frl_repro.settings.config import EvaluateConfig, RunConfig, parse
 from test_config import composed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -384,8 +393,8 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import pyautoattack
 from test_autoattack import shortened, settings
-from frl_repro import measure_autoattack
-from frl_repro.measure import measure_checkpoint
+from frl_repro.evaluation import measure_autoattack
+from frl_repro.evaluation.measure import measure_checkpoint
 original = pyautoattack.AutoAttack._set_version
 def quick(self, version="standard"):
     original(self, version)
@@ -532,7 +541,7 @@ def test_options_of_the_other_attack_are_refused(monkeypatch, capsys, in_tmp):
 
 def test_a_missing_package_is_named_before_anything_is_read(monkeypatch, checkpoint):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    monkeypatch.setattr("frl_repro.measure.load_dataset", lambda _: pytest.fail("data were read"))
+    monkeypatch.setattr("frl_repro.evaluation.measure.load_dataset", lambda _: pytest.fail("data were read"))
     with pytest.raises(UserError, match=r"needs the package pyautoattack.*pip install -e '\.\[autoattack\]'") as caught:
         measure_checkpoint(settings(checkpoint))
     assert "\n" not in str(caught.value)

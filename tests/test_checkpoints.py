@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from frl_repro import checkpoints, cli, experiment
-from frl_repro.config import EvaluateConfig
-from frl_repro.errors import UserError
-from frl_repro.loading import compare_data
-from frl_repro.models import COMPUTATIONS, MODELS, build_model
-from frl_repro.origin import read_origin
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import cli
+from frl_repro.models import COMPUTATIONS, MODELS, build_model, checkpoints
+from frl_repro.models.loading import compare_data
+from frl_repro.models.origin import read_origin
+from frl_repro.runs import experiment
+from frl_repro.settings.config import EvaluateConfig
 from test_cli import TINY, call
 from test_retraining import tiny as retraining
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frl_repro.class_errors import ClassErrors
+from frl_repro.evaluation.class_errors import ClassErrors
 
 
 def draw_outcomes(seed, num_classes, num_samples):

@@ -15,12 +15,13 @@ import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import frl_repro
-from frl_repro import cli, collect_cli, plot_cli, records, report_cli, status_cli
-from frl_repro.config import path_keys
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import cli, collect, plot, report, status
 from frl_repro.data import fashion_mnist
-from frl_repro.errors import UserError
-from frl_repro.examples import read_examples
-from frl_repro.outcomes import read_outcomes
+from frl_repro.results.tables import records
+from frl_repro.results.tables.examples import read_examples
+from frl_repro.results.tables.outcomes import read_outcomes
+from frl_repro.settings.config import path_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -164,8 +165,8 @@ def test_a_home_folder_that_nobody_has_is_one_line():
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        *((script, "runs=~nobody-here/x") for script in (status_cli, collect_cli, plot_cli, report_cli)),
-        *((script, "out=~nobody-here/x") for script in (plot_cli, report_cli)),
+        *((script, "runs=~nobody-here/x") for script in (status, collect, plot, report)),
+        *((script, "out=~nobody-here/x") for script in (plot, report)),
     ],
 )
 def test_scripts_that_read_tables_say_so_too(script, line, capsys):
@@ -265,7 +266,7 @@ def test_flags_may_stand_among_settings_and_a_sweep_leaves_only_its_runs(monkeyp
 
 
 def test_an_unexpected_error_is_one_line_and_the_other_jobs_go_on(monkeypatch, capsys, in_tmp):
-    from frl_repro import experiment
+    from frl_repro.runs import experiment
 
     load = experiment.load_dataset
     calls = []
@@ -352,7 +353,7 @@ def test_help_lists_every_key_and_imports_nothing_slow(script, needle):
 
 def test_completion_offers_groups_and_keys_without_torch():
     code = (
-        "import os, sys; from frl_repro.cli import main\n"
+        "import os, sys; from frl_repro.commands.cli import main\n"
         "sys.argv = ['train.py', '-sc', 'query=bash']\n"
         "os.environ.update(COMP_LINE='train.py attack=', COMP_POINT='16')\n"
         "main(); assert 'torch' not in sys.modules"

@@ -7,10 +7,10 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from frl_repro import config as configuration
-from frl_repro.config import GROUPS, EvaluateConfig, RunConfig, SanityConfig, all_keys, parse, within
-from frl_repro.errors import UserError
-from frl_repro.paths import CONFIG_DIR
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.paths import CONFIG_DIR
+from frl_repro.settings import config as configuration
+from frl_repro.settings.config import GROUPS, EvaluateConfig, RunConfig, SanityConfig, all_keys, parse, within
 
 DEFAULTS = {
     "model": "lenet5",

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from frl_repro import atomic
+from frl_repro.basics import atomic
+from frl_repro.basics.errors import UserError
 from frl_repro.data import Dataset, Split, batch_to_float, fashion_mnist, fetch, load_dataset
 from frl_repro.data.cache import cache_folder, load_tensors, store_tensors
 from frl_repro.data.fashion_mnist import (
@@ -36,7 +37,6 @@ from frl_repro.data.fashion_mnist import (
 )
 from frl_repro.data.idx import KnownContent, parse_idx
 from frl_repro.data.synthetic import load_synthetic
-from frl_repro.errors import UserError
 
 NUM_TRAIN, NUM_TEST = 40, 20
 

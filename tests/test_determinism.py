@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from frl_repro import cli, experiment
-from frl_repro.native import lenet5 as native
+from frl_repro.commands import cli
+from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.runs import experiment
 from test_cli import call
 from test_retraining import METHODS, contents
 

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from distributed_worker import RETRAINING, SMALL
-from frl_repro import cli, distributed, experiment
-from frl_repro.backends import TORCH
-from frl_repro.errors import UserError
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import cli
+from frl_repro.models.compute import distributed
+from frl_repro.models.compute.backends import TORCH
+from frl_repro.runs import experiment
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,13 +10,13 @@ import torch
 from matplotlib.text import Text
 from safetensors.numpy import save_file
 
-from frl_repro import plot_cli, report_cli
-from frl_repro.errors import UserError
-from frl_repro.examples import EXAMPLES_FILE, Examples, read_examples, write_examples
-from frl_repro.figures import IMAGE_FIGURES
-from frl_repro.figures.examples import examples_figure, examples_numbers
-from frl_repro.figures.style import paper_style
-from frl_repro.measure import worst_and_best_class
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import plot, report
+from frl_repro.evaluation.measure import worst_and_best_class
+from frl_repro.results.figures import IMAGE_FIGURES
+from frl_repro.results.figures.examples import examples_figure, examples_numbers
+from frl_repro.results.figures.style import paper_style
+from frl_repro.results.tables.examples import EXAMPLES_FILE, Examples, read_examples, write_examples
 
 ABOUT = {
     "class_names": ["Shirt", "Bag"], "worst": "Shirt", "best": "Bag", "epsilon": 16 / 255, "attack": "pgd-20",
@@ -104,7 +104,7 @@ def test_the_command_draws_them(kept, tmp_path, capsys):
     assert IMAGE_FIGURES["examples"].file == EXAMPLES_FILE
     for runs in (kept.parent, kept / EXAMPLES_FILE):
         out = tmp_path / f"of {runs.name}"
-        assert plot_cli.main(["figure=examples", f"runs={runs}", f"out={out}", "formats=png"]) == 0
+        assert plot.main(["figure=examples", f"runs={runs}", f"out={out}", "formats=png"]) == 0
         assert capsys.readouterr().out.splitlines() == [
             f"wrote {out / name}" for name in ("examples.png", "examples.csv")
         ]
@@ -115,9 +115,9 @@ def test_the_command_draws_them(kept, tmp_path, capsys):
 
 
 def test_the_command_and_the_report_write_the_same_bytes(kept, tmp_path, capsys):
-    assert plot_cli.main(["figure=examples", f"runs={kept}", f"out={tmp_path / 'o'}"]) == 0
+    assert plot.main(["figure=examples", f"runs={kept}", f"out={tmp_path / 'o'}"]) == 0
     study = types.SimpleNamespace(is_about=lambda about: about == ABOUT)
-    _, written = report_cli._examples(str(kept.parent), study, tmp_path / "report")
+    _, written = report._examples(str(kept.parent), study, tmp_path / "report")
     names = ["examples.png", "examples.svg", "examples.pdf"]
     assert written == [tmp_path / "report" / kept.name / name for name in names]  # nothing beside the runs
     for path in written:
@@ -127,21 +127,21 @@ def test_the_command_and_the_report_write_the_same_bytes(kept, tmp_path, capsys)
 
 @pytest.mark.parametrize("key", ["epsilon=8/255", "where=seed=0", "attack=pgd-20", "table=true"])
 def test_the_command_refuses_keys_that_choose_rows_of_tables(kept, tmp_path, capsys, key):
-    assert plot_cli.main(["figure=examples", f"runs={kept}", f"out={tmp_path / 'o'}", key]) == 1
+    assert plot.main(["figure=examples", f"runs={kept}", f"out={tmp_path / 'o'}", key]) == 1
     assert capsys.readouterr().err.startswith(f"error: {key.split('=')[0]}= has no effect with figure=examples: ")
     assert not (tmp_path / "o").exists()
 
 
 def test_the_command_says_how_to_keep_some_and_which_to_choose(kept, tmp_path, capsys):
     (tmp_path / "none").mkdir()
-    assert plot_cli.main(["figure=examples", f"runs={tmp_path / 'none'}", f"out={tmp_path / 'o'}"]) == 1
+    assert plot.main(["figure=examples", f"runs={tmp_path / 'none'}", f"out={tmp_path / 'o'}"]) == 1
     message = capsys.readouterr().err
     assert message.startswith(f"error: no {EXAMPLES_FILE} under ")
     assert message.endswith("keep one with `python scripts/evaluate.py checkpoint=FILE num_examples=2`\n")
     other = kept.with_name("b")
     other.mkdir()
     write_examples(other / EXAMPLES_FILE, some())
-    assert plot_cli.main(["figure=examples", f"runs={kept.parent}", f"out={tmp_path / 'o'}"]) == 1
+    assert plot.main(["figure=examples", f"runs={kept.parent}", f"out={tmp_path / 'o'}"]) == 1
     expected = f"error: figure=examples shows one {EXAMPLES_FILE}, there are 2: runs= one of {kept}, {other}\n"
     assert capsys.readouterr().err == expected
 

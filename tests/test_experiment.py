@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from frl_repro import experiment, records
-from frl_repro.config import RunConfig, parse
-from frl_repro.errors import UserError
-from frl_repro.folder_lock import held
-from frl_repro.progress import set_up_logging
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.folder_lock import held
+from frl_repro.basics.progress import set_up_logging
+from frl_repro.results.tables import records
+from frl_repro.runs import experiment
+from frl_repro.settings.config import RunConfig, parse
 from test_config import composed
 
 TABLES = ("classwise.csv", "history.csv", "model.safetensors", "split.safetensors")
@@ -192,7 +193,7 @@ def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, 
     """SIGKILL at random moments until each run gets through, run after run until 20 kills are done."""
     context = multiprocessing.get_context("forkserver")
     # The optimiser imports torch._dynamo on its first use, which takes longer than a tiny run.
-    context.set_forkserver_preload([__name__, "frl_repro.experiment", "torch._dynamo"])
+    context.set_forkserver_preload([__name__, "frl_repro.runs.experiment", "torch._dynamo"])
     chance = random.Random(0)
     num_kills, longest, round_number = 0, 1.0, 0
     while num_kills < 20:

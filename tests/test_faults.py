@@ -44,7 +44,7 @@ def test_the_bench_notices_what_is_lost(tmp_path):
     """A run that forgets its running sums after a kill ends with other bytes: the bench says so and fails."""
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
-        "from frl_repro import checkpoints\n"
+        "from frl_repro.models import checkpoints\n"
         "save = checkpoints.save_state\n"
         "def forgetful(path, state):\n"
         "    save(path, {**state, 'model': {n: t + 1e-3 for n, t in state['model'].items()}})\n"

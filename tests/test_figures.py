@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from frl_repro import plot_cli, records
-from frl_repro.errors import UserError
-from frl_repro.figures import FIGURES, IMAGE_FIGURES, style
-from frl_repro.figures.figure1 import figure1, figure1_numbers
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import plot
+from frl_repro.results.figures import FIGURES, IMAGE_FIGURES, style
+from frl_repro.results.figures.figure1 import figure1, figure1_numbers
+from frl_repro.results.tables import records
 
 ROOT = Path(__file__).parents[1]
 EPSILON = 16 / 255
@@ -253,7 +254,7 @@ def test_figure1_chooses_among_attacks(one_seed):
 
 def test_command_writes_the_figure_and_its_numbers(runs, tmp_path, capsys):
     out = tmp_path / "new" / "figures"
-    assert plot_cli.main(["figure=1", f"runs={runs}", f"out={out}", "table=true"]) == 0
+    assert plot.main(["figure=1", f"runs={runs}", f"out={out}", "table=true"]) == 0
     printed = capsys.readouterr()
     names = ["figure1.png", "figure1.svg", "figure1.pdf", "figure1.csv"]
     assert printed.out.splitlines()[-4:] == [f"wrote {out / name}" for name in names]
@@ -268,7 +269,7 @@ def test_command_writes_the_figure_and_its_numbers(runs, tmp_path, capsys):
         "natural,natural,,overall,0.13,,1",
     ]
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert plot_cli.main(["figure=1", f"runs={runs}", f"out={out}"]) == 0
+    assert plot.main(["figure=1", f"runs={runs}", f"out={out}"]) == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -277,7 +278,7 @@ def test_command_draws_the_largest_epsilon_unless_told(tmp_path, capsys):
     records.write_table(tmp_path / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
     shirt = {}
     for extra in ([], ["epsilon=8/255"]):
-        assert plot_cli.main(["figure=1", f"runs={tmp_path}", f"out={tmp_path / 'o'}", "formats=svg,svg", *extra]) == 0
+        assert plot.main(["figure=1", f"runs={tmp_path}", f"out={tmp_path / 'o'}", "formats=svg,svg", *extra]) == 0
         shirt[len(extra)] = (tmp_path / "o" / "figure1.csv").read_text().splitlines()[1]
     assert shirt == {0: "natural,natural,0,Shirt,0.336,,1", 1: "natural,natural,0,Shirt,0.328,,1"}
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["figure1.csv", "figure1.svg"]
@@ -286,7 +287,7 @@ def test_command_draws_the_largest_epsilon_unless_told(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["figure=1", "-h"]])
 def test_help_shows_every_key_figure_and_examples(arguments, capsys):
-    assert plot_cli.main(arguments) == 0
+    assert plot.main(arguments) == 0
     text = capsys.readouterr().out
     for word in ("figure", "runs", "epsilon", "attack", "out", "formats", "table"):
         assert f"\n  {word}" in text
@@ -314,7 +315,7 @@ def test_help_shows_every_key_figure_and_examples(arguments, capsys):
 )
 def test_command_refuses_in_one_line(runs, tmp_path, capsys, argument, message):
     arguments = ["figure=1", *([] if argument.startswith("runs") else [f"runs={runs}"]), argument]
-    assert plot_cli.main([*arguments, f"out={tmp_path / 'o'}"]) == 1
+    assert plot.main([*arguments, f"out={tmp_path / 'o'}"]) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith(f"error: {message}")
     assert printed.err.count("\n") == 1
@@ -323,14 +324,14 @@ def test_command_refuses_in_one_line(runs, tmp_path, capsys, argument, message):
 
 
 def test_command_refuses_an_unknown_figure(capsys):
-    assert plot_cli.main(["figure=12"]) == 1
+    assert plot.main(["figure=12"]) == 1
     known = "1, 2, 3, 4, grid, trajectory, settings, tradeoff, examples"
     assert capsys.readouterr().err == f"error: figure=12 is unknown, did you mean '2'?; known: {known}\n"
 
 
 def test_the_published_figure_is_redrawn_from_the_published_tables(tmp_path, capsys):
     reference = ROOT / "outputs" / "reference"
-    assert plot_cli.main([f"runs={reference}", f"out={tmp_path}"]) == 0
+    assert plot.main([f"runs={reference}", f"out={tmp_path}"]) == 0
     assert (tmp_path / "figure1.csv").read_text() == (reference / "exp1" / "figure1.csv").read_text()
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".svg", ".pdf", ".csv"}
     capsys.readouterr()
@@ -338,7 +339,7 @@ def test_the_published_figure_is_redrawn_from_the_published_tables(tmp_path, cap
 
 def test_command_reports_an_unwritable_folder(runs, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert plot_cli.main(["figure=1", f"runs={runs}", f"out={tmp_path / 'file' / 'o'}"]) == 1
+    assert plot.main(["figure=1", f"runs={runs}", f"out={tmp_path / 'file' / 'o'}"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -351,10 +352,10 @@ def test_script_runs_by_path_from_elsewhere_with_relative_runs(runs, tmp_path):
 
 def test_figures_need_neither_torch_nor_hydra_and_help_needs_no_pandas():
     code = (
-        "import sys, frl_repro.plot_cli, frl_repro.figures\n"
-        "assert frl_repro.plot_cli.main(['--help']) == 0\n"
+        "import sys, frl_repro.commands.plot, frl_repro.results.figures\n"
+        "assert frl_repro.commands.plot.main(['--help']) == 0\n"
         "assert not {'pandas', 'matplotlib', 'numpy'} & set(sys.modules)\n"
-        "import frl_repro.records, frl_repro.figures.style, frl_repro.figures.figure1\n"
+        "import frl_repro.results.tables.records, frl_repro.results.figures.style, frl_repro.results.figures.figure1\n"
         "assert not {'torch', 'torchvision', 'hydra', 'omegaconf', 'matplotlib.pyplot'} & set(sys.modules)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -365,8 +366,8 @@ def test_figures_need_neither_torch_nor_hydra_and_help_needs_no_pandas():
 @pytest.mark.parametrize(("chosen", "backend"), [("no_such_backend", None), ("svg", "svg")])
 def test_figures_are_drawn_whatever_backend_the_environment_names(chosen, backend, tmp_path):
     code = (
-        "import os, frl_repro.figures, matplotlib as mpl; from matplotlib.figure import Figure\n"
-        "from frl_repro.figures.style import save\n"
+        "import os, frl_repro.results.figures, matplotlib as mpl; from matplotlib.figure import Figure\n"
+        "from frl_repro.results.figures.style import save\n"
         "save(Figure(), '.', 'drawn', ('svg',))\n"
         "print(os.environ['MPLBACKEND'], mpl.get_backend(auto_select=False))\n"
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from frl_repro import folder_lock
-from frl_repro.errors import UserError
-from frl_repro.folder_lock import LOCK_FILE, check_held, held, is_held
+from frl_repro.basics import folder_lock
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.folder_lock import LOCK_FILE, check_held, held, is_held
 
 ROOT = Path(__file__).resolve().parents[1]
 SILENCE = 2.0
@@ -22,7 +22,7 @@ SILENCE = 2.0
 HOLD = f"""
 import sys, time
 from pathlib import Path
-from frl_repro import folder_lock
+from frl_repro.basics import folder_lock
 folder_lock.RENEWED_EVERY, folder_lock.SILENCE, folder_lock._SETTLED_AFTER = 0.3, {SILENCE}, 0.2
 machine, folder, wait, seconds = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "wait", float(sys.argv[4])
 if machine:  # another one: it neither sees the processes of this one, nor, where locks are not passed on, its locks

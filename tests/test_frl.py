@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frl_repro import objectives, report_code
-from frl_repro.class_errors import ClassErrors
-from frl_repro.errors import UserError
-from frl_repro.frl import POLICIES, ClassPolicy, Rules, new_policy, parts
-from frl_repro.objectives import ClassTerms
+from frl_repro.basics.errors import UserError
+from frl_repro.evaluation.class_errors import ClassErrors
+from frl_repro.training import objectives, report_code
+from frl_repro.training.frl import POLICIES, ClassPolicy, Rules, new_policy, parts
+from frl_repro.training.objectives import ClassTerms
 
 
 def tensor(*values):

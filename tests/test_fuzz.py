@@ -11,8 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frl_repro import checkpoints, config, keyvalue, records, run_folder, status_cli, sweeps
-from frl_repro.errors import UserError, one_line, reason
+from frl_repro.basics import run_folder
+from frl_repro.basics.errors import UserError, one_line, reason
+from frl_repro.commands import keyvalue, status
+from frl_repro.models import checkpoints
+from frl_repro.results.tables import records
+from frl_repro.runs import sweeps
+from frl_repro.settings import config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -96,7 +101,7 @@ def test_notes_of_any_content_are_read_or_refused(tmp_path_factory, content):
         with contextlib.suppress(UserError):
             read()
     with contextlib.redirect_stdout(io.StringIO()):
-        assert status_cli.main([f"runs={folder.parent}", "show=none"]) in (0, 2, 3)
+        assert status.main([f"runs={folder.parent}", "show=none"]) in (0, 2, 3)
 
 
 @settings(max_examples=50)

@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 
-from frl_repro import graphs
 from frl_repro.attacks import ascend, pgd
-from frl_repro.backends import TORCH, choose_backend
-from frl_repro.measure import set_up_machine
+from frl_repro.evaluation.measure import set_up_machine
 from frl_repro.models import build_model, stack
+from frl_repro.models.compute import graphs
+from frl_repro.models.compute.backends import TORCH, choose_backend
 
 
 def setting(device, num_runs=1):

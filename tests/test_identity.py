@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from frl_repro import checkpoints, cli, experiment, records
+from frl_repro.basics.errors import UserError, reason
+from frl_repro.commands import cli
 from frl_repro.data import load_dataset
-from frl_repro.errors import UserError, reason
-from frl_repro.identity import differences
-from frl_repro.measure import measure_checkpoint
-from frl_repro.outcomes import are_of_same_images, read_outcomes
+from frl_repro.evaluation.measure import measure_checkpoint
+from frl_repro.models import checkpoints
+from frl_repro.models.identity import differences
+from frl_repro.results.tables import records
+from frl_repro.results.tables.outcomes import are_of_same_images, read_outcomes
+from frl_repro.runs import experiment
 
 SMALL = [
     "trainer.batch_size=8", "attack.num_steps=1", "evaluation.num_steps=1", "num_threads=1", "backend=torch",

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from frl_repro.basics.errors import UserError
 from frl_repro.data import augment, cifar10_jpeg, image_folder, load_dataset, pictures, torchvision_sets
 from frl_repro.data.augment import AUGMENTATIONS, shift_and_flip
 from frl_repro.data.cifar10_jpeg import CLASS_NAMES, load_cifar10_jpeg
@@ -22,7 +23,6 @@ from frl_repro.data.fetch import _first_address
 from frl_repro.data.image_folder import load_image_folder
 from frl_repro.data.splits import split_train_validation
 from frl_repro.data.torchvision_sets import load_torchvision
-from frl_repro.errors import UserError
 
 
 @dataclass(frozen=True)

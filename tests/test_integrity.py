@@ -13,9 +13,12 @@ import zipfile
 import pytest
 import torch
 
-from frl_repro import atomic, checkpoints, cli, collect_cli, experiment, records, run_folder
-from frl_repro.errors import UserError, reason
-from frl_repro.models import build_model
+from frl_repro.basics import atomic, run_folder
+from frl_repro.basics.errors import UserError, reason
+from frl_repro.commands import cli, collect
+from frl_repro.models import build_model, checkpoints
+from frl_repro.results.tables import records
+from frl_repro.runs import experiment
 from test_cli import TINY, call
 from test_experiment import contents, tiny
 from test_retraining import tiny as retraining
@@ -108,7 +111,7 @@ def test_damaged_weights_and_tables_of_a_run_are_refused_by_every_reader(damaged
     (damaged / "classwise.csv").write_text(table.replace("test,3,", "test,4,"))  # a table that is sound in itself
     with pytest.raises(UserError, match=r"classwise\.csv is damaged"):
         records.read_classwise(damaged / "classwise.csv")
-    assert collect_cli.main([f"runs={damaged}"]) == 1
+    assert collect.main([f"runs={damaged}"]) == 1
     assert "classwise.csv is damaged" in capsys.readouterr().err
     (damaged / "done.json").unlink()  # an unfinished run, or a table from elsewhere: nothing to compare with
     assert len(records.read_classwise(damaged / "classwise.csv"))
@@ -269,7 +272,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
     path = tmp_path / "table"
     atomic.write_text(path, "before")
     code = (
-        "import resource, signal, sys, pathlib; from frl_repro import atomic\n"
+        "import resource, signal, sys, pathlib; from frl_repro.basics import atomic\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: atomic.write_bytes(pathlib.Path(sys.argv[1]), bytes(5000))\n"
         "except OSError as problem: print(problem.filename)"
@@ -305,7 +308,7 @@ def test_a_read_only_output_folder_is_one_line(monkeypatch, capsys, in_tmp):
 
 def test_a_second_interrupt_ends_the_command_at_once():
     code = (
-        "import os, signal, sys, time; from frl_repro import cli\n"
+        "import os, signal, sys, time; from frl_repro.commands import cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "def busy(*_):\n"
         "    try: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"

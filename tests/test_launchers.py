@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from frl_repro import sameness
+from frl_repro.basics import sameness
 from hydra_plugins.frl import local, pool
 from test_cli import TINY, call
 from test_retraining import contents
@@ -291,7 +291,7 @@ def test_the_program_is_known_by_its_content(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "src" / "frl_repro", package, ignore=shutil.ignore_patterns("__pycache__"))
 
     def code_there():
-        command = [sys.executable, "-c", "from frl_repro import sameness; print(sameness.code()['frl_repro'])"]
+        command = [sys.executable, "-c", "from frl_repro.basics import sameness; print(sameness.code()['frl_repro'])"]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
 

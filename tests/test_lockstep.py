@@ -13,18 +13,20 @@ import pandas
 import pytest
 import torch
 
-from frl_repro import experiment, fitting, lockstep, objectives, report_code, streams
 from frl_repro.attacks import pgd
-from frl_repro.backends import NATIVE, TORCH
-from frl_repro.class_errors import ClassErrors
+from frl_repro.basics import streams
+from frl_repro.basics.errors import UserError
 from frl_repro.data.synthetic import load_synthetic
-from frl_repro.errors import UserError
-from frl_repro.frl import POLICIES, Rules, new_policy
+from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.models import build_model, stack
-from frl_repro.native import lenet5 as native
-from frl_repro.objectives import ClassTerms
-from frl_repro.steering import RunErrors
-from frl_repro.trainer import Diverged, train_epoch
+from frl_repro.models.compute.backends import NATIVE, TORCH
+from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.runs import experiment, lockstep
+from frl_repro.training import fitting, objectives, report_code
+from frl_repro.training.frl import POLICIES, Rules, new_policy
+from frl_repro.training.objectives import ClassTerms
+from frl_repro.training.steering import RunErrors
+from frl_repro.training.trainer import Diverged, train_epoch
 from test_cli import TINY, call
 from test_retraining import contents, tiny
 

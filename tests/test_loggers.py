@@ -9,8 +9,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import test_experiment
-from frl_repro import experiment, fitting, loggers, records
-from frl_repro.errors import UserError
+from frl_repro.basics.errors import UserError
+from frl_repro.results.tables import records
+from frl_repro.runs import experiment
+from frl_repro.training import fitting, loggers
 from test_cli import TINY, call
 from test_retraining import tiny
 

@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 
-from frl_repro import build
-from frl_repro.class_errors import ClassErrors
-from frl_repro.config import RunConfig, parse
-from frl_repro.frl import new_policy
-from frl_repro.objectives import ClassTerms
+from frl_repro.evaluation.class_errors import ClassErrors
+from frl_repro.settings.config import RunConfig, parse
+from frl_repro.training import build
+from frl_repro.training.frl import new_policy
+from frl_repro.training.objectives import ClassTerms
 from test_config import composed
 
 K, D, N = 3, 4, 7

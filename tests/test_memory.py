@@ -6,12 +6,14 @@ import logging
 import pytest
 import torch
 
-from frl_repro import attacks, backends, experiment
+from frl_repro import attacks
 from frl_repro.attacks import pgd
-from frl_repro.errors import reason
-from frl_repro.memory import Parts, ascend_in_parts, logits_in_parts
+from frl_repro.basics.errors import reason
 from frl_repro.models import build_model, stack
-from frl_repro.native import lenet5 as native
+from frl_repro.models.compute import backends
+from frl_repro.models.compute.memory import Parts, ascend_in_parts, logits_in_parts
+from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.runs import experiment
 from test_experiment import contents, tiny
 
 

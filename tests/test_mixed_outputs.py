@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from frl_repro import cli, collect_cli, plot_cli, records, report_cli, status_cli
-from frl_repro.report.study import load_study
-from frl_repro.selection import by_setting, comparable, main_evaluation, select_where, summary
-from frl_repro.variants import read_runs
+from frl_repro.commands import cli, collect, plot, report, status
+from frl_repro.results.report.study import load_study
+from frl_repro.results.tables import records
+from frl_repro.results.tables.selection import by_setting, comparable, main_evaluation, select_where, summary
+from frl_repro.results.tables.variants import read_runs
 from test_figures import EPSILON, make_rows
 
 DATA = ["dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=60", "dataset.num_test=30"]
@@ -64,7 +65,7 @@ def folder(tmp_path_factory):
 
 def test_everything_is_collected_in_its_place(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    assert collect_cli.main(["out=all.csv"]) == 0
+    assert collect.main(["out=all.csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
     titles = [line.split(", errors")[0] for line in lines if "mean (sd)" in line]
     of_synthetic = [f"synthetic, lenet5, {attack}, {split} split, epsilon 16/255"
@@ -91,24 +92,24 @@ def test_everything_is_collected_in_its_place(folder, monkeypatch, capsys):
 def test_every_figure_is_drawn_of_what_belongs_together(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for figure in ("1", "2", "settings", "trajectory", "tradeoff"):
-        assert plot_cli.main([f"figure={figure}", "formats=png"]) == 0, capsys.readouterr().err
+        assert plot.main([f"figure={figure}", "formats=png"]) == 0, capsys.readouterr().err
     numbers = pd.read_csv("outputs/figures/figure1.csv")
     assert set(numbers["num_seeds"]) == {2}  # of exp1, not its seeds and those of exp2's bases
     printed = capsys.readouterr().out
     assert "shown: synthetic, lenet5; not shown: image_folder root=more/pics, lenet5; image_folder root=pics" in printed
     assert "left out, not measured by pgd-1 at epsilon 16/255: 2 of 6 runs" in printed
     for figure, message in (("3", "no run of method 'remargin'"), ("grid", "none: run `python train.py")):
-        assert plot_cli.main([f"figure={figure}"]) == 1
+        assert plot.main([f"figure={figure}"]) == 1
         assert message in capsys.readouterr().err
-    assert plot_cli.main(["figure=settings", "where=dataset=image_folder root=pics", "formats=png"]) == 0
+    assert plot.main(["figure=settings", "where=dataset=image_folder root=pics", "formats=png"]) == 0
     assert pd.read_csv("outputs/figures/settings.csv")["num_seeds"].tolist() == [1]
 
 
 def test_the_report_judges_each_claim_on_its_own_runs_and_writes_in_its_folder_alone(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(report_cli, "_FIGURES", report_cli._FIGURES[:1])  # drawn above
+    monkeypatch.setattr(report, "_FIGURES", report._FIGURES[:1])  # drawn above
     before = {path for path in folder.rglob("*") if not path.is_relative_to(folder / "judged")}
-    assert report_cli.main(["out=judged"]) == 0
+    assert report.main(["out=judged"]) == 0
     printed = capsys.readouterr().out
     assert "claim 1: UNDECIDED" in printed
     assert printed.count("over seeds 0, 1") == 7  # claims 1 to 3; before there was one seed, or a clash
@@ -122,7 +123,7 @@ def test_the_report_judges_each_claim_on_its_own_runs_and_writes_in_its_folder_a
 
 def test_status_counts_runs_and_not_measurements(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    assert status_cli.main([]) == 0
+    assert status.main([]) == 0
     assert capsys.readouterr().out.startswith("12 runs under outputs: 12 done")
 
 
@@ -134,7 +135,7 @@ def test_links_to_runs_are_followed_and_counted_once(folder, tmp_path, monkeypat
     (tmp_path / "outputs" / "a_link").symlink_to(first)
     (tmp_path / "outputs" / "same").symlink_to(tmp_path / "outputs" / "real")
     (tmp_path / "outputs" / "real" / "loop").symlink_to(tmp_path / "outputs")
-    assert status_cli.main(["show=all"]) == 0
+    assert status.main(["show=all"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("2 runs under outputs: 2 done")
     assert "outputs/real" in printed

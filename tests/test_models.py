@@ -9,16 +9,19 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import checkpoints, experiment, objectives, records, streams
 from frl_repro.attacks import pgd
-from frl_repro.backends import TORCH, choose_backend
-from frl_repro.build import check_batches
-from frl_repro.config import LeNet5Config, PreActResNet18Config, RunConfig, parse
+from frl_repro.basics import streams
+from frl_repro.basics.errors import UserError
 from frl_repro.data import Dataset, Split
-from frl_repro.errors import UserError
-from frl_repro.models import Normalise, build_model, stack
-from frl_repro.networks import new_network
-from frl_repro.trainer import EpochSummary, fewest_images, train_epoch
+from frl_repro.models import Normalise, build_model, checkpoints, stack
+from frl_repro.models.compute.backends import TORCH, choose_backend
+from frl_repro.models.networks import new_network
+from frl_repro.results.tables import records
+from frl_repro.runs import experiment
+from frl_repro.settings.config import LeNet5Config, PreActResNet18Config, RunConfig, parse
+from frl_repro.training import objectives
+from frl_repro.training.build import check_batches
+from frl_repro.training.trainer import EpochSummary, fewest_images, train_epoch
 from test_config import composed
 
 NAMES = ("preact_resnet18", "wrn28_10")

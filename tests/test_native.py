@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, cross_entropy, linear, one_hot, softmax
 
-from frl_repro import backends
-from frl_repro.atomic import SECONDS_IN_USE
+from frl_repro.basics.atomic import SECONDS_IN_USE
 from frl_repro.models import LeNet5
-from frl_repro.native import NativeUnavailable, build, lenet5
+from frl_repro.models.compute import backends
+from frl_repro.models.compute.native import NativeUnavailable, build, lenet5
 
 MAX_BATCH = 40
 TOLERANCE = 1e-4  # relative to the largest entry
@@ -346,7 +346,7 @@ def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     source = tmp_path / "tiny.cpp"
     source.write_text(TINY_SOURCE)
     program = (
-        "import sys; from pathlib import Path; from frl_repro.native.build import load; "
+        "import sys; from pathlib import Path; from frl_repro.models.compute.native.build import load; "
         "sys.exit(load(Path(sys.argv[1])).answer())"
     )
     environment = os.environ | {

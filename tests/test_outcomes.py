@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from frl_repro.errors import UserError
-from frl_repro.outcomes import Outcomes, read_outcomes, write_outcomes
+from frl_repro.basics.errors import UserError
+from frl_repro.results.tables.outcomes import Outcomes, read_outcomes, write_outcomes
 
 
 def example():

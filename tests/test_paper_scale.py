@@ -8,16 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from frl_repro import build, experiment, fitting, models, objectives, records, speed, streams, variants
-from frl_repro import config as configuration
+from frl_repro import models
 from frl_repro.attacks import pgd
-from frl_repro.backends import TORCH
-from frl_repro.best import validation_errors
-from frl_repro.config import RunConfig, parse
+from frl_repro.basics import streams
+from frl_repro.basics.errors import UserError
 from frl_repro.data.synthetic import load_synthetic
-from frl_repro.errors import UserError
-from frl_repro.origin import read_origin
-from frl_repro.trainer import one_cycle_learning_rate, train_epoch
+from frl_repro.models.compute import speed
+from frl_repro.models.compute.backends import TORCH
+from frl_repro.models.origin import read_origin
+from frl_repro.results.tables import records, variants
+from frl_repro.results.tables.best import validation_errors
+from frl_repro.runs import experiment
+from frl_repro.settings import config as configuration
+from frl_repro.settings.config import RunConfig, parse
+from frl_repro.training import build, fitting, objectives
+from frl_repro.training.trainer import one_cycle_learning_rate, train_epoch
 from test_config import composed
 from test_experiment import same_weights
 from test_retraining import contents

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frl_repro import cli, collect_cli, plot_cli, records
-from frl_repro.config import RunConfig, parse, to_dict
-from frl_repro.paths import CONFIG_DIR
+from frl_repro.basics.paths import CONFIG_DIR
+from frl_repro.commands import cli, collect, plot
+from frl_repro.results.tables import records
+from frl_repro.settings.config import RunConfig, parse, to_dict
 
 ROWS = ("pgd", "trades1", "trades6", "baseline_reweight", "reweight", "remargin", "combined")
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("paper_table*.yaml"))
@@ -109,7 +110,7 @@ def test_every_row_trains_and_the_table_and_its_figure_come_of_it(tmp_path, monk
 
     for checkpoint in ("last", "best"):
         table = [f"runs={folder}", "errors=natural,boundary,robust", f"checkpoint={checkpoint}", "out=table.csv"]
-        assert collect_cli.main(table) == 0
+        assert collect.main(table) == 0
         text = capsys.readouterr().out
         for name in ("adversarial", "trades beta=1", "trades beta=6", *ROWS[3:], "overall boundary"):
             assert name in text, text
@@ -121,7 +122,7 @@ def test_every_row_trains_and_the_table_and_its_figure_come_of_it(tmp_path, monk
         assert {(r["run_id"], int(r["epoch"])) for r in after} == set(
             zip(marked["run_id"], marked["epoch"], strict=True)
         )
-        assert plot_cli.main(["figure=settings", f"runs={folder}", f"checkpoint={checkpoint}", "formats=png"]) == 0
+        assert plot.main(["figure=settings", f"runs={folder}", f"checkpoint={checkpoint}", "formats=png"]) == 0
         capsys.readouterr()
     with Path("outputs/figures/settings.csv").open() as opened:
         settings = [r["setting"] for r in csv.DictReader(opened)]
@@ -129,9 +130,9 @@ def test_every_row_trains_and_the_table_and_its_figure_come_of_it(tmp_path, monk
 
 
 def test_a_choice_of_checkpoint_or_errors_that_does_not_exist_is_refused(capsys):
-    assert collect_cli.main(["checkpoint=bets"]) == 1
+    assert collect.main(["checkpoint=bets"]) == 1
     assert "checkpoint=bets" in capsys.readouterr().err
-    assert collect_cli.main(["errors=robst"]) == 1
+    assert collect.main(["errors=robst"]) == 1
     assert "errors=robst" in capsys.readouterr().err
-    assert plot_cli.main(["checkpoint=first"]) == 1
+    assert plot.main(["checkpoint=first"]) == 1
     assert "checkpoint=first" in capsys.readouterr().err

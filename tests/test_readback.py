@@ -8,14 +8,18 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from frl_repro import checkpoints, collect_cli, readback, records, status_cli, sweeps
-from frl_repro.errors import UserError, one_line
-from frl_repro.examples import read_examples, write_examples
-from frl_repro.experiment import run
-from frl_repro.outcomes import read_outcomes, write_outcomes
-from frl_repro.readback import checked, entries, fields, file_name, items, maybe, number, one_of, text, whole
-from frl_repro.run_folder import check_finished, read_object
-from frl_repro.sanity_rules import read_sanity
+from frl_repro.basics import readback
+from frl_repro.basics.errors import UserError, one_line
+from frl_repro.basics.readback import checked, entries, fields, file_name, items, maybe, number, one_of, text, whole
+from frl_repro.basics.run_folder import check_finished, read_object
+from frl_repro.commands import collect, status
+from frl_repro.models import checkpoints
+from frl_repro.results.tables import records
+from frl_repro.results.tables.examples import read_examples, write_examples
+from frl_repro.results.tables.outcomes import read_outcomes, write_outcomes
+from frl_repro.results.tables.sanity_rules import read_sanity
+from frl_repro.runs import sweeps
+from frl_repro.runs.experiment import run
 from test_autoattack import outcomes_of_three
 from test_examples import some
 from test_integrity import stopped
@@ -102,9 +106,9 @@ def test_a_hostile_run_json_is_named_by_every_reader(in_tmp, capsys, change, whe
     for read in (read_object, records.read_json):
         with pytest.raises(UserError, match=rf"run\.json is damaged: {where}.* delete the folder .* repeat the run"):
             read(folder / "run.json")
-    assert collect_cli.main(["runs=outputs"]) == 1
+    assert collect.main(["runs=outputs"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
-    assert status_cli.main([]) == 3
+    assert status.main([]) == 3
     out = capsys.readouterr().out
     assert "1 damaged" in out
     assert out.replace("\n", "").isprintable()
@@ -161,7 +165,7 @@ def test_hostile_lists_of_a_sweep_are_damaged_and_no_more(in_tmp, capsys, name, 
     read = sweeps.read_list if name == "failed.json" else sweeps.read_plan
     with pytest.raises(UserError, match=rf"{name} is damaged: .* delete it, runs do not need it"):
         read(in_tmp / "outputs" / name)
-    assert status_cli.main([]) == 3
+    assert status.main([]) == 3
     assert capsys.readouterr().out.replace("\n", "").isprintable()
 
 
@@ -269,7 +273,7 @@ def test_names_in_tables_are_one_line_without_control_characters(tmp_path, name,
 
 
 def test_names_in_a_table_of_sanity_checks_too(tmp_path):
-    from frl_repro.sanity_rules import COLUMNS
+    from frl_repro.results.tables.sanity_rules import COLUMNS
 
     path = tmp_path / "sanity.csv"
     records.write_table(path, [{**dict.fromkeys(COLUMNS), "run_id": "a\x1b"}], COLUMNS)

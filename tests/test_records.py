@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frl_repro import records, text_tables
-from frl_repro.errors import UserError
-from frl_repro.records import CLASSWISE_COLUMNS
+from frl_repro.basics.errors import UserError
+from frl_repro.results.tables import records, text_tables
+from frl_repro.results.tables.records import CLASSWISE_COLUMNS
 
 KEYS = {
     "run_id": "run-a",

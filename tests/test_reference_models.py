@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from frl_repro import records
-from frl_repro.cli import configure_evaluation
-from frl_repro.measure import measure_checkpoint
-from frl_repro.origin import read_origin
-from frl_repro.outcomes import OUTCOMES_FILE, read_outcomes
-from frl_repro.selection import select_attack
+from frl_repro.commands.cli import configure_evaluation
+from frl_repro.evaluation.measure import measure_checkpoint
+from frl_repro.models.origin import read_origin
+from frl_repro.results.tables import records
+from frl_repro.results.tables.outcomes import OUTCOMES_FILE, read_outcomes
+from frl_repro.results.tables.selection import select_attack
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Path("outputs", "reference")  # relative: what is recorded of a run names no folder of this machine

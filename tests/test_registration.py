@@ -7,14 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from frl_repro import records, registration
-from frl_repro.cli import configure
-from frl_repro.errors import UserError
-from frl_repro.outcomes import Outcomes, write_outcomes
-from frl_repro.registration import CELLS, REGISTERED_FILE, SEEDS, registered_runs
-from frl_repro.report import verdicts
-from frl_repro.report.registered import CANDIDATES, load_registered
-from frl_repro.report.verdicts import RADII, holm, verdict_of
+from frl_repro.basics.errors import UserError
+from frl_repro.commands.cli import configure
+from frl_repro.results import registration
+from frl_repro.results.registration import CELLS, REGISTERED_FILE, SEEDS, registered_runs
+from frl_repro.results.report import verdicts
+from frl_repro.results.report.registered import CANDIDATES, load_registered
+from frl_repro.results.report.verdicts import RADII, holm, verdict_of
+from frl_repro.results.tables import records
+from frl_repro.results.tables.outcomes import Outcomes, write_outcomes
 
 NAMES = ("coat", "bag", "shirt")
 FROM_SCRATCH = ("natural", "adversarial")

@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from frl_repro import records, report_cli
-from frl_repro.components import COMPONENT_COLUMNS, class_rows, component_rows
-from frl_repro.errors import UserError
-from frl_repro.outcomes import Outcomes, write_outcomes
-from frl_repro.report import claims, markdown
-from frl_repro.report.autoattack import autoattack_grids
-from frl_repro.report.claims import judge
-from frl_repro.report.page import Cell, Grid, alt_text
-from frl_repro.report.study import load_study
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import report
+from frl_repro.results.report import claims, markdown
+from frl_repro.results.report.autoattack import autoattack_grids
+from frl_repro.results.report.claims import judge
+from frl_repro.results.report.page import Cell, Grid, alt_text
+from frl_repro.results.report.study import load_study
+from frl_repro.results.tables import records
+from frl_repro.results.tables.components import COMPONENT_COLUMNS, class_rows, component_rows
+from frl_repro.results.tables.outcomes import Outcomes, write_outcomes
 from test_figures import EPSILON, NAMES, make_rows
 
 COUNT = 1000
@@ -192,20 +193,20 @@ def test_outcomes_give_intervals_over_images_for_the_models_they_belong_to(runs)
 
 
 def test_the_command_writes_page_and_claims_and_a_changed_number_changes_them(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(report_cli, "_FIGURES", report_cli._FIGURES[1:2])  # each costs a second
+    monkeypatch.setattr(report, "_FIGURES", report._FIGURES[1:2])  # each costs a second
 
-    def report(name):
-        assert report_cli.main([f"runs={runs}", f"out={tmp_path / name}", "figures=false"]) == 0
+    def written(name):
+        assert report.main([f"runs={runs}", f"out={tmp_path / name}", "figures=false"]) == 0
         return (tmp_path / name / "report.html").read_text(encoding="utf-8")
 
-    before = report("a")
-    assert before == report("b")  # equal tables, equal bytes
+    before = written("a")
+    assert before == written("b")  # equal tables, equal bytes
     printed = capsys.readouterr().out
     assert "claim 3: REPRODUCED" in printed
     assert "-12.0 points" in printed
     assert "36.0 ± 0.3" in before  # reweight's natural error of the worst class
     change(runs / "reweight-5.0-1.0-None-1" / "classwise.csv", num_natural_errors=300)
-    after = report("c")
+    after = written("c")
     assert "36.0 ± 0.3" not in after
     assert "34.0 ± 3.5" in after
     assert not (tmp_path / "c" / "exp2").exists()  # figures=false
@@ -250,9 +251,9 @@ def add_autoattack(root):
 
 
 def test_autoattack_stands_beside_pgd_and_changes_no_verdict(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_cli, "_FIGURES", report_cli._FIGURES[1:2])
+    monkeypatch.setattr(report, "_FIGURES", report._FIGURES[1:2])
     assert autoattack_grids(runs, load_study(runs)) == []
-    assert report_cli.main([f"runs={runs}", f"out={tmp_path / 'a'}", "figures=false"]) == 0
+    assert report.main([f"runs={runs}", f"out={tmp_path / 'a'}", "figures=false"]) == 0
     add_autoattack(runs)
     (grid,) = autoattack_grids(runs, load_study(runs))
     assert grid.header == [
@@ -267,7 +268,7 @@ def test_autoattack_stands_beside_pgd_and_changes_no_verdict(runs, tmp_path, mon
     ]
     assert "12 of the test images: adversarial, seed 0" in grid.caption
     assert "breaks 1 images that PGD-20 does not break, and leaves standing 3 that PGD-20 breaks" in grid.caption
-    assert report_cli.main([f"runs={runs}", f"out={tmp_path / 'b'}", "figures=false"]) == 0
+    assert report.main([f"runs={runs}", f"out={tmp_path / 'b'}", "figures=false"]) == 0
     assert (tmp_path / "a" / "claims.csv").read_bytes() == (tmp_path / "b" / "claims.csv").read_bytes()
     page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
     assert "AutoAttack (standard version) on 12 of the test images" in page
@@ -275,7 +276,7 @@ def test_autoattack_stands_beside_pgd_and_changes_no_verdict(runs, tmp_path, mon
 
 
 def test_the_page_loads_nothing_and_shows_every_figure(runs, tmp_path):
-    assert report_cli.main([f"runs={runs}", f"out={tmp_path / 'out'}"]) == 0
+    assert report.main([f"runs={runs}", f"out={tmp_path / 'out'}"]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]+"', page)
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -300,7 +301,7 @@ def test_the_page_loads_nothing_and_shows_every_figure(runs, tmp_path):
 )
 def test_mistakes_are_one_line(runs, capsys, arguments, message):
     given = arguments if any(a.startswith("runs=") for a in arguments) else [f"runs={runs}", *arguments]
-    assert report_cli.main(given) == 1
+    assert report.main(given) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -11,16 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from frl_repro import build, experiment, records, steering, streams
 from frl_repro.attacks import pgd
-from frl_repro.backends import TORCH
-from frl_repro.class_errors import ClassErrors
-from frl_repro.config import RunConfig, parse
+from frl_repro.basics import streams
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.progress import set_up_logging
 from frl_repro.data import Split, stratified_order
-from frl_repro.errors import UserError
+from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.models import build_model
-from frl_repro.outcomes import read_outcomes
-from frl_repro.progress import set_up_logging
+from frl_repro.models.compute.backends import TORCH
+from frl_repro.results.tables import records
+from frl_repro.results.tables.outcomes import read_outcomes
+from frl_repro.runs import experiment
+from frl_repro.settings.config import RunConfig, parse
+from frl_repro.training import build, steering
 from test_config import composed
 from test_experiment import same_weights
 
@@ -191,7 +194,7 @@ def _retrain(folder, announce=None):
 def test_parallel_jobs_share_one_base_and_a_killed_one_leaves_no_half_written_entry(finished, tmp_path):
     """Two jobs that need the same base: one is killed while it trains, the other waits and finishes the base."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "frl_repro.experiment", "torch._dynamo"])
+    context.set_forkserver_preload([__name__, "frl_repro.runs.experiment", "torch._dynamo"])
     receiver, sender = context.Pipe(duplex=False)
     first = context.Process(target=_retrain, args=(tmp_path, sender))
     first.start()
@@ -214,7 +217,7 @@ def test_parallel_jobs_share_one_base_and_a_killed_one_leaves_no_half_written_en
 
 
 def test_an_interrupted_retraining_continues_to_the_same_bytes(finished, bases, tmp_path, monkeypatch):
-    from frl_repro import fitting
+    from frl_repro.training import fitting
 
     save = fitting.checkpoints.save_state
 
@@ -269,7 +272,7 @@ def test_a_policy_steered_by_test_images_is_noticed(finished, bases, tmp_path, m
 
 def test_validation_images_are_drawn_anew_for_each_update_and_stratified():
     from frl_repro.data.synthetic import load_synthetic
-    from frl_repro.frl import Rules, new_policy
+    from frl_repro.training.frl import Rules, new_policy
 
     split, _ = load_synthetic(num_classes=3, num_train=36, num_test=3, seed=0)
     seen = []

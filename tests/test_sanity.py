@@ -12,19 +12,29 @@ import pytest
 import torch
 from torch import nn
 
-from frl_repro import checkpoints, cli, experiment, report_cli, sanity_rules
 from frl_repro.attacks import input_gradient
 from frl_repro.attacks.linf import random_start
-from frl_repro.backends import TORCH, choose_backend
-from frl_repro.config import SanityConfig, all_keys
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import cli, report
 from frl_repro.data import Split, load_dataset
 from frl_repro.data.synthetic import load_synthetic
-from frl_repro.errors import UserError
-from frl_repro.figures.sanity import sanity_figure
-from frl_repro.models import build_model
-from frl_repro.report.sanity import sanity_grids, sanity_table
-from frl_repro.sanity import Attacker, gather, loss_along, random_signs, strongest_noise
-from frl_repro.sanity_rules import RULES, Evidence, failed, measured, radii_of_sweep, read_sanity, verdicts
+from frl_repro.evaluation.sanity import Attacker, gather, loss_along, random_signs, strongest_noise
+from frl_repro.models import build_model, checkpoints
+from frl_repro.models.compute.backends import TORCH, choose_backend
+from frl_repro.results.figures.sanity import sanity_figure
+from frl_repro.results.report.sanity import sanity_grids, sanity_table
+from frl_repro.results.tables import sanity_rules
+from frl_repro.results.tables.sanity_rules import (
+    RULES,
+    Evidence,
+    failed,
+    measured,
+    radii_of_sweep,
+    read_sanity,
+    verdicts,
+)
+from frl_repro.runs import experiment
+from frl_repro.settings.config import SanityConfig, all_keys
 from test_experiment import tiny
 from test_report import runs  # noqa: F401 (a fixture)
 
@@ -438,7 +448,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(line, trained, monkeypatch
 
 
 def table_of(evidence, path):
-    from frl_repro.records import write_table
+    from frl_repro.results.tables.records import write_table
 
     keys = {"run_id": "a-b", "dataset": "d", "model": "lenet5", "method": "combined", "seed": 3}
     write_table(path, sanity_rules.rows(evidence, keys, ["Shirt", "Bag"]), sanity_rules.COLUMNS)
@@ -478,22 +488,22 @@ def test_the_figure_shows_the_tables_numbers_and_the_worst_class(tmp_path):
 
 
 def test_the_report_shows_checks_and_is_as_before_without_them(runs, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(report_cli, "_FIGURES", ())
+    monkeypatch.setattr(report, "_FIGURES", ())
     page = tmp_path / "docs" / "sanity.md"
     page.parent.mkdir()
     page.write_text("<!-- table: sanity -->\n<!-- end -->\n", encoding="utf-8")
 
-    def report():
-        assert report_cli.main([f"runs={runs}", f"out={tmp_path / 'out'}", f"docs={page.parent}"]) == 0
+    def written():
+        assert report.main([f"runs={runs}", f"out={tmp_path / 'out'}", f"docs={page.parent}"]) == 0
         return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
-    without = report()
+    without = written()
     assert "Is the robustness real?" not in without
     assert "No checkpoint has been checked yet" in page.read_text(encoding="utf-8")
     for name, evidence in {"good": made(), "bad": made(**broken("transfer", 41))}.items():
         (runs / "sanity" / name).mkdir(parents=True)
         table_of(evidence, runs / "sanity" / name / "sanity.csv")
-    shown = report()
+    shown = written()
     assert '<h2 id="checks-title">Is the robustness real?</h2>' in shown
     assert "-20.0 points ✓" in shown
     assert "1.0 points ✗" in shown

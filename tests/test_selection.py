@@ -7,16 +7,17 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from frl_repro import collect_cli, plot_cli, records, text_tables
-from frl_repro.errors import UserError
-from frl_repro.figures import FIGURES
-from frl_repro.figures.before_after import before_after_figure, before_after_numbers
-from frl_repro.figures.grid import grid_figure, grid_numbers
-from frl_repro.figures.settings import settings_figure, settings_numbers
-from frl_repro.figures.tradeoff import tradeoff_figure, tradeoff_numbers
-from frl_repro.figures.trajectory import trajectory_figure, trajectory_numbers
-from frl_repro.selection import BEFORE, best_setting, by_setting, select_where, summary
-from frl_repro.variants import with_variants
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import collect, plot
+from frl_repro.results.figures import FIGURES
+from frl_repro.results.figures.before_after import before_after_figure, before_after_numbers
+from frl_repro.results.figures.grid import grid_figure, grid_numbers
+from frl_repro.results.figures.settings import settings_figure, settings_numbers
+from frl_repro.results.figures.tradeoff import tradeoff_figure, tradeoff_numbers
+from frl_repro.results.figures.trajectory import trajectory_figure, trajectory_numbers
+from frl_repro.results.tables import records, text_tables
+from frl_repro.results.tables.selection import BEFORE, best_setting, by_setting, select_where, summary
+from frl_repro.results.tables.variants import with_variants
 from test_figures import EPSILON, NAMES, bars, make_rows
 
 BASE = [(440, 890), (40, 120), (30, 90)]  # Shirt, Bag, Trouser: wrong of 1,000, natural and robust
@@ -185,7 +186,7 @@ def test_runs_that_tables_call_alike_are_told_apart_by_their_settings(controls, 
     assert set(select_where(table, "ema_decay=0.998,margin_bounds=[0.5,2]")["run_id"]) == {"0.998-0", "0.998-1"}
     with pytest.raises(UserError, match=r"no rows with ema_decay=0\.9; .*; margin_bounds=null ema_decay=null"):
         select_where(table, "ema_decay=0.9")
-    assert collect_cli.main([f"runs={controls}"]) == 0
+    assert collect.main([f"runs={controls}"]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[:4] for line in shown.splitlines() if line.startswith(("before", "finetune"))][:3] == [
         ["before", "retraining", "2", "17.0"],
@@ -201,7 +202,7 @@ def test_settings_figure_compares_settings_with_the_model_before(controls, tmp_p
     assert numbers["num_seeds"].tolist() == [2, 2, 2]
     assert numbers["worst_class_natural_error"].tolist() == pytest.approx([0.44, 0.41, 0.44])
     assert numbers["worst_class_natural_error_sd"].tolist() == pytest.approx([0, 0.02 / 2**0.5, 0])
-    assert plot_cli.main(["figure=settings", f"runs={controls}", f"out={tmp_path}", "formats=png"]) == 0
+    assert plot.main(["figure=settings", f"runs={controls}", f"out={tmp_path}", "formats=png"]) == 0
     assert (tmp_path / "settings.png").stat().st_size > 1000
 
 
@@ -398,7 +399,7 @@ def test_a_figure_of_one_setting_shows_the_one_with_most_seeds_that_validation_p
 def test_every_figure_is_drawn_by_the_command(runs, tmp_path, capsys):
     where = "where=alpha_nat=5,alpha_bndy=1"
     for figure, extra in (("2", []), ("grid", []), ("trajectory", [where]), ("tradeoff", [])):
-        assert plot_cli.main([f"figure={figure}", f"runs={runs}", f"out={tmp_path / 'o'}", "formats=svg", *extra]) == 0
+        assert plot.main([f"figure={figure}", f"runs={runs}", f"out={tmp_path / 'o'}", "formats=svg", *extra]) == 0
     names = {"figure2", "grid", "trajectory", "tradeoff"}
     assert {path.name for path in (tmp_path / "o").iterdir()} == {f"{n}.{end}" for n in names for end in ("svg", "csv")}
     assert "shown: reweight nat 1 bndy 5, of 4 settings" in capsys.readouterr().out
@@ -406,7 +407,7 @@ def test_every_figure_is_drawn_by_the_command(runs, tmp_path, capsys):
 
 def test_collect_prints_settings_grid_and_choice_and_writes_a_table(runs, tmp_path, capsys):
     out = tmp_path / "all.csv"
-    assert collect_cli.main([f"runs={runs}", f"out={out}"]) == 0
+    assert collect.main([f"runs={runs}", f"out={out}"]) == 0
     text = capsys.readouterr().out
     lines = [line.split("  ") for line in text.splitlines()]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
@@ -416,7 +417,7 @@ def test_collect_prints_settings_grid_and_choice_and_writes_a_table(runs, tmp_pa
     assert "  sum           reweight nat 5 bndy 5" in text
     assert "alpha_nat \\ alpha_bndy     1     5" in text
     (runs / "1-5-1" / "classwise.csv").unlink()
-    assert collect_cli.main([f"runs={runs}", "where=split=validation"]) == 0
+    assert collect.main([f"runs={runs}", "where=split=validation"]) == 0
     grid = capsys.readouterr().out.split("worst-class natural error in percent, validation split\n")[1].splitlines()
     assert [line.split() for line in grid[2:4]] == [["1", "43.0", "43.0"], ["5", "39.0", "39.0"]]  # seed 0 alone
     table = pd.read_csv(out)
@@ -436,15 +437,15 @@ def test_collect_keeps_data_sets_and_recipes_apart_and_leaves_published_tables_a
     for name, rows in (("all", everything), ("other", other), ("reference", published)):
         (tmp_path / name).mkdir()
         records.write_table(tmp_path / name / "classwise.csv", rows, records.CLASSWISE_HEADER)
-    assert collect_cli.main([f"runs={tmp_path}"]) == 0
+    assert collect.main([f"runs={tmp_path}"]) == 0
     text = capsys.readouterr().out
     titles = [line.split(" split")[0] for line in text.splitlines() if "mean (sd)" in line]
     datasets = [name for name in ("a", "b", "fashion_mnist") for _ in range(2)]
     assert [title.split(",")[0] for title in titles] == datasets
     assert text.count("validation split, recipe paper\n") == text.count("validation split, recipe report\n") == 4
 
-    assert collect_cli.main([f"runs={tmp_path / 'reference'}"]) == 0
-    assert collect_cli.main([f"runs={tmp_path},{tmp_path / 'reference'}"]) == 1
+    assert collect.main([f"runs={tmp_path / 'reference'}"]) == 0
+    assert collect.main([f"runs={tmp_path},{tmp_path / 'reference'}"]) == 1
     assert "has different numbers for the same class" in capsys.readouterr().err
 
 
@@ -459,7 +460,7 @@ def test_collect_keeps_data_sets_and_recipes_apart_and_leaves_published_tables_a
 )
 def test_collect_refuses_in_one_line(runs, capsys, argument, message):
     arguments = [argument] if argument.startswith("run") else [f"runs={runs}", argument]
-    assert collect_cli.main(arguments) == 1
+    assert collect.main(arguments) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith(f"error: {message}")
     assert printed.err.count("\n") == 1
@@ -467,7 +468,7 @@ def test_collect_refuses_in_one_line(runs, capsys, argument, message):
 
 
 def test_collect_help_names_every_key(capsys):
-    assert collect_cli.main(["--help"]) == 0
+    assert collect.main(["--help"]) == 0
     text = capsys.readouterr().out
     for word in ("runs", "epsilon", "attack", "where", "out"):
         assert f"\n  {word}" in text

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frl_repro.basics.errors import UserError
 from frl_repro.data.splits import split_train_validation, split_validation, stratified_order, subset
-from frl_repro.errors import UserError
 
 labels_of_any_counts = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(torch.tensor)
 seeds = st.integers(0, 2**32)

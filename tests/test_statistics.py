@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from frl_repro.statistics import (
+from frl_repro.results.tables.statistics import (
     bootstrap,
     normalised_deviation,
     of_share,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from frl_repro import cli, sweeps
-from frl_repro.folder_lock import held
-from frl_repro.status_cli import main
+from frl_repro.basics.folder_lock import held
+from frl_repro.commands import cli
+from frl_repro.commands.status import main
+from frl_repro.runs import sweeps
 from test_cli import TINY, call
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +115,7 @@ def test_a_mistake_is_one_line(arguments, message, in_tmp, capsys):
 def test_a_look_at_the_lock_never_refuses_a_run(tmp_path):
     """Who looks holds the lock for microseconds; who wants it asks again."""
     looking = (
-        "import sys, pathlib; from frl_repro.folder_lock import is_held\n"
+        "import sys, pathlib; from frl_repro.basics.folder_lock import is_held\n"
         "print(flush=True)\nwhile True: is_held(pathlib.Path(sys.argv[1]))"
     )
     looker = subprocess.Popen([sys.executable, "-c", looking, str(tmp_path)], stdout=subprocess.PIPE)
@@ -149,7 +150,7 @@ def test_a_thousand_runs_are_listed_in_less_than_five_seconds_without_torch_and_
 
 
 def test_a_sweep_keeps_its_list_while_it_runs_and_where_it_is_killed(monkeypatch, in_tmp, capsys):
-    from frl_repro import experiment
+    from frl_repro.runs import experiment
 
     seen = []
     train = experiment.run_all

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from frl_repro.cli import check_command_line
-from frl_repro.figures import FIGURES
-from frl_repro.registration import registered_runs
+from frl_repro.commands.cli import check_command_line
+from frl_repro.results.figures import FIGURES
+from frl_repro.results.registration import registered_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 

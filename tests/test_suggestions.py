@@ -4,11 +4,12 @@ import shlex
 
 import pytest
 
-from frl_repro import cli, suggestions
-from frl_repro.config import EvaluateConfig, RunConfig, SanityConfig, all_keys
-from frl_repro.errors import UserError
-from frl_repro.keyvalue import parse_arguments
-from frl_repro.paths import CONFIG_DIR
+from frl_repro.basics import suggestions
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.paths import CONFIG_DIR
+from frl_repro.commands import cli
+from frl_repro.commands.keyvalue import parse_arguments
+from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig, all_keys
 
 TRAIN = {
     # The right key in the wrong place never leads to the base model.

@@ -17,21 +17,14 @@ import pytest
 import torch
 
 import frl_repro
-from frl_repro import (
-    atomic,
-    checkpoints,
-    cli,
-    collect_cli,
-    distributed,
-    process,
-    provenance,
-    records,
-    run_folder,
-    status_cli,
-    sweeps,
-)
+from frl_repro.basics import atomic, process, provenance, run_folder
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import cli, collect, status
 from frl_repro.data import cache
-from frl_repro.errors import UserError
+from frl_repro.models import checkpoints
+from frl_repro.models.compute import distributed
+from frl_repro.results.tables import records
+from frl_repro.runs import sweeps
 from test_cli import TINY, call
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +43,7 @@ def closing(streams, *command):
 
 def test_a_closed_stream_stops_nothing_and_no_file_takes_its_place(tmp_path):
     code = (
-        "import sys; from frl_repro import process; process.set_up(); process.set_up()\n"
+        "import sys; from frl_repro.basics import process; process.set_up(); process.set_up()\n"
         "with open(sys.argv[1], 'w') as file:\n"
         "    print('said'); print('said', file=sys.stderr, flush=True); file.write(str(file.fileno() > 2))\n"
     )
@@ -61,7 +54,7 @@ def test_a_closed_stream_stops_nothing_and_no_file_takes_its_place(tmp_path):
 
 
 def test_what_the_encoding_lacks_is_shown_by_its_code():
-    code = "import sys; from frl_repro import process; process.set_up(); print(sys.argv[1])"
+    code = "import sys; from frl_repro.basics import process; process.set_up(); print(sys.argv[1])"
     command = [sys.executable, "-c", code, b"caf\xe9 \xe7\x8c\xab"]
     done = subprocess.run(command, capture_output=True, env=SOURCE | {"PYTHONIOENCODING": "ascii"}, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"caf\\udce9 \\u732b\n", b"")
@@ -90,7 +83,7 @@ def test_a_sweep_runs_for_an_unknown_user_without_a_home_whose_reader_leaves_and
         "import pwd, sys\n"
         "def unknown(uid): raise KeyError(uid)\n"
         "pwd.getpwuid = unknown\n"
-        "from frl_repro import cli\n"
+        "from frl_repro.commands import cli\n"
         "sys.exit(cli.main())\n"
     )
     environment = {name: value for name, value in SOURCE.items() if name not in ("HOME", *USER_VARIABLES)}
@@ -139,7 +132,7 @@ def test_without_a_home_folder_data_are_prepared_and_not_kept(in_tmp, caplog):
     assert not list(in_tmp.iterdir())
 
 
-@pytest.mark.parametrize("main", [cli.main, lambda: status_cli.main([])])
+@pytest.mark.parametrize("main", [cli.main, lambda: status.main([])])
 def test_a_deleted_working_folder_is_one_line(main, tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -153,7 +146,8 @@ def test_a_deleted_working_folder_is_one_line(main, tmp_path, monkeypatch, capsy
 
 def test_a_worker_ends_with_its_parent():
     worker = (
-        "import time; from frl_repro import process; process.end_with_parent(); print('up', flush=True); time.sleep(99)"
+        "import time; from frl_repro.basics.process import end_with_parent; "
+        "end_with_parent(); print('up', flush=True); time.sleep(99)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, env=SOURCE) as process_:
@@ -248,13 +242,13 @@ def test_a_clock_that_is_set_back_changes_no_time_left(tmp_path, monkeypatch):
 
 
 def read_outcomes(path):
-    from frl_repro.outcomes import read_outcomes as read
+    from frl_repro.results.tables.outcomes import read_outcomes as read
 
     return read(path)
 
 
 def read_examples(path):
-    from frl_repro.examples import read_examples as read
+    from frl_repro.results.tables.examples import read_examples as read
 
     return read(path)
 
@@ -287,9 +281,9 @@ def test_commands_name_a_pipe_in_place_of_a_runs_notes_or_table(in_tmp, monkeypa
         (folder / name).unlink()
         os.mkfifo(folder / name)
     capsys.readouterr()
-    assert status_cli.main([]) == 3
+    assert status.main([]) == 3
     assert "damaged" in capsys.readouterr().out
-    for command in (lambda: call(monkeypatch, *TINY), lambda: collect_cli.main([])):
+    for command in (lambda: call(monkeypatch, *TINY), lambda: collect.main([])):
         assert command() == 1
         assert capsys.readouterr().err.endswith("is no file but a pipe or a device: remove it\n")
 
@@ -346,7 +340,7 @@ def test_an_output_folder_whose_name_is_no_utf8_holds_a_whole_run(in_tmp, monkey
     assert call(monkeypatch, f"output_dir='{name}'", *TINY) == 0, capsys.readouterr().err
     (done,) = Path(name).glob("*/done.json")
     assert json.loads((done.parent / "run.json").read_bytes())["config"]["output_dir"] == name
-    assert collect_cli.main([f"runs={name}"]) == 0
+    assert collect.main([f"runs={name}"]) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------

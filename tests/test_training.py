@@ -11,16 +11,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from frl_repro import checkpoints, objectives, origin, report_code, streams
 from frl_repro.attacks import pgd
-from frl_repro.backends import TORCH, choose_backend
+from frl_repro.basics import streams
+from frl_repro.basics.errors import UserError
 from frl_repro.data import Split
 from frl_repro.data.synthetic import load_synthetic
-from frl_repro.errors import UserError
-from frl_repro.evaluate import evaluate
-from frl_repro.models import LeNet5, build_model
-from frl_repro.native import lenet5 as native
-from frl_repro.trainer import Diverged, learning_rate_at, train_epoch
+from frl_repro.evaluation.evaluate import evaluate
+from frl_repro.models import LeNet5, build_model, checkpoints, origin
+from frl_repro.models.compute.backends import TORCH, choose_backend
+from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.training import objectives, report_code
+from frl_repro.training.trainer import Diverged, learning_rate_at, train_epoch
 
 CPU = torch.device("cpu")
 

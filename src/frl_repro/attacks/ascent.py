@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro.attacks.linf import project
-from frl_repro.predictions import is_wrong
+from frl_repro.attacks.predictions import is_wrong
 
 
 class Ascend(Protocol):

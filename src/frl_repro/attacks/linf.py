@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from frl_repro.errors import UserError
+from frl_repro.basics.errors import UserError
 
 
 def check_images(x: Tensor) -> None:

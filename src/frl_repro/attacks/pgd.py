@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from frl_repro.attacks.ascent import Ascend, Logits, ascend, evaluation_mode, logits
 from frl_repro.attacks.linf import check_images, per_sample, random_start
-from frl_repro.errors import UserError
-from frl_repro.predictions import is_wrong
+from frl_repro.attacks.predictions import is_wrong
+from frl_repro.basics.errors import UserError
 
 Objective = Literal["cross_entropy", "kl"]
 OBJECTIVES: tuple[Objective, ...] = ("cross_entropy", "kl")

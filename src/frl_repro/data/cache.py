@@ -10,10 +10,10 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from frl_repro.atomic import write_bytes
-from frl_repro.errors import is_out_of_memory
-from frl_repro.paths import user_cache
-from frl_repro.regular_files import check_regular
+from frl_repro.basics.atomic import write_bytes
+from frl_repro.basics.errors import is_out_of_memory
+from frl_repro.basics.paths import user_cache
+from frl_repro.basics.regular_files import check_regular
 
 logger = logging.getLogger(__name__)
 

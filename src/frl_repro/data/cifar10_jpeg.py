@@ -12,11 +12,11 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from frl_repro.basics.errors import UserError
 from frl_repro.data.cache import cache_folder, load_tensors, store_tensors
 from frl_repro.data.dataset import Split
 from frl_repro.data.image_folder import SPLITS, Listing, decode_listing, list_folder, splits_of
 from frl_repro.data.pictures import Wanted
-from frl_repro.errors import UserError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_FILES = {"train": 5000, "test": 1000}  # of each class

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from frl_repro.atomic import write_bytes
+from frl_repro.basics.atomic import write_bytes
+from frl_repro.basics.errors import UserError
 from frl_repro.data.cache import cache_folder, load_tensors, store_tensors
 from frl_repro.data.dataset import Split
 from frl_repro.data.fetch import PACKAGE_FOLDER, PACKAGE_NAME, FetchError, fetch_with_apt, fetch_with_torchvision
 from frl_repro.data.idx import KnownContent, parse_idx, read_checked
-from frl_repro.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from frl_repro.errors import UserError
+from frl_repro.basics.errors import UserError
 
 UNSIGNED_BYTE = 0x08  # type code of the IDX format, third byte of the file
 

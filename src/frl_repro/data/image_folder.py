@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from frl_repro.basics.errors import UserError
 from frl_repro.data.cache import cache_folder, load_tensors, store_tensors
 from frl_repro.data.dataset import Split
 from frl_repro.data.pictures import NUM_THREADS, Wanted, decode_all, read_picture
-from frl_repro.errors import UserError
 
 logger = logging.getLogger(__name__)
 

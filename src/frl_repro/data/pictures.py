@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from frl_repro.errors import UserError
-from frl_repro.progress import bar
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.progress import bar
 
 MIN_SIDE = 8  # pixels; no model takes less
 # Pillow would try every format it knows, whatever a file's name: PostScript, say, runs another program.

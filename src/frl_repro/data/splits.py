@@ -6,8 +6,8 @@ Nothing here reads or changes the global random state, so the split stays the sa
 import torch
 from torch import Tensor
 
-from frl_repro.errors import UserError
-from frl_repro.progress import LOGGER
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.progress import LOGGER
 
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from frl_repro.basics.errors import UserError
 from frl_repro.data.dataset import Split
-from frl_repro.errors import UserError
 
 IMAGE_SIDE = 32
 PATTERN_SIDE = 4  # patterns are drawn on a 4x4 grid and enlarged, so that they survive convolutions and pooling

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frl_repro.basics.errors import UserError, is_out_of_memory
 from frl_repro.data.cache import cache_folder, load_tensors, store_tensors
 from frl_repro.data.dataset import Split
 from frl_repro.data.fetch import FetchError, fetching, in_one_line
-from frl_repro.errors import UserError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

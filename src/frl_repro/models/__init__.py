@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from frl_repro.errors import UserError
+from frl_repro.basics.errors import UserError
 from frl_repro.models.lenet5 import IMAGE_SIZE as LENET5_IMAGE_SIZE
 from frl_repro.models.lenet5 import LeNet5
 from frl_repro.models.normalise import Normalise

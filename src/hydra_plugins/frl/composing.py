@@ -16,7 +16,7 @@ Job = tuple[str, DictConfig]
 
 
 class ComposingLauncher(Launcher):
-    """Hands out the jobs of a sweep; what does them is the task that `frl_repro.cli` makes, or its attributes.
+    """Hands out the jobs of a sweep; what does them is the task that `frl_repro.commands.cli` makes, or its attributes.
 
     ``together`` takes all jobs at once; ``work`` does jobs anywhere, also on another machine, and returns what became
     of them, and ``note`` takes that down here.
@@ -27,7 +27,7 @@ class ComposingLauncher(Launcher):
         if not hasattr(task_function, "work"):
             raise HydraException("this launcher serves the programs of frl_repro alone")
         self._context, self._config = hydra_context, config
-        self._task: Any = task_function  # of `frl_repro.cli`, with its attributes
+        self._task: Any = task_function  # of `frl_repro.commands.cli`, with its attributes
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return all settings of a job, Hydra's own among them."""

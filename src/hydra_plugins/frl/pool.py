@@ -24,7 +24,7 @@ from hydra.core.utils import JobReturn, setup_globals
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from frl_repro.paths import in_home
+from frl_repro.basics.paths import in_home
 from hydra_plugins.frl.composing import ComposingLauncher, Job, ended
 
 RAY: dict[str, Any] = {
@@ -94,7 +94,7 @@ def do(work: Work) -> list[dict[str, Any]]:
     Nothing is done by another program than the one that was checked: jobs may wait for hours while its files change,
     and machines may have installations of their own.
     """
-    from frl_repro import sameness  # noqa: PLC0415 (it reads the whole program)
+    from frl_repro.basics import sameness  # noqa: PLC0415 (it reads the whole program)
 
     found = sameness.difference(work.code, sameness.code())
     if found is not None:
@@ -129,7 +129,7 @@ class PoolLauncher(ComposingLauncher):
         setup_globals()
         # Processes that start anew find the package where this one has it.
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
-        from frl_repro import sameness  # noqa: PLC0415
+        from frl_repro.basics import sameness  # noqa: PLC0415
 
         code = sameness.code()
         work = [Work(self._task.work, [job], str(Path.cwd()), code) for job in self._jobs(job_overrides)]

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=checked`: the jobs of a sweep as `frl_repro.cli` has composed and checked them."""
+"""`hydra/sweeper=checked`: the jobs of a sweep as `frl_repro.commands.cli` has composed and checked them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,281 @@
+"""``scripts/report.py``: verdicts on the claims, figures, tables of the documentation and the HTML page, from tables.
+
+pandas and matplotlib are imported where they are needed, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.paths import in_home
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import (
+    ATTACK_HELP,
+    EPSILON_HELP,
+    TOP_HELP,
+    WHERE_HELP,
+    choice,
+    parse_epsilon,
+    run,
+    usage_text,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pandas import DataFrame
+
+    from frl_repro.results.report.claims import Finding
+    from frl_repro.results.report.page import Grid, Picture
+    from frl_repro.results.report.study import Study
+
+_DEFAULT_RUNS, _DEFAULT_OUT = "outputs", "outputs/report"
+_SWITCH = {"true": True, "false": False}
+
+_KEYS = {
+    "runs": f"folder of finished runs (searched recursively), or a comma-separated list of them   [{_DEFAULT_RUNS}]",
+    "epsilon": EPSILON_HELP,
+    "attack": ATTACK_HELP,
+    "where": f"{WHERE_HELP}, for example model=lenet5   [all]",
+    "top": TOP_HELP,
+    "out": f"folder for report.html, claims.csv and figures   [{_DEFAULT_OUT}]",
+    "figures": "false leaves figure files as they are; the page has its figures either way   [true]",
+    "docs": "comma-separated folders whose Markdown pages get their marked tables anew   [none]",
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A figure of the report: what it is drawn from, where its files go, how the page calls it."""
+
+    figure: str
+    folder: str
+    title: str
+    where: str = ""
+
+
+_FIGURES = (
+    _Place("1", "exp1", "Experiment 1: natural against adversarial training"),
+    _Place("2", "exp2", "Experiment 2: reweight"),
+    _Place("trajectory", "exp2", "How reweight steers: class weights over the epochs", "method=reweight"),
+    _Place("grid", "exp2", "Reweight over the alphas", "method=reweight"),
+    _Place("3", "exp3", "Experiment 3: remargin"),
+    _Place("4", "exp4", "Experiment 4: reweight and remargin combined"),
+    _Place("settings", "controls", "Every setting on seed 0", "recipe=report,seed=0"),
+    _Place("tradeoff", "exp4", "Average against worst-class robust accuracy, one point a run"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report that ``argv`` (default: the command line) asks for; returns the exit code.
+
+    A mistake of the user or of the file system is one line on stderr and exit code 1.
+    """
+    return run(argv, keys=_KEYS, usage=_usage, act=_report)
+
+
+def _report(given: dict[str, str]) -> str:
+    from frl_repro.basics.atomic import write_text
+    from frl_repro.results import DEFAULT_TOP
+    from frl_repro.results.report import markdown
+    from frl_repro.results.report.autoattack import autoattack_grids
+    from frl_repro.results.report.claims import CLAIM_COLUMNS, claim_rows, judge
+    from frl_repro.results.report.page import render
+    from frl_repro.results.report.sanity import sanity_grids, sanity_pictures, sanity_table
+    from frl_repro.results.report.study import load_study, study_rows
+    from frl_repro.results.tables.records import find_tables, read_policy, write_table
+    from frl_repro.results.tables.sanity_rules import SANITY_FILE
+    from frl_repro.results.tables.selection import select_attack
+    from frl_repro.results.tables.variants import with_variants
+
+    runs = given.get("runs", _DEFAULT_RUNS)
+    where = given.get("where", "")
+    out = Path(in_home(given.get("out", _DEFAULT_OUT)))
+    draws_files = _SWITCH[choice("figures", given.get("figures", "true").lower(), _SWITCH)]
+    docs = _folders(given.get("docs", ""))
+    epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
+    top = whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP
+    study = load_study(runs, epsilon=epsilon, attack=given.get("attack"), where=where)
+    findings = judge(study)
+
+    df, _ = study_rows(runs, where)
+    policies = _found(runs, "policy.csv")
+    policy = with_variants(read_policy(policies), find_tables(runs)) if policies else df.iloc[:0]
+    policy = policy[policy["run_id"].isin(df["run_id"]) & (policy["dataset"] == df["dataset"].iloc[0])]
+    pictures, written = _pictures(df, policy, study, out if draws_files else None, top=top)
+    shown, files_of_shown = _examples(runs, study, out if draws_files else None)
+    pictures, written = pictures + shown, written + files_of_shown
+    sanity_files = _found(runs, SANITY_FILE)
+    page = render(
+        study,
+        findings,
+        [*pictures, *sanity_pictures(sanity_files)],
+        all_rows=df,
+        settings=_settings(df, study),
+        checks=[*autoattack_grids(runs, study), *sanity_grids(sanity_files)],
+        runs=runs,
+        deviations=_deviations(docs),
+        top=top,
+    )
+    write_text(out / "report.html", page)
+    write_table(out / "claims.csv", claim_rows(findings), CLAIM_COLUMNS)
+    written += [out / "report.html", out / "claims.csv"]
+    tables = markdown.all_tables(select_attack(df, study.attack), policy, findings)
+    tables["sanity"] = lambda: sanity_table(sanity_files)
+    for path in (path for folder in docs for path in sorted(folder.rglob("*.md"))):
+        text = markdown.rewrite(path, tables)
+        if text != path.read_text(encoding="utf-8"):
+            write_text(path, text)
+            written.append(path)
+    notes = "".join(f"{note}\n" for note in study.notes)
+    return _verdicts(findings) + notes + "".join(f"wrote {path}\n" for path in written)
+
+
+def _folders(text: str) -> list[Path]:
+    folders = [Path(in_home(part.strip())) for part in text.split(",") if part.strip()]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"docs={folder}: no such folder")
+    return folders
+
+
+def _found(runs: str, name: str) -> list[Path]:
+    """Files of a name that not every study has."""
+    from frl_repro.results.tables.records import find_tables
+
+    try:
+        return find_tables(runs, name)
+    except UserError:
+        return []
+
+
+def _pictures(
+    df: DataFrame, policy: DataFrame, study: Study, out: Path | None, *, top: int
+) -> tuple[list[Picture], list[Path]]:
+    """Draw every figure that the tables hold enough for; with ``out`` write their files as well."""
+    from frl_repro.results.figures import FIGURES, draw
+    from frl_repro.results.figures.style import save
+    from frl_repro.results.report.page import Picture, alt_text, svg_of
+    from frl_repro.results.tables.records import write_frame
+    from frl_repro.results.tables.selection import select_where
+
+    pictures: list[Picture] = []
+    written: list[Path] = []
+    for place in _FIGURES:
+        entry = FIGURES[place.figure]
+        rows = df if entry.table == "classwise.csv" else policy
+        try:
+            chosen = select_where(rows, place.where)
+            drawing = draw(entry, chosen, epsilon=study.epsilon, attack=study.attack, top=top)
+        except UserError:
+            continue  # the tables do not hold this experiment
+        pictures.append(
+            Picture(
+                place.figure, place.title, svg_of(drawing.figure), alt_text(place.title, drawing.numbers), drawing.note
+            )
+        )
+        if out is not None:
+            folder = out / place.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"figure{place.figure}" if place.figure.isdigit() else place.figure
+            write_frame(folder / f"{name}.csv", drawing.numbers)
+            written += [*save(drawing.figure, folder, name), folder / f"{name}.csv"]
+    return pictures, written
+
+
+def _examples(runs: str, study: Study, out: Path | None) -> tuple[list[Picture], list[Path]]:
+    """Draw the study's example images that stand among the tables; with ``out`` write their files as well.
+
+    They go where the images stand below ``runs``, taken from ``out``.
+    """
+    from frl_repro.results.figures.examples import examples_figure, examples_numbers
+    from frl_repro.results.figures.style import save
+    from frl_repro.results.report.page import Picture, alt_text, svg_of
+    from frl_repro.results.tables.examples import EXAMPLES_FILE, read_examples
+
+    pictures: list[Picture] = []
+    written: list[Path] = []
+    for path in _found(runs, EXAMPLES_FILE):
+        examples = read_examples(path)
+        if not study.is_about(examples.about):
+            continue
+        title = f"Images before and after the attack: {examples.about['method']}"
+        alt = alt_text(title, examples_numbers(examples))
+        pictures.append(Picture(f"examples-{path.parent.name}", title, svg_of(examples_figure(examples)), alt))
+        if out is not None:
+            folder = out / _below(path.parent, runs)
+            folder.mkdir(parents=True, exist_ok=True)
+            # Anew: the layout of images moves when a figure is drawn twice, and scripts/plot.py draws it once.
+            written += save(examples_figure(examples), folder, path.stem)
+    return pictures, written
+
+
+def _below(folder: Path, runs: str) -> Path:
+    """Where a folder lies below the one of ``runs`` that holds it; its name where none does."""
+    tops = [Path(in_home(part.strip())) for part in (runs, *runs.split(","))]
+    return next((folder.relative_to(top) for top in tops if folder.is_relative_to(top)), Path(folder.name))
+
+
+def _settings(df: DataFrame, study: Study) -> Grid:
+    """Every setting on the test split, the models before retraining among them."""
+    from frl_repro.results.report.page import settings_grid
+    from frl_repro.results.tables.selection import BEFORE, by_setting, of_setting, setting_name, summary, with_bases
+
+    runs = with_bases(summary(df, epsilon=study.epsilon, attack=study.attack))
+    test = runs[runs["split"] == "test"]
+    table = by_setting(test)
+    rows = [row for _, row in table.iterrows()]
+    errors = [_class_errors(df, test[of_setting(test, row)], study) for row in rows]
+    bases = [of_row for row, of_row in zip(rows, errors, strict=True) if row["method"] == BEFORE]
+    return settings_grid(table, [setting_name(row) for row in rows], errors, baseline=bases[0] if bases else None)
+
+
+def _class_errors(df: DataFrame, runs: DataFrame, study: Study) -> list[float]:
+    """Mean robust error of each class over runs given by `summary`, at the moment that their ``epoch`` names."""
+    from frl_repro.results.tables.records import select_epsilon, select_split
+    from frl_repro.results.tables.selection import select_attack
+
+    rows = select_attack(select_epsilon(select_split(df, "test"), study.epsilon), study.attack)
+    chosen = rows.merge(runs[["run_id", "epoch"]].drop_duplicates())
+    return [float(value) for value in chosen.groupby("class_id")["robust_error"].mean()]
+
+
+def _deviations(docs: Sequence[Path]) -> str:
+    found = [folder / "deviations.md" for folder in docs if (folder / "deviations.md").is_file()]
+    return found[0].read_text(encoding="utf-8") if found else ""
+
+
+def _verdicts(findings: Sequence[Finding]) -> str:
+    """The claims as text for people."""
+    lines = []
+    for finding in findings:
+        lines.append(f"claim {finding.claim.number}: {finding.verdict.upper()}. {finding.claim.text}")
+        if finding.missing:
+            lines.append(f"    no runs of {', '.join(finding.missing)}: {finding.claim.command}")
+        for one in finding.evidence:
+            interval, unit = one.over_seeds, "points" if one.criterion.unit == "points" else "%"
+            said = {True: "holds", False: "does not hold", None: "too few seeds"}[one.holds]
+            lines.append(
+                f"    {said}: {one.criterion.text} ({one.class_name}): {100 * interval.estimate:+.1f} {unit} "
+                f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}] over seeds {', '.join(map(str, one.seeds))}"
+            )
+            if one.over_images is not None:
+                lines.append(
+                    f"        over test images [{100 * one.over_images.low:.1f}, {100 * one.over_images.high:.1f}]"
+                )
+        lines += [f"    {remark}" for remark in finding.remarks]
+    return "\n".join(lines) + "\n"
+
+
+def _usage() -> str:
+    program = program_name()
+    return usage_text(
+        "Judge the report's claims by the tables of finished runs, and write them, with all figures, as one HTML page.",
+        program=program,
+        keys=_KEYS,
+        sections={"examples": f"  {program}\n  {program} runs=outputs/exp1,outputs/exp2 epsilon=8/255 out=my_report"},
+    )

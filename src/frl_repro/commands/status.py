@@ -1,0 +1,201 @@
+"""``scripts/status.py``: which runs are done, running, failed, stopped or still waiting. Reads folders only."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from frl_repro.basics.errors import UserError, one_line
+from frl_repro.basics.folder_lock import LOCK_FILE, is_held
+from frl_repro.basics.paths import in_home
+from frl_repro.basics.run_folder import (
+    DONE_FILE,
+    PREVIOUS_STATE_FILE,
+    RUN_FILE,
+    STATE_FILE,
+    check_finished,
+    read_object,
+    state_header,
+    walk,
+)
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import choice, run, usage_text
+from frl_repro.runs.sweeps import FAILED_FILE, PLAN_PATTERN, duration, read_list, read_plan
+
+_KEYS = {
+    "runs": "folder (searched recursively), or a comma-separated list of them   [outputs]",
+    "show": "open: runs that are not done; all; none: the counts alone   [open]",
+    "verify": "true: compare the files of finished runs with their checksums   [false]",
+}
+_PUBLISHED = "reference"  # folder in outputs/ that holds committed tables
+
+_STATES = ("done", "running", "failed", "damaged", "stopped", "waiting")
+_TROUBLE, _OPEN = ("failed", "damaged"), ("running", "stopped", "waiting")
+_EXIT_OPEN, _EXIT_TROUBLE = 2, 3
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a folder says of its run.
+
+    Attributes
+    ----------
+    state : str
+        One of ``_STATES``.
+    progress : str
+        ``"3/15"``: epochs trained and asked for.
+    changed : float or None
+        When the folder last changed, in seconds since 1970.
+    note : str
+        Why it failed, or what is damaged.
+    """
+
+    folder: Path
+    state: str
+    progress: str = ""
+    changed: float | None = None
+    note: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show what ``argv`` (default: the command line) asks for; returns the exit code."""
+    return run(argv, keys=_KEYS, usage=_usage, act=_status)
+
+
+def _status(given: dict[str, str]) -> tuple[str, int]:
+    text = given.get("runs", "outputs")
+    folders = [Path(in_home(part)) for part in ([text] if Path(text).exists() else text.split(","))]
+    show = choice("show", given.get("show", "open"), ("open", "all", "none"))
+    verify = choice("verify", given.get("verify", "false"), ("true", "false")) == "true"
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"runs={folder}: no such folder")
+    runs = sorted({run.folder: run for folder in folders for run in _runs_below(folder, verify=verify)}.items())
+    found = [run for _, run in runs]
+    counts = {state: sum(run.state == state for run in found) for state in _STATES}
+    shown = [run for run in found if show == "all" or (show == "open" and run.state != "done")]
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    lines = [f"{len(found)} runs under {text}: {summary}" if found else f"no runs under {text}"]
+    if shown:
+        lines += ["", _table(shown)]
+    if any(counts[state] for state in _TROUBLE):
+        code = _EXIT_TROUBLE
+    else:
+        code = _EXIT_OPEN if any(counts[state] for state in _OPEN) else 0
+    return "\n".join(lines) + "\n", code
+
+
+def _runs_below(top: Path, *, verify: bool) -> Iterator[_Run]:
+    """Yield what is known of every run below a folder, and of those that lists of sweeps name."""
+    reasons: dict[Path, str] = {}
+    planned: set[Path] = set()
+    found: dict[Path, _Run] = {}
+    lists: list[Path] = []
+    for here, folders, files in walk(top):
+        if RUN_FILE in files:
+            folders.clear()  # a run's own subfolders hold no runs
+            run = _run_in(here, files, verify=verify)
+            if run is not None:
+                found[here] = run
+            continue
+        folders[:] = sorted(name for name in folders if name != _PUBLISHED)
+        lists += [here / name for name in files if name == FAILED_FILE or Path(name).match(PLAN_PATTERN)]
+    for path in lists:
+        try:
+            if path.name == FAILED_FILE:
+                for entry in read_list(path):
+                    folder = entry.get("run") or entry.get("job", "unknown job")
+                    reasons[_beside(path, str(folder))] = str(entry.get("reason"))
+            else:
+                planned |= {_beside(path, name) for name in read_plan(path)}
+        except (UserError, OSError) as problem:
+            found[path] = _Run(path, "damaged", note=str(problem))
+    for folder, why in reasons.items():
+        known = found.get(folder, _Run(folder, "stopped"))
+        if known.state == "stopped":  # else it has been repeated since, or is being repeated
+            found[folder] = _Run(folder, "failed", known.progress, known.changed, why)
+    for folder in planned - found.keys():
+        if not (folder / RUN_FILE).exists():  # outside the folder that was searched
+            found[folder] = _Run(folder, "waiting")
+    yield from found.values()
+
+
+def _beside(path: Path, name: str) -> Path:
+    return Path(os.path.normpath(path.parent / name))
+
+
+def _run_in(folder: Path, files: Sequence[str], *, verify: bool) -> _Run | None:
+    """Return what a folder says of its run; None where it holds a measurement of a checkpoint."""
+    try:
+        recorded = read_object(folder / RUN_FILE)
+        if "config_hash" not in recorded and "config" in recorded:
+            return None
+        changed = max(_changed(folder / name) for name in ["", *files] if name != LOCK_FILE)  # it is renewed anyway
+        num_epochs = _num_epochs(recorded)
+        if DONE_FILE in files:
+            if verify:
+                check_finished(folder)
+            return _Run(folder, "done", f"{num_epochs}/{num_epochs}", changed)
+        name = STATE_FILE if STATE_FILE in files else PREVIOUS_STATE_FILE
+        epoch: object = 0
+        if name in files:
+            epoch = (state_header(folder / name) or {}).get("epoch", "?")
+        return _Run(folder, "running" if is_held(folder) else "stopped", f"{epoch}/{num_epochs}", changed)
+    except (UserError, OSError) as problem:
+        return _Run(folder, "damaged", note=str(problem))
+
+
+def _num_epochs(recorded: dict[str, object]) -> object:
+    config = recorded.get("config")
+    if isinstance(config, dict):
+        part = config.get("retrain") or config
+        trainer = part.get("trainer") if isinstance(part, dict) else None
+        if isinstance(trainer, dict):
+            num_epochs = trainer.get("num_epochs")
+            return num_epochs if isinstance(num_epochs, int) else "?"
+    return "?"
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a temporary file that has taken its place meanwhile
+        return 0.0
+
+
+def _table(runs: Sequence[_Run]) -> str:
+    """Return a line for each run: what is done about it, how far it is, how long ago it changed."""
+    now = time.time()
+    rows = [("state", "epoch", "changed", "run")]
+    for item in sorted(runs, key=lambda item: (_STATES.index(item.state), item.folder)):
+        ago = "" if item.changed is None else f"{duration(max(0.0, now - item.changed))} ago"
+        rows.append((item.state, item.progress, ago, str(item.folder)))
+        if item.note:
+            rows.append(("", "", "", f"  {one_line(item.note)}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{s:<{widths[0]}}  {e:>{widths[1]}}  {c:>{widths[2]}}  {r}".rstrip() for s, e, c, r in rows]
+    return "\n".join(lines)
+
+
+def _usage() -> str:
+    program = program_name()
+    return usage_text(
+        "Show which runs are done, running, failed, stopped half-way or still waiting. Reads folders only.",
+        program=program,
+        keys=_KEYS,
+        sections={
+            "states": (
+                "  done      complete\n"
+                "  running   a process works on it now\n"
+                "  failed    the last sweep gave a reason (failed.json)\n"
+                "  damaged   a file is not what was written (verify=true looks into finished runs)\n"
+                "  stopped   interrupted; the same command continues after the epoch shown\n"
+                "  waiting   a sweep that was begun will come to it (sweep-*.json)"
+            ),
+            "exit code": "  0 all done, 1 mistake, 2 some running, stopped or waiting, 3 some failed or damaged",
+            "examples": f"  {program}\n  {program} runs=outputs/exp2 show=all verify=true",
+        },
+    )

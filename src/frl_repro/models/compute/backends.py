@@ -1,0 +1,203 @@
+"""Who does the heavy arithmetic: PyTorch for every model and device, native code for LeNet-5 on the processor.
+
+A backend answers four questions: the logits of images, the same differentiable with respect to the parameters, or
+with respect to the images, and the steps of an attack. Losses are written once, in PyTorch, on the logits. Which
+backend answers changes speed, and numbers only by rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frl_repro import attacks
+from frl_repro.attacks import Ascend
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.progress import LOGGER
+from frl_repro.models import LeNet5
+from frl_repro.models.compute.graphs import GraphedAscend
+from frl_repro.models.compute.memory import Parts, ascend_in_parts, logits_in_parts
+from frl_repro.models.compute.native import lenet5 as native
+
+# How far a gradient's sum over the classes may be from zero: a share of its magnitudes, and what is left of the
+# difference of two numbers near 1, of which cross-entropy's gradient consists where the network is sure.
+_ZERO_SUM_SHARE, _ZERO_SUM_ROUNDING = 1e-4, 1e-6
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of functions that do the arithmetic, of one model or of the `frl_repro.models.ModelStack` of several runs.
+
+    Attributes
+    ----------
+    name : str
+        ``"torch"`` or ``"native"``.
+    logits : callable (model, x) -> Tensor
+        x (N, C, H, W) to logits (N, K), without gradients; the model is in evaluation mode.
+    forward : callable (model, x) -> Tensor
+        x to logits that can be differentiated with respect to the model's parameters (not x); in the model's own mode.
+    forward_of_images : callable (model, x) -> Tensor
+        x to logits that can be differentiated with respect to x (not the parameters), for attacks of other libraries.
+        The loss must not change when a constant is added to all logits of an image, as differences of logits,
+        cross-entropy and DLR do not: native code differentiates no other.
+    ascend : Ascend
+        The steps of an attack.
+    """
+
+    name: str
+    logits: Callable[[nn.Module, Tensor], Tensor]
+    forward: Callable[[nn.Module, Tensor], Tensor]
+    forward_of_images: Callable[[nn.Module, Tensor], Tensor]
+    ascend: Ascend
+
+
+def _torch_forward(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    return logits
+
+
+_PARTS = Parts()
+TORCH = Backend(
+    name="torch",
+    logits=logits_in_parts(attacks.logits, _PARTS),
+    forward=_torch_forward,
+    forward_of_images=_torch_forward,
+    ascend=ascend_in_parts(attacks.ascend, _PARTS),
+)
+# One for all runs: they share what it has recorded.
+CUDA = dataclasses.replace(TORCH, ascend=ascend_in_parts(GraphedAscend(), _PARTS))
+
+
+def _native_logits(model: nn.Module, x: Tensor) -> Tensor:
+    return native.logits(list(model.parameters()), x, num_threads=torch.get_num_threads())
+
+
+def _native_ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor,
+    start: Tensor,
+    epsilon: float | Tensor,
+    step_size: float | Tensor,
+    *,
+    num_steps: int,
+    early_stop: bool,
+) -> Tensor:
+    return native.pgd(
+        list(model.parameters()),
+        x,
+        target,
+        start=start,
+        epsilon=_one_per_sample(epsilon, x),
+        step_size=_one_per_sample(step_size, x),
+        num_steps=num_steps,
+        early_stop=early_stop,
+        labels=y,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def _one_per_sample(value: float | Tensor, x: Tensor) -> Tensor:
+    return value.flatten() if isinstance(value, Tensor) and value.ndim > 0 else x.new_full((len(x),), float(value))
+
+
+class _NativeForward(torch.autograd.Function):
+    """Logits whose backward pass is the native one; it repeats the forward pass, which costs a third of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
+        return native.logits(parameters, x, num_threads=torch.get_num_threads())
+
+    @staticmethod
+    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        gradients = native.parameter_gradients(parameters, x, logits_gradients[0], num_threads=torch.get_num_threads())
+        return None, *gradients
+
+
+def _native_forward(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = _NativeForward.apply(x, *model.parameters())  # type: ignore[no-untyped-call]
+    return logits
+
+
+class _NativeForwardOfImages(torch.autograd.Function):
+    """Logits whose backward pass gives the native gradient with respect to the images; it repeats the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
+        return native.logits(parameters, x, num_threads=torch.get_num_threads())
+
+    @staticmethod
+    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        given = logits_gradients[0]
+        if (given.sum(1).abs() > _ZERO_SUM_SHARE * given.abs().sum(1) + _ZERO_SUM_ROUNDING).any():
+            raise ValueError("native input gradients are of losses that do not change when all logits of an image do")
+        # Native code differentiates cross-entropy against a target t. By the logits that is softmax * sum(t) - t: the
+        # given gradient for t = -given, whose sum is zero.
+        _, gradient = native.logits_and_input_gradient(parameters, x, -given, num_threads=torch.get_num_threads())
+        return gradient, *[None] * len(parameters)
+
+
+def _native_forward_of_images(model: nn.Module, x: Tensor) -> Tensor:
+    parameters = [parameter.detach() for parameter in model.parameters()]
+    logits: Tensor = _NativeForwardOfImages.apply(x, *parameters)  # type: ignore[no-untyped-call]
+    return logits
+
+
+NATIVE = Backend(
+    name="native",
+    logits=logits_in_parts(_native_logits, _PARTS),
+    forward=_native_forward,
+    forward_of_images=_native_forward_of_images,
+    ascend=ascend_in_parts(_native_ascend, _PARTS),
+)
+
+
+def choose_backend(name: str, model: nn.Module, device: torch.device, *, only_torch: str | None = None) -> Backend:
+    """Return the backend for a model on a device.
+
+    Parameters
+    ----------
+    name : {"auto", "torch", "native"}
+        ``auto`` takes native code where it serves, and PyTorch with one logged line where it could but does not build.
+    model : nn.Module
+    device : torch.device
+    only_torch : str, optional
+        A setting that native code does not follow.
+
+    Raises
+    ------
+    UserError
+        ``native`` was asked for and cannot be had.
+    """
+    if name == "native" and only_torch is not None:
+        raise UserError(f"backend=native does not follow {only_torch}; use backend=torch")
+    serves = only_torch is None and isinstance(model, LeNet5) and model.conv1.in_channels == 1 and device.type == "cpu"
+    if name == "torch" or (name == "auto" and not serves):
+        return CUDA if device.type == "cuda" else TORCH
+    if not serves:
+        raise UserError("backend=native serves LeNet-5 with one input channel on the CPU; use backend=auto")
+    try:
+        native.library()
+    except native.NativeUnavailable as reason:
+        if name == "native":
+            raise UserError(f"backend=native: {reason}") from None
+        _say_once(f"native backend not available, PyTorch takes over: {reason}")
+        return TORCH
+    return NATIVE
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Log what holds for all runs of this process."""
+    LOGGER.info("%s", message)

@@ -1,5 +1,0 @@
-"""Native CPU backends: C++ compiled on first use with the machine's own compiler."""
-
-from frl_repro.native.build import NativeUnavailable
-
-__all__ = ["NativeUnavailable"]

@@ -1,0 +1,120 @@
+"""Heat maps over two step lengths: worst-class natural and robust error after retraining."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from frl_repro.basics.errors import UserError
+from frl_repro.results.figures.style import COLUMN_WIDTH, RED, paper_style, wrapped
+from frl_repro.results.tables.records import format_epsilon
+from frl_repro.results.tables.selection import (
+    best_settings,
+    by_setting,
+    of_setting,
+    on_shared_seeds,
+    one_value,
+    seeds_text,
+    setting_columns,
+    summary,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+_QUANTITIES = {"natural": "Worst-class natural error (%)", "robust": "Worst-class robust error (%)"}
+_LABELS = {"alpha_nat": "alpha nat", "alpha_bndy": "alpha bndy", "alpha_margin": "alpha margin"}
+_CRITERION = "sum"
+_COMMAND = "python train.py -m frl=reweight sweep=alpha_grid"
+
+
+def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
+    """Worst-class errors on the test split over the grid of step lengths, means over seeds.
+
+    A frame marks the setting that validation prefers by the sum of both worst-class errors; of a tie each one.
+
+    Raises
+    ------
+    UserError
+        As `grid_numbers`.
+    """
+    numbers = grid_numbers(df, epsilon=epsilon, attack=attack)
+    rows, columns = _axes(numbers)
+    with paper_style():
+        side = 0.32 * max(numbers[rows].nunique(), 2)
+        figure = Figure(figsize=(COLUMN_WIDTH, 0.95 + side), layout="constrained")
+        panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
+        for axes, (quantity, title) in zip(panels, _QUANTITIES.items(), strict=True):
+            _draw(axes, numbers, rows, columns, f"worst_class_{quantity}_error")
+            axes.set_title(title)
+            axes.set_xlabel(_LABELS[columns])
+        panels[0].set_ylabel(_LABELS[rows])
+        seeds = seeds_text(numbers["num_seeds"])
+        what = f"{numbers['method'].iloc[0]}, test split, ε = {format_epsilon(epsilon)}, {seeds}"
+        num_best = int(numbers["is_chosen"].sum())
+        said = f"frames: {num_best} tied" if num_best > 1 else "frame: chosen"
+        said = "no frame: all tied" if num_best == len(numbers) else said
+        figure.suptitle(wrapped(f"{what}\n{said} on validation (sum of both)"), fontsize=6.5)
+    return figure
+
+
+def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:
+    """One row a setting: worst-class errors on the test split, seeds, and whether validation prefers it, alone or not.
+
+    Only seeds that every setting has are used.
+
+    Raises
+    ------
+    UserError
+        The tables hold no method, or several, with a grid of two alphas; several data sets, recipes or variants; no
+        seed that all settings share; or no validation rows to choose by.
+    """
+    runs = summary(df[df["recipe"] != ""], epsilon=epsilon, attack=attack) if (df["recipe"] != "").any() else None
+    if runs is None:
+        raise UserError(f"the tables hold no retraining: run `{_COMMAND}`")
+    after = runs[runs["when"] == "after"]
+    varied = [str(m) for m, part in after.groupby("method") if sum(part[a].nunique() > 1 for a in _LABELS) == 2]
+    if len(varied) != 1:
+        found = f"several ({', '.join(varied)}): choose one with where=method=" if varied else f"none: run `{_COMMAND}`"
+        raise UserError(f"this figure shows a method with a grid of two alphas; the tables have {found}")
+    after = after[after["method"] == varied[0]]
+    one_value(after, *(name for name in setting_columns(after) if name not in _LABELS))
+    after = on_shared_seeds(after)
+    validation = after[after["split"] == "validation"]
+    if validation.empty:
+        raise UserError("the tables have no validation rows to choose a setting by")
+    best = best_settings(validation, _CRITERION)
+    numbers = by_setting(after[after["split"] == "test"])
+    numbers["is_chosen"] = np.any([of_setting(numbers, row) for _, row in best.iterrows()], axis=0)
+    return numbers
+
+
+def _axes(numbers: DataFrame) -> tuple[str, str]:
+    rows, columns = (name for name in _LABELS if numbers[name].nunique() > 1)
+    return rows, columns
+
+
+def _draw(axes: Axes, numbers: DataFrame, rows: str, columns: str, quantity: str) -> None:
+    table = numbers.pivot_table(index=rows, columns=columns, values=quantity)
+    values = table.to_numpy(dtype=float)
+    axes.imshow(values, cmap="cividis_r", aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            if np.isfinite(values[i, j]):
+                # cividis_r is dark at large values.
+                colour = "white" if values[i, j] > middle else "black"
+                axes.text(j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(table.columns)), [f"{value:g}" for value in table.columns])
+    axes.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])
+    axes.tick_params(length=0)
+    framed = numbers.iloc[:0] if numbers["is_chosen"].all() else numbers[numbers["is_chosen"]]  # of a tie of all, none
+    for chosen in framed.to_dict("records"):
+        x, y = list(table.columns).index(chosen[columns]), list(table.index).index(chosen[rows])
+        axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=RED, linewidth=1.5))

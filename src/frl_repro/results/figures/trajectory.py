@@ -1,0 +1,137 @@
+"""How a class policy moved: errors it learnt from, class weights and margins over the epochs of retraining."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from frl_repro.basics.errors import UserError
+from frl_repro.results.figures.style import (
+    BLUE,
+    COLUMN_WIDTH,
+    GREY,
+    ORANGE,
+    TITLE_LINE_HEIGHT,
+    add_legend,
+    paper_style,
+    shortened,
+    wrapped,
+)
+from frl_repro.results.tables.selection import main_setting, one_value, seeds_text, setting_name
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+_PANELS = {
+    "natural_error": "Natural error (validation)",
+    "boundary_error": "Boundary error (validation)",
+    "weight_nat": "Weight of the natural loss",
+    "weight_bndy": "Weight of the boundary loss",
+    "margin": "Training radius (grey levels)",
+}
+_HIGHLIGHTS = (ORANGE, BLUE)
+
+
+def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
+    """Rows of the setting to show, and a line that says which.
+
+    Raises
+    ------
+    UserError
+        The rows are of several data sets or models.
+    """
+    one_value(df, "dataset", "model")
+    last = df[df["epoch"] == df.groupby("run_id")["epoch"].transform("max")]
+    robust = (last["natural_error"] + last["boundary_error"]).groupby(last["run_id"]).max()
+    runs = last.drop_duplicates("run_id").assign(worst=lambda rows: rows["run_id"].map(robust))
+    return main_setting(df, runs, "worst")
+
+
+def trajectory_figure(df: DataFrame) -> Figure:
+    """One line a class over epochs, means over seeds; the classes that are worst at the end are drawn in colour.
+
+    Parameters
+    ----------
+    df
+        Rows of ``policy.csv`` of one setting.
+
+    Raises
+    ------
+    UserError
+        The rows are of several settings.
+    """
+    numbers = trajectory_numbers(df)
+    shown = [name for name in _PANELS if numbers[name].notna().any() and numbers[name].nunique() > 1]
+    if not shown:
+        raise UserError("this policy never moved: there is nothing to draw")
+    coloured = _worst_at_last(numbers)
+    epochs = sorted(set(numbers["epoch"]))
+    caption = wrapped(f"{setting_name(df.iloc[0])}, {seeds_text(df[['seed']].nunique())}")
+    with paper_style():
+        num_rows = -(-len(shown) // 2)
+        height = 0.6 + 1.15 * num_rows + TITLE_LINE_HEIGHT * caption.count("\n")
+        figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
+        grid = figure.subplots(num_rows, 2, sharex=True, squeeze=False).ravel()
+        handles = []
+        for axes, name in zip(grid, shown, strict=False):
+            handles.append(_draw(axes, numbers, name, coloured))
+            axes.set_title(_PANELS[name])
+            axes.xaxis.set_major_locator(FixedLocator(epochs) if len(epochs) == 1 else MaxNLocator(integer=True))
+        for axes in grid[len(shown) :]:
+            axes.set_visible(False)
+        for axes in grid[max(0, len(shown) - 2) : len(shown)]:
+            axes.set_xlabel("Epoch")
+            axes.tick_params(labelbottom=True)
+        add_legend(figure, handles[0], num_columns=3)
+        figure.suptitle(caption, fontsize=6.5)
+    return figure
+
+
+def trajectory_numbers(df: DataFrame) -> DataFrame:
+    """Mean over seeds of each quantity by epoch and class.
+
+    Raises
+    ------
+    UserError
+        The rows are of several settings.
+    """
+    settings = {setting_name(row) for _, row in df.drop_duplicates("run_id").iterrows()}
+    if len(settings) > 1:
+        raise UserError(f"this figure shows one setting, the tables have {'; '.join(sorted(settings))}: use where=")
+    grouped = df.groupby(["epoch", "class_id", "class_name"], sort=True)[list(_PANELS)]
+    return grouped.mean().reset_index()
+
+
+def _worst_at_last(numbers: DataFrame) -> list[str]:
+    """The classes with the largest robust error after the last epoch, as many as there are highlights."""
+    last = numbers[numbers["epoch"] == numbers["epoch"].max()]
+    robust = (last["natural_error"] + last["boundary_error"]).fillna(0)
+    worst = last.loc[robust.nlargest(len(_HIGHLIGHTS)).index, "class_name"]
+    return [str(name) for name in worst]
+
+
+def _draw(axes: Axes, numbers: DataFrame, name: str, coloured: list[str]) -> list[Artist]:
+    """Draw a panel and return what its legend shows."""
+    scale = 255 if name == "margin" else 1
+    marker = "o" if numbers["epoch"].nunique() == 1 else ""  # a line through one point is not seen
+    lines: dict[str, Artist] = {}
+    for class_name, part in numbers.groupby("class_name", sort=False):
+        if class_name not in coloured:
+            (line,) = axes.plot(
+                part["epoch"], scale * part[name], color=GREY, linewidth=0.6, marker=marker, markersize=2
+            )
+            line.set_label("other classes")
+            lines.setdefault("other classes", line)
+    labels = shortened(coloured)
+    for class_name, label, colour, style in zip(coloured, labels, _HIGHLIGHTS, ("-", "--"), strict=False):
+        part = numbers[numbers["class_name"] == class_name]
+        (line,) = axes.plot(
+            part["epoch"], scale * part[name], color=colour, linestyle=style, linewidth=1.2, marker=marker, markersize=3
+        )
+        line.set_label(label)
+        lines[f"class {label}"] = line
+    return list(lines.values())

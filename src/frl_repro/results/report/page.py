@@ -1,0 +1,362 @@
+"""The report as one HTML file: no network, opens from disk; claims first, then experiments, runs and deviations."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from frl_repro.results import DEFAULT_TOP
+from frl_repro.results.figures.style import drawing
+from frl_repro.results.report.study import ADVERSARIAL, BASE, COMBINED, CONTROL, NATURAL, REMARGIN, REWEIGHT
+from frl_repro.results.tables import statistics
+from frl_repro.results.tables.records import find_tables, format_epsilon, overall, read_json
+from frl_repro.results.tables.text_tables import is_worst, worst_and_best
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from frl_repro.results.report.claims import Finding
+    from frl_repro.results.report.study import Study
+
+_TABLES_OF = {
+    "1": ("Classes, natural beside adversarial training", (NATURAL, ADVERSARIAL)),
+    "2": ("Classes, before and after reweight", (BASE, REWEIGHT)),
+    "3": ("Classes, before and after remargin, and its control", (BASE, CONTROL, REMARGIN)),
+    "4": ("Classes, before and after both together", (BASE, COMBINED)),
+}
+"""Figure to the class table beneath it: its caption and its models."""
+
+_QUANTITIES = ("natural", "robust")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page.
+
+    Attributes
+    ----------
+    name, title : str
+    svg : str
+        An SVG document.
+    alt : str
+        What a reader who does not see it should know: what it shows, and the numbers.
+    note : str
+        What to say beneath it.
+    """
+
+    name: str
+    title: str
+    svg: str
+    alt: str
+    note: str = ""
+
+    @property
+    def markup(self) -> Markup:
+        """The image as an element."""
+        return Markup(_inline(self.svg, self.name, self.alt))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table on the page: header, rows of cells, of which some are marked as worst."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    footer: Sequence[Cell] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, what it sorts by, and whether it is its column's worst."""
+
+    text: str
+    key: str = ""
+    is_worst: bool = False
+
+
+def svg_of(figure: Figure) -> str:
+    """Return a figure as an SVG document; equal figures give equal text."""
+    buffer = io.StringIO()
+    with drawing(figure):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def render(
+    study: Study,
+    findings: Sequence[Finding],
+    pictures: Sequence[Picture],
+    *,
+    all_rows: DataFrame,
+    settings: Grid,
+    checks: Sequence[Grid],
+    runs: str | Path,
+    deviations: str,
+    top: int = DEFAULT_TOP,
+) -> str:
+    """Return the page.
+
+    Parameters
+    ----------
+    study, findings
+        What the claims rest on.
+    pictures : sequence of Picture
+        In the order of the page.
+    all_rows : DataFrame
+        Every row of ``classwise.csv``, for the account of the runs.
+    settings : Grid
+        Every setting with its errors, from `settings_grid`.
+    checks : sequence of Grid
+        Further tables: sanity checks, AutoAttack.
+    runs : str or Path
+        Where the tables were read from; ``run.json`` is looked for beside them.
+    deviations : str
+        Markdown text on where the published code departs from its text; may be empty.
+    top : int
+        Of many classes, how many of the worst and of the best are shown.
+    """
+    environment = Environment(
+        loader=PackageLoader("frl_repro.results.report", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    first = all_rows.iloc[0]
+    return environment.get_template("page.html.j2").render(
+        dataset=first["dataset"],
+        model=first["model"],
+        attack=study.attack.upper(),
+        epsilon=format_epsilon(study.epsilon),
+        claims=[_claim(finding) for finding in findings],
+        pictures=pictures,
+        class_tables={name: class_grid(study, *_TABLES_OF[name], top=top) for name in _TABLES_OF},
+        settings=settings,
+        checks=checks,
+        runs=list(_runs(runs)),
+        deviations=_rendered(deviations),
+    )
+
+
+def alt_text(title: str, numbers: DataFrame) -> str:
+    """Return a figure's numbers as a sentence for each row: what a screen reader says of it."""
+    sentences = []
+    for row in numbers.to_dict("records"):
+        said = [value for value in row.values() if not pd.isna(value) and value != ""]
+        sentences.append(", ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in said))
+    columns = ", ".join(str(name).replace("_", " ") for name in numbers.columns)
+    return f"{title}. Columns: {columns}. {'; '.join(sentences)}."
+
+
+def class_grid(study: Study, caption: str, roles: Sequence[str], *, top: int = DEFAULT_TOP) -> Grid | None:
+    """Return errors by class of several models, in percent, mean and deviation over seeds; None without any of them.
+
+    Of many classes ``top`` of the worst and of the best are shown, by the last column, and the others' mean.
+    """
+    roles = [role for role in roles if role in study.settings]
+    if not roles:
+        return None
+    columns = [(role, quantity, study.rows[study.rows["role"] == role]) for role in roles for quantity in _QUANTITIES]
+    rows: list[list[Cell]] = [[Cell(name, name)] for name in study.class_names]
+    footer = [Cell("all classes")]
+    for _, quantity, part in columns:
+        by_class = part.groupby("class_id")[f"{quantity}_error"]
+        means = by_class.mean()
+        marks = is_worst(means.tolist())
+        for class_id, cells in enumerate(rows):
+            cells.append(_percent_cell(by_class.get_group(class_id), is_worst=marks[class_id]))
+        footer.append(_percent_cell(overall(part)[f"overall_{quantity}_error"], is_worst=False))
+    ends = worst_and_best(means.tolist(), top)
+    if ends is not None:
+        between = sorted(set(range(len(rows))) - {*ends[0], *ends[1]})
+        middle = [Cell(f"({len(between)} between, mean)")]
+        for _, quantity, part in columns:
+            of_them = part[part["class_id"].isin(between)]
+            middle.append(_percent_cell(of_them.groupby("seed")[f"{quantity}_error"].mean(), is_worst=False))
+        rows = [*(rows[place] for place in ends[0]), middle, *(rows[place] for place in ends[1])]
+        caption += f", {top} worst and {top} best of {len(study.class_names)} by the last column"
+    header = ["class", *(f"{study.settings[role]}: {quantity}" for role, quantity, _ in columns)]
+    seeds = "; ".join(f"{study.settings[role]}: {len(study.seeds([role]))} seeds" for role in roles)
+    attack = f"{study.attack.upper()} at {format_epsilon(study.epsilon)}"
+    return Grid(f"{caption}. Errors in percent, test split, {attack}, mean ± sd ({seeds})", header, rows, footer)
+
+
+def settings_grid(
+    by_setting: DataFrame,
+    names: Sequence[str],
+    class_errors: Sequence[Sequence[float]],
+    *,
+    baseline: Sequence[float] | None,
+) -> Grid:
+    """Return every setting's overall and worst-class errors, NSD and rho.
+
+    Parameters
+    ----------
+    by_setting
+        From `selection.by_setting`.
+    names
+        Each setting as people write it.
+    class_errors
+        Each setting's mean robust error of the K classes.
+    baseline
+        Those that rho compares with; None where there are none.
+    """
+    rows = []
+    for name, errors, (_, row) in zip(names, class_errors, by_setting.iterrows(), strict=True):
+        cells = [Cell(name, name), Cell(str(row["num_seeds"]), str(row["num_seeds"]))]
+        for which in ("overall", "worst_class"):
+            for quantity in _QUANTITIES:
+                mean, sd = row[f"{which}_{quantity}_error"], row[f"{which}_{quantity}_error_sd"]
+                cells.append(_mean_sd_cell(float(mean), float(sd), is_worst=False))
+        cells.append(_number_cell(statistics.normalised_deviation(errors)))
+        if baseline is None or max(baseline) >= 1:
+            cells.append(Cell("-"))
+        else:
+            cells.append(_number_cell(statistics.rho(errors, baseline)))
+        rows.append(cells)
+    errors_of = [f"{quantity}, {which}" for which in ("all", "worst class") for quantity in _QUANTITIES]
+    caption = (
+        "Every setting on the test split: errors in percent, mean ± sd over seeds. NSD: deviation of robust accuracy "
+        "over classes by its mean. rho: relative gain of the worst class's robust accuracy less the relative loss of "
+        "the mean, against the base model"
+    )
+    return Grid(caption, ["setting", "seeds", *errors_of, "NSD", "rho"], rows)
+
+
+def _percent_cell(values: Iterable[float], *, is_worst: bool) -> Cell:
+    numbers = np.asarray(list(values), dtype=np.float64)
+    deviation = float(numbers.std(ddof=1)) if len(numbers) > 1 else float("nan")
+    return _mean_sd_cell(float(numbers.mean()), deviation, is_worst=is_worst)
+
+
+def _mean_sd_cell(mean: float, deviation: float, *, is_worst: bool) -> Cell:
+    text = f"{100 * mean:.1f}" + ("" if np.isnan(deviation) else f" ± {100 * deviation:.1f}")
+    return Cell(text, f"{mean:.6f}", is_worst)
+
+
+def _number_cell(value: float) -> Cell:
+    return Cell(_minus(f"{value:.2f}"), f"{value:.6f}")
+
+
+def _claim(finding: Finding) -> dict[str, Any]:
+    marks = {"reproduced": "✓", "partly reproduced": "◐", "not reproduced": "✗", "undecided": "?"}
+    return {
+        "number": finding.claim.number,
+        "text": finding.claim.text,
+        "verdict": finding.verdict,
+        "mark": marks[finding.verdict],
+        "kind": finding.verdict.split()[0],
+        "missing": finding.missing,
+        "command": finding.claim.command,
+        "remarks": finding.remarks,
+        "criteria": [
+            {
+                "text": one.criterion.text,
+                "class_name": one.class_name,
+                "holds": one.holds,
+                "threshold": one.criterion.threshold,
+                "seeds": _minus(", ".join(f"{100 * value:+.1f}" for value in one.values)),
+                "over_seeds": _interval_text(one.over_seeds, one.criterion.unit),
+                "over_images": "" if one.over_images is None else _interval_text(one.over_images, one.criterion.unit),
+                "of_maximum": ""
+                if np.isclose(one.of_maximum.estimate, one.over_seeds.estimate)
+                else _interval_text(one.of_maximum, one.criterion.unit),
+                "strip": _strip(one.over_seeds, one.values, one.criterion.threshold),
+            }
+            for one in finding.evidence
+        ],
+    }
+
+
+def _interval_text(interval: statistics.Interval, unit: str) -> str:
+    text = f"{100 * interval.estimate:+.1f} {'points' if unit == 'points' else '%'}"
+    if not np.isnan(interval.low):
+        text += f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return _minus(text)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+_STRIP_WIDTH, _STRIP_HEIGHT = 150, 22
+
+
+def _strip(interval: statistics.Interval, values: Sequence[float], threshold: float) -> Markup:
+    """An interval as a small drawing: a line with its mean, single seeds, and the threshold."""
+    has_bounds = not np.isnan(interval.low)
+    ends = (interval.low, interval.high) if has_bounds else ()
+    numbers = [*ends, interval.estimate, *values, threshold]
+    low, high = min(numbers), max(numbers)
+    room = 0.06 * (high - low) or 0.01
+
+    def x(value: float) -> str:
+        return f"{_STRIP_WIDTH * (value - low + room) / (high - low + 2 * room):.1f}"
+
+    size, middle = f"{_STRIP_WIDTH} {_STRIP_HEIGHT}", _STRIP_HEIGHT / 2
+    parts = [
+        f'<svg class="strip" width="{_STRIP_WIDTH}" height="{_STRIP_HEIGHT}" viewBox="0 0 {size}" aria-hidden="true">',
+        f'<line class="threshold" x1="{x(threshold)}" x2="{x(threshold)}" y1="1" y2="{_STRIP_HEIGHT - 1}"/>',
+    ]
+    if has_bounds:
+        at = f'x1="{x(interval.low)}" x2="{x(interval.high)}" y1="{middle}" y2="{middle}"'
+        parts.append(f'<line class="interval" {at}/>')
+    parts += [f'<circle class="seed" cx="{x(value)}" cy="{middle}" r="2"/>' for value in values]
+    parts.append(f'<circle class="mean" cx="{x(interval.estimate)}" cy="{middle}" r="4"/></svg>')
+    return Markup("".join(parts))
+
+
+def _runs(runs: str | Path) -> Iterable[dict[str, Any]]:
+    for table in find_tables(runs):
+        path = table.with_name("run.json")
+        if path.exists():
+            run = read_json(path)
+            commit = run.get("git_commit") or ""
+            yield {
+                "run_id": run.get("run_id", table.parent.name),
+                "command": run.get("command", ""),
+                "commit": commit[:10] + ("+" if run.get("git_dirty") else ""),
+                "device": run.get("device", ""),
+                "backend": run.get("backend", ""),
+                "torch": run.get("versions", {}).get("torch", ""),
+                "minutes": f"{run.get('wall_seconds', 0) / 60:.0f}",
+                "json": json.dumps(run.get("config", {}), indent=1, sort_keys=True),
+            }
+
+
+def _rendered(markdown: str) -> Markup:
+    """Markdown as HTML, one heading level down; links to other files become plain text: the page stands alone."""
+    text = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    text = re.sub(r'<a href="(?!https?:|#)[^"]*">(.*?)</a>', r"\1", text, flags=re.DOTALL)
+    text = re.sub(r"<(/?)h([1-4])>", lambda match: f"<{match[1]}h{int(match[2]) + 1}>", text)
+    return Markup(
+        text.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
+    )
+
+
+def _inline(svg: str, name: str, alt: str) -> str:
+    """An SVG document as an element of the page: ids made unique, size left to the style sheet, text for readers."""
+    body = svg[svg.index("<svg") :]
+    prefix = re.sub(r"\W", "", name)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', body)
+    body = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'\1="#{prefix}-\2"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", body)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    opening = body[: body.index(">") + 1]
+    width = re.search(r'width="([\d.]+)pt"', opening)
+    sized = re.sub(r' (width|height)="[^"]*"', "", opening)
+    style = f' style="max-width:{float(width[1]) * 1.9:.0f}px"' if width else ""
+    label = html.escape(alt, quote=True)
+    return body.replace(opening, f'{sized[:-1]} role="img" aria-label="{label}"{style}>', 1)

@@ -1,0 +1,187 @@
+"""What a sweep leaves beside its runs: which are still to come, which failed and why, and how long it will take.
+
+``sweep-<hash>.json`` in the output folder lists the sweep's runs; it is there from the start of the sweep until every
+job has come to its end, and stays when the sweep is killed: the same command takes it up again. ``failed.json`` lists
+the jobs that failed. Paths in both are relative to their own folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from frl_repro.basics import readback
+from frl_repro.basics.atomic import write_text
+
+FAILED_FILE = "failed.json"
+PLAN_PATTERN = "sweep-*.json"
+# Begins the names of the files, in a sweep's scratch folder, in which jobs say what became of them. There follow when
+# the job ended, in nanoseconds of a clock that nobody sets and all processes of a machine share, and something random.
+_OUTCOME_PREFIX = "outcome-"
+
+_REMEDY = "delete it, runs do not need it"
+_FOLDER = readback.text(max_length=4096, what="a path in one line")
+_FAILURE = {
+    "job": readback.ANY_TEXT,
+    "reason": readback.ANY_TEXT,
+    "run": readback.maybe(_FOLDER),
+}
+_FAILURES = readback.items(readback.fields(_FAILURE))
+_PLAN = readback.fields({"runs": readback.items(_FOLDER)})
+_OUTCOME = readback.fields({**_FAILURE, "output_dir": readback.ANY_TEXT})
+
+_WINDOW = 20  # jobs that the time left is judged by: the last ones, for finished runs are skipped at once
+
+
+@contextmanager
+def planned(runs: Sequence[tuple[str, Path]], *, command: str) -> Iterator[None]:
+    """Keep the list of a sweep's runs in its output folders until the block ends without an exception.
+
+    Parameters
+    ----------
+    runs : sequence of (str, Path)
+        Output folder and run folder of each job.
+    command : str
+        The command line.
+    """
+    plans = []
+    made = [Path(output_dir) for output_dir in {of for of, _ in runs} if not Path(output_dir).exists()]
+    for output_dir in sorted({output_dir for output_dir, _ in runs}):
+        names = sorted({relative(folder, output_dir) for of, folder in runs if of == output_dir})
+        digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
+        path = Path(output_dir) / PLAN_PATTERN.replace("*", digest)
+        # A list is a convenience: where it cannot be written, the jobs say what they themselves cannot do.
+        with suppress(OSError):
+            write_text(path, json.dumps({"command": command, "runs": names}, indent=2) + "\n")
+            plans.append(path)
+    try:
+        yield
+    except (Exception, SystemExit):
+        if any(folder.exists() for _, folder in runs):
+            raise
+        _remove(plans)  # nothing was begun that could be taken up again
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    _remove(plans)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def relative(folder: Path, output_dir: str | Path) -> str:
+    """Return a run's folder as these files name it."""
+    try:
+        return Path(os.path.relpath(folder, output_dir)).as_posix()
+    except ValueError:  # another drive
+        return str(folder)
+
+
+def note_failures(outcomes: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``failed.json`` of each output folder anew, and remove it where nothing failed.
+
+    Parameters
+    ----------
+    outcomes : iterable of mapping
+        ``job``, ``output_dir``, ``reason`` (empty: it succeeded) and ``run`` of each job.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to.
+    """
+    outcomes = list(outcomes)
+    for folder in sorted({outcome["output_dir"] for outcome in outcomes}):
+        path = Path(folder) / FAILED_FILE
+        entries = [
+            {name: outcome[name] for name in ("job", "reason", "run")}
+            for outcome in outcomes
+            if outcome["reason"] and outcome["output_dir"] == folder
+        ]
+        if entries:
+            write_text(path, json.dumps(entries, indent=2) + "\n")
+        elif path.exists():
+            path.unlink()
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a ``failed.json``: ``job``, ``reason`` and ``run``.
+
+    Raises
+    ------
+    UserError
+        It is damaged.
+    """
+    entries: list[dict[str, Any]] = readback.read_json(path, _FAILURES, remedy=_REMEDY)
+    return entries
+
+
+def read_plan(path: Path) -> list[str]:
+    """Return the runs of a list of `planned`, relative to its folder.
+
+    Raises
+    ------
+    UserError
+        It is damaged.
+    """
+    runs: list[str] = readback.read_json(path, _PLAN, remedy=_REMEDY)["runs"]
+    return runs
+
+
+def read_outcome(path: Path) -> dict[str, Any]:
+    """Return what a job left of itself: ``job``, ``output_dir``, ``reason`` and ``run``.
+
+    Raises
+    ------
+    UserError
+        It is damaged.
+    """
+    outcome: dict[str, Any] = readback.read_json(path, _OUTCOME, remedy="repeat the command")
+    return outcome
+
+
+def note_outcome(scratch: Path, outcome: Mapping[str, Any]) -> None:
+    """Leave what became of a job that has just ended in the sweep's scratch folder."""
+    write_text(scratch / f"{_OUTCOME_PREFIX}{time.monotonic_ns()}-{uuid.uuid4().hex}", json.dumps(outcome))
+
+
+def read_outcomes(scratch: Path) -> list[dict[str, Any]]:
+    """Return what became of a sweep's jobs, in the order in which they ended."""
+    names = [path.name for path in scratch.glob(f"{_OUTCOME_PREFIX}*")]
+    return [read_outcome(scratch / name) for name in sorted(names, key=_ended)]
+
+
+def _ended(name: str) -> int:
+    return int(name.removeprefix(_OUTCOME_PREFIX).partition("-")[0])
+
+
+def progress_line(scratch: Path, *, num_jobs: int) -> str:
+    """Return how far a sweep is, from the files that its jobs have left, whichever process they ran in."""
+    with os.scandir(scratch) as entries:
+        ends = sorted(_ended(entry.name) for entry in entries if entry.name.startswith(_OUTCOME_PREFIX))
+    num_left = num_jobs - len(ends)
+    line = f"sweep: {len(ends)} of {num_jobs} jobs have ended"
+    recent = ends[-_WINDOW:]
+    if num_left <= 0 or len(recent) < 2:
+        return line
+    seconds = 1e-9 * (time.monotonic_ns() - recent[0]) / (len(recent) - 1) * num_left
+    return f"{line}, about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people say it: ``"40 s"``, ``"12 min"``, ``"3.5 h"``, ``"2.1 days"``."""
+    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (48 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
+    return f"{seconds / 86400:.1f} days"

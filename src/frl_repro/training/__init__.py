@@ -1,0 +1,1 @@
+"""The algorithm: the loop, losses, schedules, and what varies by class (`frl`)."""

@@ -1,0 +1,325 @@
+"""From settings to the objects that train: attack, objective, optimiser, class policy."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frl_repro.attacks import evaluation_mode, pgd
+from frl_repro.basics import streams
+from frl_repro.basics.errors import UserError
+from frl_repro.data import AUGMENTATIONS, Dataset, Split
+from frl_repro.evaluation.evaluate import evaluate
+from frl_repro.models.compute.backends import Backend
+from frl_repro.models.networks import new_network
+from frl_repro.settings.config import (
+    AlphaConfig,
+    DatasetConfig,
+    FGSMConfig,
+    FRLConfig,
+    NoAttackConfig,
+    PGDConfig,
+    RunConfig,
+    SGDConfig,
+    SGDOneCycleConfig,
+    TauConfig,
+    TradesConfig,
+    TrainerConfig,
+)
+from frl_repro.training import objectives, report_code
+from frl_repro.training.frl import ErrorRates, Rules, new_policy
+from frl_repro.training.objectives import Objective
+from frl_repro.training.steering import Measure, Steering
+from frl_repro.training.trainer import fewest_images, learning_rate_at, one_cycle_learning_rate
+
+Attack = Callable[..., Tensor]
+"""(model, x, y, *, factor, generator) -> attacked images.
+
+``x`` holds equal blocks of images, one for each run; ``generator`` one generator for each. ``factor``, one number per
+image or None, scales radius and step.
+"""
+
+_WIDEST = 1e30
+_POLICY_BATCH_SIZE = 2100  # validation images measured at once for an update
+
+
+def training_attack(config: RunConfig, backend: Backend) -> Attack:
+    """Return the attack of the run's own training; it must not be called in natural training."""
+    settings, _ = config.training
+    has_fixed_step = bool(config.departures.fixed_step)
+
+    def attack(
+        model: nn.Module, x: Tensor, y: Tensor, *, factor: Tensor | None, generator: Sequence[torch.Generator]
+    ) -> Tensor:
+        assert not isinstance(settings, NoAttackConfig)
+        step_size = settings.epsilon if settings.step_size is None else settings.step_size
+        radius: float | Tensor = settings.epsilon
+        step: float | Tensor = step_size
+        if factor is not None:
+            # Of margins without bounds some are infinite; the widest finite ball is as good, and 0 times it is 0.
+            factor = factor.clamp(max=_WIDEST)
+            radius = settings.epsilon * factor
+            if isinstance(settings, TradesConfig):
+                # The paper's authors step by a quarter of the largest radius, whatever the sample's own is.
+                by_run = factor.view(len(generator), -1)
+                step = step_size * by_run.amax(1, keepdim=True).expand_as(by_run).flatten()
+            elif not has_fixed_step:
+                step = step_size * factor
+        return pgd(
+            model,
+            x,
+            y,
+            epsilon=radius,
+            step_size=step,
+            generator=generator,
+            ascend=backend.ascend,
+            logits=backend.logits,
+            is_checked=True,  # images are those of `batch_to_float`; margins may widen a radius beyond 1
+            **_budget(settings),
+        )
+
+    return attack
+
+
+def _budget(settings: PGDConfig | FGSMConfig | TradesConfig) -> dict[str, Any]:
+    """Return what `pgd` needs to know besides radius and step."""
+    match settings:
+        case PGDConfig():
+            return {
+                "num_steps": settings.num_steps,
+                "use_random_start": settings.random_start,
+                "num_restarts": settings.num_restarts,
+                "objective": settings.objective,
+            }
+        case TradesConfig():
+            return {"num_steps": settings.num_steps, "start_sd": settings.start_sd, "objective": "kl"}
+        case FGSMConfig():
+            return {"num_steps": 1, "use_random_start": settings.random_start}
+
+
+def objective(
+    config: RunConfig, *, seeds: Sequence[int], epochs: Sequence[int], device: torch.device, is_joint: bool = True
+) -> Objective:
+    """Return the loss of a step of runs that share these settings, in each one's epoch of its own training.
+
+    ``is_joint`` is for the losses that take a pair of clean and attacked images; see `frl_repro.training.objectives`.
+    """
+    retrain, departures = config.retrain, config.departures
+    attack = config.attack if retrain is None else retrain.attack
+    if isinstance(attack, NoAttackConfig):
+        return objectives.natural
+    beta = config.trades_beta
+    if beta is not None:
+        return functools.partial(objectives.trades, beta=beta, is_joint=is_joint)
+    name = "mixed" if retrain is None else retrain.objective
+    if name == "mixed":
+        return functools.partial(objectives.mixed, fraction=attack.fraction)
+    if name == "paired" and departures.scrambled_labels:
+        at = zip(seeds, epochs, strict=True)
+        generators = [streams.generator(seed, "scrambled labels", epoch, device=device) for seed, epoch in at]
+        return functools.partial(report_code.paired_scrambled, generators=generators)
+    if name == "split" and departures.weight_by_prediction:
+        return report_code.split_by_prediction
+    chosen = {"paired": objectives.paired, "split": objectives.split}[name]
+    return functools.partial(chosen, is_joint=is_joint)
+
+
+def augmentation(
+    dataset: DatasetConfig, at: Sequence[tuple[int, int]], *, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return what an epoch's training images pass; ``at`` has seed and epoch of each run."""
+    generators = [streams.generator(seed, "augmentation", epoch, device=device) for seed, epoch in at]
+    augment = AUGMENTATIONS[dataset.augmentation]
+    return lambda images: augment(images, generators)
+
+
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Return whether a layer of the model normalises by the batch that it is in."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def check_batches(config: RunConfig, dataset: Dataset) -> None:
+    """Raise a `UserError` where training computes one image by itself of which batch norm can take no statistics.
+
+    One image is enough where every such layer sees it as more than one pixel.
+    """
+    departures, (_, trainer) = config.departures, config.training
+    num_images = len(dataset.train)
+    fewest = functools.partial(fewest_images, num_images, num_accumulation=trainer.num_accumulation)
+    if fewest(batch_size=trainer.batch_size) > 1:
+        return
+    if departures.scrambled_labels or departures.weight_by_prediction:
+        return  # these take clean and attacked images through the network together
+    if not _needs_two_images(new_network(config.model, dataset, seed=0), dataset.train.images.shape[1:]):
+        return
+    name = "trainer" if config.retrain is None else "retrain.trainer"
+    # A batch cannot be split into more parts than it has images, and one of all images is the largest there is.
+    sizes_to_try = range(max(2, trainer.num_accumulation), num_images + 1)
+    near = sorted(sizes_to_try, key=lambda size: abs(size - trainer.batch_size))
+    fits = (size for size in near if fewest(batch_size=size) > 1)
+    better = next((f"give {name}.batch_size={size}" for size in fits), "give more training images")
+    height, width = dataset.train.images.shape[2:]
+    raise UserError(
+        f"{name}.batch_size={trainer.batch_size} of {num_images} training images leaves one image by itself, and batch "
+        f"norm takes no statistics of one image of {height}x{width} pixels: {better}"
+    )
+
+
+def _needs_two_images(model: nn.Module, image_shape: Sequence[int]) -> bool:
+    """Return whether some batch norm of the model sees one pixel alone of an image."""
+    sizes = []
+
+    def note(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+        sizes.append(inputs[0][:, 0].numel())
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [module.register_forward_pre_hook(note) for module in norms]
+    with evaluation_mode(model), torch.no_grad():
+        model(torch.zeros(1, *image_shape))
+    for hook in hooks:
+        hook.remove()
+    return 1 in sizes
+
+
+def optimizer(model: nn.Module, settings: TrainerConfig) -> torch.optim.Optimizer:
+    """Return the optimiser."""
+    if isinstance(settings, SGDConfig | SGDOneCycleConfig):
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+    # Fused: one pass over all parameters, three times as fast on a processor and one launch on a GPU.
+    return torch.optim.Adam(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def learning_rate(settings: TrainerConfig, epoch: int, *, step: int, num_steps: int) -> float:
+    """Return the learning rate of a step of an epoch of ``num_steps`` steps, both counted from 0."""
+    if isinstance(settings, SGDOneCycleConfig):
+        return one_cycle_learning_rate(
+            epoch * num_steps + step,
+            num_steps=settings.num_epochs * num_steps,
+            peak=settings.learning_rate,
+            warmup_share=settings.warmup_share,
+        )
+    milestones: Sequence[int]
+    if isinstance(settings, SGDConfig):
+        milestones = settings.lr_milestones
+    else:
+        milestones = range(settings.lr_decay_every, settings.num_epochs, settings.lr_decay_every)
+    return learning_rate_at(
+        epoch, initial=settings.learning_rate, milestones=milestones, decay_factor=settings.lr_decay_factor
+    )
+
+
+def steering(configs: Sequence[RunConfig], dataset: Dataset, backend: Backend, device: torch.device) -> Steering | None:
+    """Return the class policy of runs that differ in seed, alpha and tau alone, with what it learns from.
+
+    None for training without a policy.
+    """
+    config = configs[0]
+    if config.retrain is None:
+        return None
+    frl, validation = config.frl, dataset.validation
+    assert validation is not None
+    every = frl.update_every
+    return Steering(
+        policy=new_policy(frl.name, _rules(configs), shape=(len(configs), dataset.num_classes)),
+        validation=validation,
+        measure=None if frl.epsilon is None else _measurement(config, dataset, backend, device),
+        update_every=None if every in (None, "epoch") else int(every),
+        num_images=min(num_steering_images(config, validation), len(validation)),
+        seeds=[config.seed for config in configs],
+        device=device,
+    )
+
+
+def num_steering_images(config: RunConfig, validation: Split) -> int:
+    """Return how many validation images a class policy asks for at a time; there may be fewer, then it takes all.
+
+    Raises
+    ------
+    UserError
+        So few are asked for that a class may be missing.
+    """
+    wanted = config.frl.num_validation
+    if wanted is None or wanted >= len(validation):
+        return wanted or len(validation)
+    # In a stratified order of n images in K classes, two of a class of c stand at most n / c + K places apart.
+    enough = math.ceil(2 * len(validation) / int(torch.bincount(validation.labels).min()))
+    if wanted < enough:
+        raise UserError(f"frl.num_validation={wanted}: too few for images of each class; at least {enough} are needed")
+    return wanted
+
+
+def _rules(configs: Sequence[RunConfig]) -> Rules:
+    config, frl = configs[0], configs[0].frl
+    tau = _by_run([config.tau for config in configs])
+    if config.departures.ignored_tau_nat and "bndy" in tau:
+        tau["nat"] = tau["bndy"]
+    low, high = frl.margin_bounds or (0.0, math.inf)
+    return Rules(
+        alpha=_by_run([config.alpha for config in configs]),
+        tau=tau,
+        accumulate=bool(frl.accumulate),
+        weight_rule=frl.weight_rule or "softmax",
+        margin_centred=frl.margin_centred is not False,
+        margin_bounds=(low, high),
+    )
+
+
+def _by_run(sections: Sequence[AlphaConfig] | Sequence[TauConfig]) -> dict[str, float | Tensor]:
+    """Return the numbers of each key that the method has, shape (R, 1)."""
+    return {
+        name: torch.tensor([[vars(section)[name]] for section in sections], dtype=torch.float64)
+        for name, value in vars(sections[0]).items()
+        if value is not None
+    }
+
+
+def _measurement(config: RunConfig, dataset: Dataset, backend: Backend, device: torch.device) -> Measure:
+    """Return how validation images are measured for an update."""
+    frl, departures = config.frl, config.departures
+    attack = _policy_attack(frl, backend)
+    epsilon = frl.epsilon
+    assert epsilon is not None
+
+    def measure(model: nn.Module, images: Split, seed: int) -> ErrorRates:
+        if departures.flipped_boundary or departures.overall_over_22:
+            return report_code.measure_published(
+                model,
+                images,
+                attack=attack,
+                epsilon=epsilon,
+                logits=backend.logits,
+                num_classes=dataset.num_classes,
+                generator=streams.generator(seed, "published", device=device),
+                device=device,
+                flipped_boundary=bool(departures.flipped_boundary),
+                overall_over_22=bool(departures.overall_over_22),
+            )
+        errors = evaluate(
+            model,
+            images,
+            attack=attack,
+            epsilons=[epsilon],
+            batch_size=_POLICY_BATCH_SIZE,
+            seed=seed,
+            device=device,
+            logits=backend.logits,
+        )
+        return errors.by_class(dataset.num_classes)[0]
+
+    return measure
+
+
+def _policy_attack(frl: FRLConfig, backend: Backend) -> Callable[..., Tensor]:
+    return functools.partial(pgd, step_size=frl.step_size, num_steps=frl.num_steps, ascend=backend.ascend)  # type: ignore[arg-type]

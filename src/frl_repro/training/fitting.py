@@ -1,0 +1,484 @@
+"""Train models to their last epoch: resume, schedule, policy, validation, running average, state.
+
+Runs that differ in per-run quantities alone (seed, alphas, learning rate; `RunConfig.shared`) train side by side,
+an epoch at a time. Everything else of a run is its own, and the same as if it trained alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from frl_repro.basics import readback, streams
+from frl_repro.basics.errors import UserError, is_out_of_memory
+from frl_repro.basics.folder_lock import check_held
+from frl_repro.basics.progress import LOGGER, bar
+from frl_repro.basics.run_folder import RUN_FILE, STATE_FILE, has_state
+from frl_repro.data import Dataset, Split
+from frl_repro.evaluation.measure import Measured, measure
+from frl_repro.models import checkpoints, stack
+from frl_repro.models.compute import distributed, speed
+from frl_repro.models.compute.backends import Backend
+from frl_repro.models.networks import new_network
+from frl_repro.models.origin import data_facts
+from frl_repro.results import registration
+from frl_repro.results.tables import records
+from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
+from frl_repro.results.tables.outcomes import SPLIT_DIGEST, Outcomes
+from frl_repro.settings.config import RunConfig, rebuilding_settings, to_dict
+from frl_repro.training import build
+from frl_repro.training.loggers import Logger
+from frl_repro.training.trainer import Diverged, EpochSummary, train_epoch
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that one run works with.
+
+    Attributes
+    ----------
+    validation : Split or None
+        The validation images that are measured for the tables.
+    model : nn.Module
+        Where training starts, on the device.
+    started : float
+        ``time.perf_counter()`` when this process began the run.
+    start : mapping or None
+        ``file`` and ``sha256`` of the weights that retraining starts from.
+    process : mapping
+        What is recorded of this process: versions, commit, machine, command.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    validation: Split | None
+    model: nn.Module
+    device: torch.device
+    backend: Backend
+    folder: Path
+    logger: Logger
+    started: float
+    start: Mapping[str, str] | None
+    process: Mapping[str, Any]
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The columns that name the run in every table."""
+        config = self.config
+        return {
+            "run_id": config.run_id,
+            "dataset": config.dataset.name,
+            "model": config.model.name,
+            "method": config.method,
+            "seed": config.seed,
+            "recipe": None if config.retrain is None else config.recipe.name,
+            **{f"alpha_{name}": value for name, value in vars(config.alpha).items()},
+        }
+
+    def origin(self, *, epoch: int, checkpoint: str) -> dict[str, Any]:
+        """Return what the header of a checkpoint of an epoch says: ``checkpoint`` is which of the kept ones it is."""
+        dataset = self.dataset
+        shape = dataset.train.images.shape[1:]
+        facts = data_facts(digest=dataset.digest, class_names=dataset.class_names, image_shape=shape)
+        settings = rebuilding_settings(self.config)
+        return {**self.keys, "epoch": epoch, "checkpoint": checkpoint, "settings": settings, "data": facts}
+
+    @property
+    def inputs(self) -> dict[str, str | None]:
+        """The digests of what the run is made from."""
+        return {"data": self.dataset.digest, "start": None if self.start is None else self.start["sha256"]}
+
+    def write_record(self, segments: Sequence[Mapping[str, Any]], **more: Any) -> None:
+        """Write ``run.json``; ``segments`` says which process trained which epochs, ``more`` is added."""
+        config = self.config
+        names: dict[str, Any] = {"run_id": config.run_id, "config_hash": config.hash, "config": to_dict(config)}
+        names["registration"] = registration.record_of(config.run_id)
+        inputs = {"data": self.dataset.content, "start": self.start}
+        record = {**names, **inputs, **self.process, "segments": list(segments), **more}
+        records.write_json(self.folder / RUN_FILE, record)
+
+    def measure(
+        self, model: nn.Module, split: Split, split_name: str, epoch: int, *, checkpoint: str | None = None
+    ) -> Measured:
+        """Return the class rows of a split at every radius and what they count; random starts are the same in every
+        epoch.
+        """
+        return measure(
+            model,
+            split,
+            self.config.evaluation,
+            class_names=self.dataset.class_names,
+            seed=streams.derive_seed(self.config.seed, f"measure {split_name}"),
+            device=self.device,
+            backend=self.backend,
+            keys={**self.keys, "split": split_name, "epoch": epoch, "checkpoint": checkpoint},
+        )
+
+    def outcomes(self, measured: Measured) -> Outcomes:
+        """Return what a measurement says of each image."""
+        first = measured.rows[0]
+        about = {name: first[name] for name in (*self.keys, "split", "epoch", "checkpoint", "attack")}
+        return measured.outcomes({**about, SPLIT_DIGEST: self.dataset.split_digest(first["split"])})
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model and what was recorded on the way.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The one to measure: the running average when there is one.
+    history, rows, policy_rows : list of dict
+        Rows of ``history.csv``, ``classwise.csv`` (all but the final test) and ``policy.csv``.
+    earlier_seconds : float
+        Wall seconds of earlier processes.
+    best_epoch : int or None
+        The epoch whose weights are kept as well, in ``best.safetensors``; None where the last ones are all there is.
+    segments : list of dict
+        Of each process that trained a part: first and last of its ``epochs``, versions, commit, machine, command.
+    """
+
+    model: nn.Module
+    history: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    policy_rows: list[dict[str, Any]]
+    earlier_seconds: float
+    best_epoch: int | None
+    segments: list[dict[str, Any]]
+
+
+def new_model(config: RunConfig, dataset: Dataset) -> nn.Module:
+    """Return the run's freshly initialised model."""
+    return new_network(config.model, dataset, seed=streams.derive_seed(config.seed, "initial weights"))
+
+
+_ROWS = readback.items(readback.entries(readback.text(max_length=100), readback.cell))
+_STATE_FIELDS = readback.fields(
+    {
+        "epoch": readback.whole(1),
+        "machine": readback.text(),
+        "seconds": readback.number(0),
+        "history": _ROWS,
+        "rows": _ROWS,
+        "policy_rows": _ROWS,
+    },
+    {"best": readback.maybe(readback.fields({"epoch": readback.whole(1), "error": readback.number(0, 1)}))},
+)
+"""What a state must hold besides tensors, whose shapes the network, the optimiser and the policy check."""
+
+
+class _Training:
+    """One run under way: its model, optimiser and running average, and what it has recorded."""
+
+    def __init__(self, bench: Bench, before: dict[str, list[dict[str, Any]]]) -> None:
+        self.bench, self.model = bench, bench.model
+        _, self.trainer = bench.config.training
+        self.optimizer = build.optimizer(self.model, self.trainer)
+        self.average = None
+        if self.trainer.ema_decay is not None:
+            ema = get_ema_multi_avg_fn(self.trainer.ema_decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
+        self.policy_state: dict[str, Tensor] | None = None  # (K,) each; None: at its start
+        self.history: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.policy_rows: list[dict[str, Any]] = []
+        self.best: dict[str, float] | None = None  # epoch and validation error of the best so far
+        self.num_done, self.earlier_seconds = 0, 0.0
+        self.earlier_segments: list[dict[str, Any]] = []  # of the processes before this one
+        self.failure: Exception | None = None
+        self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
+        if distributed.num_processes() > 1:
+            self.machine += f", {distributed.num_processes()} processes"
+        if distributed.from_writer(lambda: has_state(bench.folder)):
+            self._resume()
+        elif bench.config.retrain is not None:
+            self._measure_before(before)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.failure is not None or self.num_done == self.trainer.num_epochs
+
+    @property
+    def measured(self) -> nn.Module:
+        """The model that is measured: the running average when there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """Which process has trained which epochs so far."""
+        first = self.earlier_segments[-1]["epochs"][-1] + 1 if self.earlier_segments else 1
+        if self.num_done < first:
+            return self.earlier_segments
+        return [*self.earlier_segments, {"epochs": [first, self.num_done], **self.bench.process}]
+
+    def step(self, step: int, num_steps: int) -> None:
+        """Move the model along its gradients, and the average along: step ``step`` of the epoch, counted from 0."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = build.learning_rate(self.trainer, self.num_done, step=step, num_steps=num_steps)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def end_epoch(self, summary: EpochSummary | Diverged, policy_rows: list[dict[str, Any]], *, note: str) -> None:
+        """Record an epoch, measure the validation split where that is due, save the state, and show it all."""
+        bench, num_epochs = self.bench, self.trainer.num_epochs
+        epoch = self.num_done + 1
+        if isinstance(summary, Diverged):
+            last_good = bench.folder / STATE_FILE if self.num_done > 0 else "none yet"
+            where = f"of epoch {epoch}; last good state: {last_good}"
+            self.failure = UserError(f"training diverged: {summary.reason} {where}")
+            return
+        learning_rate = build.learning_rate(self.trainer, self.num_done, step=0, num_steps=summary.num_steps)
+        entry = {"run_id": bench.config.run_id, "epoch": epoch, "learning_rate": learning_rate, **asdict(summary)}
+        entry["train_clean_error"] = entry.pop("clean_error")
+        entry["train_attacked_error"] = entry.pop("attacked_error")
+        entry |= {"validation_natural_error": None, "validation_robust_error": None}
+        self.history.append(entry)
+        self.policy_rows += policy_rows
+        self.num_done = epoch
+        LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - bench.started))
+        is_due = epoch % bench.config.evaluation.validation_every == 0 or epoch == num_epochs
+        if bench.validation is not None and is_due:
+            rows = bench.measure(self.measured, bench.validation, "validation", epoch).rows
+            self.rows += rows
+            errors = validation_errors(rows)
+            entry["validation_natural_error"] = errors["overall_natural"]
+            entry["validation_robust_error"] = errors["overall_robust"]
+            self._keep_if_best(errors)
+        if distributed.is_writer():
+            self._save_state()
+        bench.logger.update(self.history, self.rows, self.policy_rows)
+
+    def _save_state(self) -> None:
+        bench = self.bench
+        check_held(bench.folder)
+        checkpoints.save_state(
+            bench.folder / STATE_FILE,
+            {
+                "epoch": self.num_done,
+                "machine": self.machine,
+                **bench.inputs,
+                "segments": self.segments,
+                # Cloned: a slice of a stack would be saved with the whole stack.
+                "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "policy": self.policy_state,
+                "best": self.best,
+                "history": self.history,
+                "rows": self.rows,
+                "policy_rows": self.policy_rows,
+                "seconds": self.earlier_seconds + time.perf_counter() - bench.started,
+            },
+        )
+
+    def _measure_before(self, before: dict[str, list[dict[str, Any]]]) -> None:
+        """Measure what retraining starts from as everything after it is, so that before and after are one table.
+
+        ``before`` holds what was measured for other runs: jobs of a grid start from one model.
+        """
+        bench, config = self.bench, self.bench.config
+        of_same = repr((bench.inputs, config.seed, config.evaluation))
+        if of_same not in before:
+            dataset = bench.dataset
+            splits = [("validation", bench.validation), ("selection", dataset.selection), ("test", dataset.test)]
+            before[of_same] = [
+                row
+                for name, split in splits
+                if split is not None
+                for row in bench.measure(self.model, split, name, 0).rows
+            ]
+        self.rows = [{**row, **bench.keys} for row in before[of_same]]
+
+    def _keep_if_best(self, errors: Mapping[str, float]) -> None:
+        """Write the weights down where this epoch's validation error is smaller than that of every one before.
+
+        The file is written before the state that names its epoch: a process that is killed between the two repeats the
+        epoch and writes the same bytes.
+        """
+        criterion = self.bench.config.evaluation.keep_best_by
+        if criterion is None or (self.best is not None and errors[criterion] >= self.best["error"]):
+            return
+        self.best = {"epoch": self.num_done, "error": errors[criterion]}
+        if distributed.is_writer():
+            origin = self.bench.origin(epoch=self.num_done, checkpoint=BEST)
+            checkpoints.save_weights(self.bench.folder / BEST_FILE, self.measured, origin=origin)
+
+    def _resume(self) -> None:
+        path = self.bench.folder / STATE_FILE
+        try:
+            self._continue_from(distributed.from_writer(lambda: checkpoints.load_state(path)))
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as problem:
+            if isinstance(problem, UserError) or is_out_of_memory(problem):
+                raise
+            raise UserError(f"{path} is the state of another training: delete it to train from the start") from None
+        LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
+        if distributed.is_writer():
+            self.bench.write_record(self.segments)
+
+    def _continue_from(self, state: Mapping[str, Any]) -> None:
+        folder = self.bench.folder
+        path = folder / STATE_FILE
+        readback.checked(state, _STATE_FIELDS, source=path, remedy="delete it to train from the start")
+        rows = [*state["history"], *state["rows"], *state["policy_rows"]]
+        is_ours = all(row.get("run_id") == self.bench.config.run_id for row in rows)
+        if not is_ours or not state["epoch"] == len(state["history"]) <= self.trainer.num_epochs:
+            raise ValueError("another run's")
+        for name, digest in self.bench.inputs.items():
+            if state.get(name, digest) != digest:  # older states do not say
+                raise UserError(
+                    f"{path} is the state of a training with another {name}: delete the folder {folder} "
+                    "and repeat the run"
+                )
+        if state.get("best") is not None and distributed.from_writer(lambda: not (folder / BEST_FILE).exists()):
+            raise UserError(
+                f"{folder / BEST_FILE} is missing, though epoch {state['best']['epoch']} was the best so far: delete "
+                f"the folder {folder} and repeat the run"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.policy_state = state["policy"]
+        if state["machine"] != self.machine:
+            LOGGER.info("begun on %s, continued on %s: numbers may differ by rounding", state["machine"], self.machine)
+        self.best = state.get("best")
+        self.history, self.rows, self.policy_rows = state["history"], state["rows"], state["policy_rows"]
+        self.num_done, self.earlier_seconds = state["epoch"], state["seconds"]
+        self.earlier_segments = state.get("segments", [{"epochs": [1, self.num_done]}])  # older states do not say more
+
+    def result(self) -> Fitted | Exception:
+        """Return what came of it."""
+        if self.failure is not None:
+            return self.failure
+        best_epoch = None if self.best is None else int(self.best["epoch"])
+        return Fitted(
+            self.measured,
+            self.history,
+            self.rows,
+            self.policy_rows,
+            self.earlier_seconds,
+            best_epoch,
+            self.segments,
+        )
+
+
+def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:
+    """Train every run to its last epoch, continuing from the states in their folders; each is handed over as it ends.
+
+    Parameters
+    ----------
+    benches : sequence of Bench
+        Runs of one data set, device and backend with the same `RunConfig.shared`. They need not be at the same epoch.
+    is_alone : bool
+        No other run is under way in this process: messages need not say whose they are.
+
+    Yields
+    ------
+    (int, Fitted or Exception)
+        A run's place in ``benches``, and what came of it: the error of a run that diverged, or that could not continue.
+    """
+    if not benches:
+        return
+    device, train = benches[0].device, benches[0].dataset.train
+    train = Split(images=train.images.to(device), labels=train.labels.to(device))
+    under_way: dict[int, _Training] = {}
+    before: dict[str, list[dict[str, Any]]] = {}
+    for place, bench in enumerate(benches):
+        try:
+            under_way[place] = _Training(bench, before)
+        except (UserError, OSError) as problem:  # a damaged state is this run's trouble alone
+            yield place, problem
+    model = computing = None
+    while True:
+        for place, training in list(under_way.items()):
+            if training.is_over:
+                del under_way[place]
+                model = computing = None
+                yield place, training.result()
+        if not under_way:
+            return
+        together = list(under_way.values())
+        if model is None or computing is None:
+            model = stack([training.model for training in together])
+            computing = speed.for_training(
+                model, precision=together[0].trainer.precision, is_compiled=benches[0].config.keys.compile
+            )
+        _train_one_epoch(together, model, computing, train, is_alone=is_alone)
+
+
+def _train_one_epoch(
+    trainings: Sequence[_Training], model: nn.Module, computing: nn.Module, train: Split, *, is_alone: bool
+) -> None:
+    """Train each run's next epoch, side by side; the runs' models are stacked in ``model``.
+
+    ``computing`` is what computes it in attacks and losses (`frl_repro.models.compute.speed`).
+    """
+    bench, trainer = trainings[0].bench, trainings[0].trainer
+    config, device, backend = bench.config, bench.device, bench.backend
+    configs, models = [t.bench.config for t in trainings], [t.model for t in trainings]
+    seeds, epochs = [config.seed for config in configs], [t.num_done for t in trainings]
+    at = list(zip(seeds, epochs, strict=True))
+    steering = build.steering(configs, bench.dataset, backend, device)
+    if steering is not None:
+        steering.policy.state = {
+            name: torch.stack([start if t.policy_state is None else t.policy_state[name] for t in trainings])
+            for name, (start, *_) in steering.policy.state.items()
+        }
+
+    steps, num_steps = itertools.count(), math.ceil(len(train.labels) / trainer.batch_size)
+
+    def update() -> None:
+        step = next(steps)
+        for training in trainings:
+            training.step(step, num_steps)
+
+    together = "" if len(trainings) == 1 else f" of {len(trainings)} runs"
+    with bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", len(train.labels)) as advance:
+        summaries = train_epoch(
+            model,
+            train,
+            update=update,
+            objective=build.objective(
+                config, seeds=seeds, epochs=epochs, device=device, is_joint=not build.has_batch_statistics(model)
+            ),
+            attack=speed.attack_on(computing, build.training_attack(config, backend), is_compiled=config.keys.compile),
+            forward=lambda _, x: backend.forward(computing, x),
+            class_terms=(lambda _: None) if steering is None else steering.in_epoch(models, epochs),
+            augment=build.augmentation(config.dataset, at, device=device),
+            batch_size=trainer.batch_size,
+            num_accumulation=trainer.num_accumulation,
+            order_generators=[streams.generator(seed, "order", epoch) for seed, epoch in at],
+            attack_generators=[streams.generator(seed, "training attack", epoch, device=device) for seed, epoch in at],
+            advance=advance,
+        )
+    epsilon = getattr(config.training[0], "epsilon", 0.0)
+    for r, (training, summary) in enumerate(zip(trainings, summaries, strict=True)):
+        rows: list[dict[str, Any]] = []
+        if steering is not None:
+            training.policy_state = {name: state[r].clone() for name, state in steering.policy.state.items()}
+            keys = {**training.bench.keys, "epoch": epochs[r] + 1}
+            rows = steering.rows(r, keys, bench.dataset.class_names, epsilon=epsilon)
+        try:
+            training.end_epoch(summary, rows, note="" if is_alone else f"{configs[r].run_id}  ")
+        except (OSError, UserError) as problem:  # its state cannot be written: this run's trouble alone
+            training.failure = problem
+
+
+def _epoch_line(entry: dict[str, Any], num_epochs: int, seconds: float) -> str:
+    parts = [f"epoch {entry['epoch']}/{num_epochs}", f"loss {entry['train_loss']:.4f}"]
+    for name in ("clean", "attacked"):
+        if entry[f"train_{name}_error"] is not None:
+            parts.append(f"{name} error {entry[f'train_{name}_error']:.3f}")
+    return "  ".join([*parts, f"{seconds:.0f} s"])
