@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyautoattack
@@ -29,16 +28,14 @@ from frl_repro.results.tables import components, records
 from frl_repro.results.tables.outcomes import (
     NATURAL_ERROR,
     NOT_BROKEN,
-    Outcomes,
     are_of_same_images,
     read_outcomes,
     write_outcomes,
 )
 from frl_repro.results.tables.selection import main_evaluation, select_attack
 from frl_repro.settings.config import EvaluateConfig, RunConfig, parse
-from test_config import composed
+from support import ROOT, composed, outcomes_of_three
 
-ROOT = Path(__file__).resolve().parents[1]
 EPSILON = 0.1
 
 
@@ -548,19 +545,6 @@ def test_a_missing_package_is_named_before_anything_is_read(monkeypatch, checkpo
 
 
 # --- tables and files ---------------------------------------------------------------------------------------------
-
-
-def outcomes_of_three():
-    codes = np.array([0, 1, 2, 3, 2, 0], dtype=np.uint8)
-    return Outcomes(
-        labels=np.array([0, 0, 1, 1, 2, 2]),
-        is_natural_error=codes == 1,
-        is_robust_error={0.1: codes != 0},
-        about={"run_id": "a", "split": "test", "attack": "autoattack-6_images", "seed": 0, "method": "natural"},
-        components=("apgd-ce", "square"),
-        broken_by={0.1: codes},
-        images=np.array([3, 5, 6, 8, 9, 11]),
-    )
 
 
 def test_outcomes_keep_parts_and_images_and_old_files_have_none(tmp_path):

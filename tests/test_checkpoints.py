@@ -20,8 +20,7 @@ from frl_repro.models.loading import compare_data
 from frl_repro.models.origin import read_origin
 from frl_repro.runs import experiment
 from frl_repro.settings.config import EvaluateConfig
-from test_cli import TINY, call
-from test_retraining import tiny as retraining
+from support import TINY, call, tiny_retraining
 
 CPU = ("num_threads=1", "backend=torch")
 QUICK = ("evaluation.num_steps=1", *CPU)
@@ -230,18 +229,18 @@ def test_a_start_of_other_code_is_said_and_a_key_chooses_it(in_tmp, caplog):
     raw, ema = network(), network(seed=5)
     path = write(in_tmp / "start.pt", {"state_dict": raw.state_dict(), "ema": ema.state_dict()})
     starts = {"init_from": str(path), "retrain__trainer__num_epochs": 1}
-    usual = experiment.run(retraining(in_tmp, **starts))
+    usual = experiment.run(tiny_retraining(in_tmp, **starts))
     assert "it also holds 'ema' (init_from_key= chooses)" in caplog.text
     assert "start.pt: not written by this program: tensors matched by name" in caplog.text
-    chosen = experiment.run(retraining(in_tmp, **starts, init_from_key="ema"))
+    chosen = experiment.run(tiny_retraining(in_tmp, **starts, init_from_key="ema"))
     assert usual != chosen
     alone = write(in_tmp / "alone.pt", ema.state_dict())
-    same = experiment.run(retraining(in_tmp, **{**starts, "init_from": str(alone)}))
+    same = experiment.run(tiny_retraining(in_tmp, **{**starts, "init_from": str(alone)}))
     assert load_file(same / "model.safetensors")["fc1.weight"].equal(
         load_file(chosen / "model.safetensors")["fc1.weight"]
     )
     with pytest.raises(UserError, match="init_from_key has no effect without init_from"):
-        retraining(in_tmp, init_from_key="ema")
+        tiny_retraining(in_tmp, init_from_key="ema")
 
 
 # Ours know their data

@@ -12,7 +12,6 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import frl_repro
 from frl_repro.basics.errors import UserError
@@ -22,25 +21,7 @@ from frl_repro.results.tables import records
 from frl_repro.results.tables.examples import read_examples
 from frl_repro.results.tables.outcomes import read_outcomes
 from frl_repro.settings.config import path_keys
-
-ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "dataset=synthetic",
-    "dataset.num_classes=3",
-    "dataset.num_train=90",
-    "dataset.num_test=30",
-    "trainer.num_epochs=1",
-    "attack.num_steps=2",
-    "evaluation.num_steps=2",
-    "num_threads=1",
-    "backend=torch",
-]
-
-
-def call(monkeypatch, *arguments, main=cli.main):
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    return main()
-
+from support import ROOT, TINY, call
 
 REFUSED = {
     "alpha.natt=5": "unknown key alpha.natt; did you mean alpha.nat?",
@@ -453,21 +434,3 @@ def test_a_sweep_runs_the_jobs_that_were_checked_in_batches_too(sweeper, monkeyp
     seeds = [json.loads(path.read_text())["config"]["seed"] for path in Path("outputs").glob("*/run.json")]
     assert sorted(seeds) == [0, 1, 2]
     assert "sweep: 3 of 3 jobs have ended" in out
-
-
-def test_a_job_of_a_sweep_is_composed_twice(monkeypatch, in_tmp):
-    """Once when the command line is checked and once to run it: composing is what launching a job costs."""
-    composed = []
-    load = ConfigLoaderImpl.load_configuration
-
-    def counted(self, *arguments, **settings):
-        composed.append(settings.get("overrides", arguments[1:]))
-        return load(self, *arguments, **settings)
-
-    def jobs(seeds):
-        composed.clear()
-        assert call(monkeypatch, "-m", f"seed={seeds}", *TINY) == 0
-        return len(composed)
-
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
-    assert jobs("0,1,2,3") - jobs("4,5") == 2 * 2

@@ -11,59 +11,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings import config as configuration
 from frl_repro.settings.config import GROUPS, EvaluateConfig, RunConfig, SanityConfig, all_keys, parse, within
-
-DEFAULTS = {
-    "model": "lenet5",
-    "dataset": "fashion_mnist",
-    "attack": "pgd",
-    "trainer": "adam",
-    "evaluation": "pgd",
-    "frl": "none",
-    "recipe": "report",
-}
-TOP = {
-    "init_from": None,
-    "seed": 0,
-    "output_dir": "outputs",
-    "run_dir": None,
-    "base_dir": None,
-    "logger": "none",
-    "force": False,
-    "top": 10,
-    "device": "auto",
-    "backend": "auto",
-    "num_threads": None,
-    "compile": False,
-}
-
-
-def read(group, choice):
-    return yaml.safe_load((CONFIG_DIR / group / f"{choice}.yaml").read_text())
-
-
-def merged(node, other):
-    """Return nested dictionaries merged, the second over the first."""
-    if not (isinstance(node, dict) and isinstance(other, dict)):
-        return other
-    return {**node, **{key: merged(node.get(key), value) for key, value in other.items()}}
-
-
-def composed(**changes):
-    """Return the composition of ``group=choice`` with ``group__key=value`` changes, nested keys as ``a__b__c``."""
-    choices = {**DEFAULTS, **{k: v for k, v in changes.items() if k in DEFAULTS}}
-    result = {**TOP, **{group: read(group, choice) for group, choice in choices.items()}}
-    retraining = read("retrain", f"{choices['recipe']}/{choices['frl']}")
-    # The synthetic data's own fraction may be what a test sets.
-    result = merged(result, retraining)
-    for name, value in changes.items():
-        *path, key = name.split("__")
-        node = result
-        if name in DEFAULTS:
-            continue
-        for part in path:
-            node = node[part]
-        node[key] = value
-    return result
+from support import composed
 
 
 def test_fractions_pixels_and_decimals_are_one_setting():

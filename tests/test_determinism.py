@@ -7,8 +7,7 @@ from safetensors.torch import load_file
 from frl_repro.commands import cli
 from frl_repro.models.compute.native import lenet5 as native
 from frl_repro.runs import experiment
-from test_cli import call
-from test_retraining import METHODS, contents
+from support import METHODS, call, contents
 
 SHORT = [
     "dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=120", "dataset.num_test=45",

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,8 +17,7 @@ from frl_repro.commands import cli
 from frl_repro.models.compute import distributed
 from frl_repro.models.compute.backends import TORCH
 from frl_repro.runs import experiment
-
-ROOT = Path(__file__).parents[1]
+from support import ROOT
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch is built without distributed")
 

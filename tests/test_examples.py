@@ -16,28 +16,17 @@ from frl_repro.evaluation.measure import worst_and_best_class
 from frl_repro.results.figures import IMAGE_FIGURES
 from frl_repro.results.figures.examples import examples_figure, examples_numbers
 from frl_repro.results.figures.style import paper_style
-from frl_repro.results.tables.examples import EXAMPLES_FILE, Examples, read_examples, write_examples
-
-ABOUT = {
-    "class_names": ["Shirt", "Bag"], "worst": "Shirt", "best": "Bag", "epsilon": 16 / 255, "attack": "pgd-20",
-    "method": "reweight", "run_id": "a",
-}  # fmt: skip
-
-
-def some(channels=1):
-    generator = np.random.default_rng(0)
-    clean = generator.random((2, channels, 8, 8), dtype=np.float32)
-    attacked = np.clip(clean + np.float32(16 / 255) * np.sign(generator.normal(size=clean.shape)), 0, 1)
-    return Examples(clean, attacked.astype(np.float32), np.array([0, 1]), np.array([0, 1]), np.array([1, 1]), ABOUT)
+from frl_repro.results.tables.examples import EXAMPLES_FILE, read_examples, write_examples
+from support import ABOUT_EXAMPLES, two_examples
 
 
 def test_examples_come_back_and_equal_ones_are_equal_bytes(tmp_path):
     for name in ("a", "b"):
-        write_examples(tmp_path / name, some())
+        write_examples(tmp_path / name, two_examples())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     read = read_examples(tmp_path / "a")
-    assert read.about == ABOUT
-    np.testing.assert_array_equal(read.attacked, some().attacked)
+    assert read.about == ABOUT_EXAMPLES
+    np.testing.assert_array_equal(read.attacked, two_examples().attacked)
     np.testing.assert_array_equal(read.attacked_predictions, [1, 1])
 
 
@@ -52,14 +41,16 @@ def test_other_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_figure_shows_images_and_predictions(channels):
-    figure = examples_figure(some(channels))
+    figure = examples_figure(two_examples(channels))
     rows = np.reshape(figure.axes, (2, 3))
     shown = rows[0, 0].images[0].get_array()
-    np.testing.assert_allclose(shown if channels == 3 else shown[..., None], some(channels).clean[0].transpose(1, 2, 0))
+    np.testing.assert_allclose(
+        shown if channels == 3 else shown[..., None], two_examples(channels).clean[0].transpose(1, 2, 0)
+    )
     assert [axes.get_title() for axes in rows[0]] == ["“Shirt”", "perturbation", "“Bag”"]
     assert rows[0, 2].title.get_color() != rows[1, 2].title.get_color() == "black"  # fooled, not fooled
     perturbation = np.asarray(rows[0, 1].images[0].get_array())
-    change = (some(channels).attacked[0] - some(channels).clean[0]).transpose(1, 2, 0)
+    change = (two_examples(channels).attacked[0] - two_examples(channels).clean[0]).transpose(1, 2, 0)
     np.testing.assert_allclose(
         perturbation if channels == 3 else perturbation[..., None], change * 255 / 32 + 0.5, atol=1e-6
     )
@@ -67,14 +58,14 @@ def test_the_figure_shows_images_and_predictions(channels):
 
 
 def test_logits_that_are_not_finite_are_called_no_class():
-    examples = dataclasses.replace(some(), attacked_predictions=np.array([-1, -1]))
+    examples = dataclasses.replace(two_examples(), attacked_predictions=np.array([-1, -1]))
     assert examples_numbers(examples)["predicted_after"].tolist() == ["no class", "no class"]
     titles = [axes.get_title() for axes in examples_figure(examples).axes]
     assert titles.count("“no class”") == 2
 
 
 def test_every_text_stays_on_the_page():
-    figure = examples_figure(some())
+    figure = examples_figure(two_examples())
     with paper_style():
         figure.savefig(io.BytesIO(), format="png", dpi=figure.dpi)  # the layout is settled while drawing
     for text in figure.findobj(Text):
@@ -85,7 +76,7 @@ def test_every_text_stays_on_the_page():
 
 
 def test_the_numbers_say_it_in_words():
-    assert examples_numbers(some()).to_dict("records") == [
+    assert examples_numbers(two_examples()).to_dict("records") == [
         {"class_name": "Shirt", "predicted_before": "Shirt", "predicted_after": "Bag"},
         {"class_name": "Bag", "predicted_before": "Bag", "predicted_after": "Bag"},
     ]
@@ -96,7 +87,7 @@ def kept(tmp_path):
     """A folder of a measurement that kept images."""
     folder = tmp_path / "kept" / "a"
     folder.mkdir(parents=True)
-    write_examples(folder / EXAMPLES_FILE, some())
+    write_examples(folder / EXAMPLES_FILE, two_examples())
     return folder
 
 
@@ -116,7 +107,7 @@ def test_the_command_draws_them(kept, tmp_path, capsys):
 
 def test_the_command_and_the_report_write_the_same_bytes(kept, tmp_path, capsys):
     assert plot.main(["figure=examples", f"runs={kept}", f"out={tmp_path / 'o'}"]) == 0
-    study = types.SimpleNamespace(is_about=lambda about: about == ABOUT)
+    study = types.SimpleNamespace(is_about=lambda about: about == ABOUT_EXAMPLES)
     _, written = report._examples(str(kept.parent), study, tmp_path / "report")
     names = ["examples.png", "examples.svg", "examples.pdf"]
     assert written == [tmp_path / "report" / kept.name / name for name in names]  # nothing beside the runs
@@ -140,15 +131,15 @@ def test_the_command_says_how_to_keep_some_and_which_to_choose(kept, tmp_path, c
     assert message.endswith("keep one with `python scripts/evaluate.py checkpoint=FILE num_examples=2`\n")
     other = kept.with_name("b")
     other.mkdir()
-    write_examples(other / EXAMPLES_FILE, some())
+    write_examples(other / EXAMPLES_FILE, two_examples())
     assert plot.main(["figure=examples", f"runs={kept.parent}", f"out={tmp_path / 'o'}"]) == 1
     expected = f"error: figure=examples shows one {EXAMPLES_FILE}, there are 2: runs= one of {kept}, {other}\n"
     assert capsys.readouterr().err == expected
 
 
 def test_colour_perturbations_are_not_called_white_and_black():
-    assert "perturbation: white +ε, black -ε, grey none" in examples_figure(some(1)).get_suptitle()
-    assert "perturbation: each channel bright +ε, dark -ε, grey none" in examples_figure(some(3)).get_suptitle()
+    assert "perturbation: white +ε, black -ε, grey none" in examples_figure(two_examples(1)).get_suptitle()
+    assert "perturbation: each channel bright +ε, dark -ε, grey none" in examples_figure(two_examples(3)).get_suptitle()
 
 
 @pytest.mark.parametrize(

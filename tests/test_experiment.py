@@ -8,57 +8,23 @@ import random
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.folder_lock import held
 from frl_repro.basics.progress import set_up_logging
 from frl_repro.results.tables import records
 from frl_repro.runs import experiment
-from frl_repro.settings.config import RunConfig, parse
-from test_config import composed
-
-TABLES = ("classwise.csv", "history.csv", "model.safetensors", "split.safetensors")
-
-
-def tiny(folder, **changes):
-    settings = {
-        "dataset": "synthetic",
-        "dataset__num_classes": 3,
-        "dataset__num_train": 120,
-        "dataset__num_test": 45,
-        "dataset__validation_fraction": 0.25,
-        "trainer__num_epochs": 3,
-        "trainer__batch_size": 30,
-        "trainer__ema_decay": 0.9,
-        "attack__num_steps": 2,
-        "evaluation__num_steps": 2,
-        "run_dir": str(folder),
-        "backend": "torch",
-        **changes,
-    }
-    return parse(composed(**settings), RunConfig)
-
-
-def contents(folder):
-    return {name: (Path(folder) / name).read_bytes() for name in TABLES}
-
-
-def same_weights(folder, other, name="model.safetensors"):
-    """Return whether two runs kept the same weights, to the bit."""
-    one, two = (load_file(Path(run) / name) for run in (folder, other))
-    return one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+from support import same_weights, table_contents, tiny_run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight") / "run"
     torch.set_num_threads(1)
-    experiment.run(tiny(folder))
+    experiment.run(tiny_run(folder))
     return folder
 
 
@@ -81,14 +47,14 @@ def test_a_run_leaves_tidy_tables(finished):
 
 
 def test_a_finished_run_is_skipped_and_repeated_with_force(finished, monkeypatch):
-    before, stamp = contents(finished), (finished / "done.json").stat().st_mtime_ns
+    before, stamp = table_contents(finished), (finished / "done.json").stat().st_mtime_ns
     with monkeypatch.context() as patched:
         patched.setattr(experiment, "fit", lambda *_, **__: pytest.fail("trained again"))
-        experiment.run(tiny(finished))
+        experiment.run(tiny_run(finished))
     assert (finished / "done.json").stat().st_mtime_ns == stamp
-    experiment.run(tiny(finished, force=True))
+    experiment.run(tiny_run(finished, force=True))
     assert (finished / "done.json").stat().st_mtime_ns > stamp
-    assert contents(finished) == before
+    assert table_contents(finished) == before
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(finished, tmp_path, monkeypatch):
@@ -98,27 +64,27 @@ def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(finished
         shutil.copytree(finished, folder)
         return dataset
 
-    dataset = experiment.load_dataset(tiny(folder).dataset)
+    dataset = experiment.load_dataset(tiny_run(folder).dataset)
     monkeypatch.setattr(experiment, "load_dataset", load_while_another_process_finishes)
     monkeypatch.setattr(experiment, "fit", lambda benches, **_: iter(pytest.fail("trained again") for _ in benches))
-    assert experiment.run(tiny(folder)) == folder
-    assert contents(folder) == contents(finished)
+    assert experiment.run(tiny_run(folder)) == folder
+    assert table_contents(folder) == table_contents(finished)
     assert (folder / "done.json").read_bytes() == (finished / "done.json").read_bytes()
 
 
 def test_a_folder_of_another_run_is_refused(finished, tmp_path):
     with pytest.raises(UserError, match="holds another run"):
-        experiment.run(tiny(finished, seed=1))
+        experiment.run(tiny_run(finished, seed=1))
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="holds files that are no run"):
-        experiment.run(tiny(tmp_path))
+        experiment.run(tiny_run(tmp_path))
     with pytest.raises(UserError, match="is a file, not a folder"):
-        experiment.run(tiny(tmp_path / "thesis.tex"))
+        experiment.run(tiny_run(tmp_path / "thesis.tex"))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_damaged_state_is_named(tmp_path):
-    config = tiny(tmp_path / "run")
+    config = tiny_run(tmp_path / "run")
     (tmp_path / "run").mkdir()
     records.write_json(tmp_path / "run" / "run.json", {"config_hash": config.hash, "run_id": config.run_id})
     (tmp_path / "run" / "state.pt").write_bytes(b"half of a")
@@ -130,12 +96,12 @@ def test_force_on_a_finished_run_never_continues_from_a_leftover_state(finished,
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "state.pt").write_bytes(b"left behind by a kill between done.json and the end")
-    experiment.run(tiny(folder, force=True))
-    assert contents(folder) == contents(finished)
+    experiment.run(tiny_run(folder, force=True))
+    assert table_contents(folder) == table_contents(finished)
 
 
 def test_two_processes_cannot_work_in_one_folder(tmp_path):
-    config = tiny(tmp_path / "run")
+    config = tiny_run(tmp_path / "run")
     config.folder.mkdir()
     with (
         held(config.folder, wait=False),
@@ -154,7 +120,7 @@ def test_the_test_split_never_steers(finished, tmp_path, monkeypatch):
         return dataclasses.replace(dataset, test=other)
 
     monkeypatch.setattr(experiment, "load_dataset", load_with_other_test_labels)
-    experiment.run(tiny(tmp_path / "run"))
+    experiment.run(tiny_run(tmp_path / "run"))
     ours, other = (records.read_classwise([folder / "classwise.csv"]) for folder in (finished, tmp_path / "run"))
     for name in ("history.csv", "split.safetensors"):
         assert (finished / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
@@ -166,14 +132,14 @@ def test_the_test_split_never_steers(finished, tmp_path, monkeypatch):
 
 
 def test_the_seed_changes_the_run_but_not_the_split(finished, tmp_path):
-    experiment.run(tiny(tmp_path / "run", seed=1))
+    experiment.run(tiny_run(tmp_path / "run", seed=1))
     assert (tmp_path / "run" / "split.safetensors").read_bytes() == (finished / "split.safetensors").read_bytes()
     assert (tmp_path / "run" / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
 
 
 def test_of_fewer_validation_images_than_asked_for_all_are_measured_and_a_line_says_so(finished, tmp_path, capsys):
     set_up_logging()
-    folder = experiment.run(tiny(tmp_path / "run", evaluation__num_validation=31))
+    folder = experiment.run(tiny_run(tmp_path / "run", evaluation__num_validation=31))
     assert "evaluation.num_validation=31: there are 30 images, all of them are taken" in capsys.readouterr().out
     assert rows_without_run(folder).equals(rows_without_run(finished))
 
@@ -186,7 +152,7 @@ def rows_without_run(folder):
 def _run_in_child(folder, announce):
     torch.set_num_threads(1)
     announce.send(True)
-    experiment.run(tiny(folder))
+    experiment.run(tiny_run(folder))
 
 
 def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, tmp_path):
@@ -215,7 +181,7 @@ def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, 
                 longest = max(0.2, time.monotonic() - started)
             is_done = child.exitcode == 0
             assert child.exitcode in (0, -signal.SIGKILL)
-        assert contents(folder) == contents(finished)
+        assert table_contents(folder) == table_contents(finished)
         assert not list(folder.glob(".*.tmp"))
         assert not (folder / "state.pt").exists()
     assert num_kills >= 20

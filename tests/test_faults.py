@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from support import ROOT
+
 CHEAP = "kill_training,kill_checkpoint_write,kill_table_write,kill_mid_write,damaged_state,damaged_result,damaged_table"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the bench forks")

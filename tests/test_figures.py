@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,33 +17,10 @@ from frl_repro.commands import plot
 from frl_repro.results.figures import FIGURES, IMAGE_FIGURES, style
 from frl_repro.results.figures.figure1 import figure1, figure1_numbers
 from frl_repro.results.tables import records
+from support import EPSILON, ERRORS, NAMES, ROOT, bars, make_rows
 
-ROOT = Path(__file__).parents[1]
-EPSILON = 16 / 255
-NAMES = ["Shirt", "Bag", "Trouser"]
+
 # Per class of 1,000: the report's worst class, an easy one and one between; columns natural and robust errors.
-ERRORS = {"natural": [(320, 1000), (30, 960), (40, 860)], "adversarial": [(440, 890), (40, 120), (30, 90)]}
-
-
-def make_rows(method, *, seed=0, shift=0, errors=None, names=NAMES, **keys):
-    """Rows of one run; ``shift`` more natural (and so robust) errors in every class but where all are wrong."""
-    pairs = errors or ERRORS[method]
-    natural = [n + shift for n, _ in pairs]
-    boundary = [min(r + shift, 1000) - n - shift for n, r in pairs]
-    defaults = {
-        "run_id": f"{method}-{seed}",
-        "dataset": "fashion_mnist",
-        "model": "lenet5",
-        "method": method,
-        "seed": seed,
-        "split": "test",
-        "epoch": 15,
-        "attack": "pgd-20",
-        "epsilon": EPSILON,
-    }
-    return records.classwise_rows(defaults | keys, names, [1000] * len(names), natural, boundary)
-
-
 def frame(*parts):
     return pd.DataFrame([row for part in parts for row in part])
 
@@ -67,11 +43,6 @@ def runs(tmp_path, one_seed):
         folder.mkdir(parents=True)
         records.write_table(folder / "classwise.csv", rows.to_dict("records"), records.CLASSWISE_COLUMNS)
     return tmp_path / "runs"
-
-
-def bars(axes):
-    """Widths of the bars, one row a quantity."""
-    return [[bar.get_width() for bar in container] for container in axes.containers if hasattr(container, "patches")]
 
 
 def texts(figure):

@@ -8,15 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from frl_repro.basics import folder_lock
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.folder_lock import LOCK_FILE, check_held, held, is_held
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SILENCE = 2.0
 
 HOLD = f"""

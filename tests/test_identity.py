@@ -1,6 +1,5 @@
 """Runs know their data and their starting weights by content, say which process trained what, and stay in one place."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -20,6 +19,7 @@ from frl_repro.models.identity import differences
 from frl_repro.results.tables import records
 from frl_repro.results.tables.outcomes import are_of_same_images, read_outcomes
 from frl_repro.runs import experiment
+from support import stopped
 
 SMALL = [
     "trainer.batch_size=8", "attack.num_steps=1", "evaluation.num_steps=1", "num_threads=1", "backend=torch",
@@ -72,22 +72,6 @@ def swap(one, other):
 
 def recorded(folder, name="run.json"):
     return json.loads((folder / name).read_text())
-
-
-@contextlib.contextmanager
-def killed(monkeypatch, *, after):
-    """Let trainings be stopped once the state of an epoch is written."""
-    save = checkpoints.save_state
-
-    def save_and_stop(path, state):
-        save(path, state)
-        if state["epoch"] == after:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            yield
 
 
 def old(folder):
@@ -168,7 +152,7 @@ def test_a_finished_run_on_other_pictures_is_refused_by_what_changed_and_repeate
 
 def test_an_unfinished_run_never_continues_on_other_pictures(tmp_path, monkeypatch):
     config = on(photos(tmp_path / "photos"), epochs=2)
-    with killed(monkeypatch, after=1):
+    with stopped(monkeypatch, after=1):
         experiment.run(config)
     remove_two_training_pictures(tmp_path / "photos")
     message = r"was begun before a change of the data \(18 train images, were 20\): force=true begins it anew"
@@ -230,11 +214,11 @@ def test_a_run_of_a_version_that_kept_no_digest_is_taken_as_it_is(tmp_path, monk
 
 def test_a_state_of_other_data_is_refused_wherever_it_comes_from(tmp_path, monkeypatch):
     photos(tmp_path / "photos")
-    with killed(monkeypatch, after=1):
+    with stopped(monkeypatch, after=1):
         experiment.run(on("photos", epochs=2))
     swap(tmp_path / "photos" / "train" / "a", tmp_path / "photos" / "train" / "b")
     other = on("photos", "run_dir=other", epochs=2)
-    with killed(monkeypatch, after=1):
+    with stopped(monkeypatch, after=1):
         experiment.run(other)
     shutil.copy(on("photos", epochs=2).folder / "state.pt", other.folder / "state.pt")
     with pytest.raises(UserError, match=r"state\.pt is the state of a training with another data: delete the folder"):
@@ -279,7 +263,7 @@ def from_start(*settings):
 
 
 def test_overwritten_starting_weights_are_noticed(start, monkeypatch, caplog):
-    with killed(monkeypatch, after=1):
+    with stopped(monkeypatch, after=1):
         experiment.run(from_start())
     weights = start.read_bytes()
     nudge(start)
@@ -339,7 +323,7 @@ def test_a_base_serves_no_other_data_and_bases_of_one_name_do_not_collide(tmp_pa
 def test_an_unfinished_base_of_other_data_is_left_to_its_owner(tmp_path, monkeypatch):
     photos(tmp_path / "photos")
     config = retraining("photos", "trainer.num_epochs=2")
-    with killed(monkeypatch, after=1):
+    with stopped(monkeypatch, after=1):
         experiment.run(config)
     swap(tmp_path / "photos" / "train" / "a", tmp_path / "photos" / "train" / "b")
     experiment.run(config)
@@ -432,9 +416,9 @@ def test_a_measurement_is_of_the_pictures_that_there_are(tmp_path, caplog):
 def test_a_run_records_which_process_trained_which_epochs(tmp_path, monkeypatch):
     photos(tmp_path / "photos")
     config = on("photos", epochs=4)
-    with killed(monkeypatch, after=1):
+    with stopped(monkeypatch, after=1):
         experiment.run(config, command="first")
-    with killed(monkeypatch, after=3), monkeypatch.context() as patched:
+    with stopped(monkeypatch, after=3), monkeypatch.context() as patched:
         patched.setattr(experiment, "describe", lambda **_: {"command": "second", "git_commit": "abc"})
         experiment.run(config)
     assert [part["command"] for part in recorded(config.folder)["segments"]] == ["first"]
@@ -461,7 +445,7 @@ def test_a_run_records_which_process_trained_which_epochs(tmp_path, monkeypatch)
 def test_a_lost_epoch_is_recorded_for_the_process_that_trained_it_again(tmp_path, monkeypatch):
     photos(tmp_path / "photos")
     config = on("photos", epochs=3)
-    with killed(monkeypatch, after=2):
+    with stopped(monkeypatch, after=2):
         experiment.run(config, command="first")
     state = config.folder / "state.pt"
     state.write_bytes(state.read_bytes()[:-50])

@@ -19,9 +19,7 @@ from frl_repro.commands import cli, collect
 from frl_repro.models import build_model, checkpoints
 from frl_repro.results.tables import records
 from frl_repro.runs import experiment
-from test_cli import TINY, call
-from test_experiment import contents, tiny
-from test_retraining import tiny as retraining
+from support import TINY, call, stopped, table_contents, tiny_retraining, tiny_run
 
 
 def flip(path, place=-20):
@@ -34,7 +32,7 @@ def flip(path, place=-20):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     torch.set_num_threads(1)
-    return experiment.run(tiny(tmp_path_factory.mktemp("straight") / "run"))
+    return experiment.run(tiny_run(tmp_path_factory.mktemp("straight") / "run"))
 
 
 @pytest.fixture
@@ -62,7 +60,7 @@ def test_a_finished_run_with_a_changed_file_is_named_when_it_is_asked_for_again(
     else:
         path.unlink()
     with pytest.raises(UserError) as caught:
-        experiment.run(tiny(damaged))
+        experiment.run(tiny_run(damaged))
     assert name in str(caught.value) or "no run of frl_repro" in str(caught.value)  # run.json is what makes it a run
     assert "\n" not in str(caught.value)
 
@@ -70,9 +68,9 @@ def test_a_finished_run_with_a_changed_file_is_named_when_it_is_asked_for_again(
 def test_a_damaged_run_is_repeated_with_force_and_in_a_folder_that_was_deleted(finished, damaged):
     flip(damaged / "classwise.csv")
     with pytest.raises(UserError, match=r"classwise\.csv is damaged: its sha256 .* delete the folder .*run and repeat"):
-        experiment.run(tiny(damaged))
-    experiment.run(tiny(damaged, force=True))
-    assert contents(damaged) == contents(finished)
+        experiment.run(tiny_run(damaged))
+    experiment.run(tiny_run(damaged, force=True))
+    assert table_contents(damaged) == table_contents(finished)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"sha256": 3}', "[" * 100_000, "\xff"])
@@ -81,7 +79,7 @@ def test_damaged_notes_are_named(content, damaged):
         before = (damaged / name).read_bytes()
         (damaged / name).write_text(content, encoding="latin-1")
         with pytest.raises(UserError, match=rf"{name} is damaged|{name} .*another run|holds another run"):
-            experiment.run(tiny(damaged))
+            experiment.run(tiny_run(damaged))
         (damaged / name).write_bytes(before)
 
 
@@ -91,11 +89,11 @@ def test_a_done_file_of_another_run_is_named(key, damaged):
     for changed in ({**recorded, key: "another"}, {name: recorded[name] for name in recorded if name != key}):
         (damaged / "done.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=r"done\.json is damaged"):
-            experiment.run(tiny(damaged))
+            experiment.run(tiny_run(damaged))
 
 
 def test_a_damaged_base_is_named_and_never_trained_from(tmp_path):
-    config = retraining(tmp_path)
+    config = tiny_retraining(tmp_path)
     base = experiment.run(config.base())
     flip(base / "model.safetensors")
     with pytest.raises(UserError, match=r"bases/.*/model\.safetensors is damaged"):
@@ -121,26 +119,11 @@ def test_damaged_weights_and_tables_of_a_run_are_refused_by_every_reader(damaged
 # States
 
 
-def stopped(folder, monkeypatch, *, after):
-    """Train until the state of an epoch is written, and return the run's configuration."""
-    config = tiny(folder)
-    save = checkpoints.save_state
-
-    def save_and_stop(path, state):
-        save(path, state)
-        if state["epoch"] == after:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            experiment.run(config)
-    return config
-
-
 @pytest.mark.parametrize("harm", ["flip", "header", "truncate", "empty", "missing"])
 def test_the_state_before_takes_over_from_a_damaged_one(harm, finished, tmp_path, monkeypatch, caplog):
-    config = stopped(tmp_path / "run", monkeypatch, after=2)
+    config = tiny_run(tmp_path / "run")
+    with stopped(monkeypatch, after=2):
+        experiment.run(config)
     path = config.folder / "state.pt"
     content = path.read_bytes()
     assert run_folder.state_header(path)["epoch"] == 2
@@ -156,12 +139,14 @@ def test_the_state_before_takes_over_from_a_damaged_one(harm, finished, tmp_path
     experiment.run(config)
     assert "continuing after epoch 1 of 3" in caplog.text
     assert caplog.text.count("state.pt is damaged (wrong sha256): continuing from the state of") == (harm != "missing")
-    assert contents(config.folder) == contents(finished)
+    assert table_contents(config.folder) == table_contents(finished)
     assert not run_folder.has_state(config.folder)
 
 
 def test_two_damaged_states_are_refused_and_a_state_of_other_code_too(tmp_path, monkeypatch):
-    config = stopped(tmp_path / "run", monkeypatch, after=2)
+    config = tiny_run(tmp_path / "run")
+    with stopped(monkeypatch, after=2):
+        experiment.run(config)
     state = checkpoints.load_state(config.folder / "state.pt")
     for name in ("state.pt", "state.previous.pt"):
         flip(config.folder / name)
@@ -177,12 +162,14 @@ def test_two_damaged_states_are_refused_and_a_state_of_other_code_too(tmp_path, 
 
 
 def test_a_state_of_version_0_1_is_continued(finished, tmp_path, monkeypatch):
-    config = stopped(tmp_path / "run", monkeypatch, after=2)
+    config = tiny_run(tmp_path / "run")
+    with stopped(monkeypatch, after=2):
+        experiment.run(config)
     state = checkpoints.load_state(config.folder / "state.pt")
     torch.save(state, config.folder / "state.pt")
     (config.folder / "state.previous.pt").unlink()
     experiment.run(config)
-    assert contents(config.folder) == contents(finished)
+    assert table_contents(config.folder) == table_contents(finished)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -260,12 +247,12 @@ def test_a_full_disk_is_one_line_naming_the_file_and_the_run_is_completed_later(
     with monkeypatch.context() as patched:
         patched.setattr(atomic, "_flush_to_disk", lambda path: full() if f".{name}." in str(path) else flush(path))
         with pytest.raises(OSError, match="No space left") as caught:
-            experiment.run(tiny(tmp_path / "run"))
+            experiment.run(tiny_run(tmp_path / "run"))
     assert reason(caught.value) == f"{tmp_path / 'run' / name}: No space left on device"
     assert not (tmp_path / "run" / "done.json").exists()
     assert not list((tmp_path / "run").glob(".*"))
-    experiment.run(tiny(tmp_path / "run"))
-    assert contents(tmp_path / "run") == contents(finished)
+    experiment.run(tiny_run(tmp_path / "run"))
+    assert table_contents(tmp_path / "run") == table_contents(finished)
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):

@@ -25,10 +25,8 @@ from omegaconf import OmegaConf
 
 from frl_repro.basics import sameness
 from hydra_plugins.frl import local, pool
-from test_cli import TINY, call
-from test_retraining import contents
+from support import ROOT, TINY, call, contents
 
-ROOT = Path(__file__).resolve().parents[1]
 GRID = [
     "-m", "frl=reweight", "sweep=alpha_grid", "retrain.trainer.num_epochs=2", "retrain.trainer.batch_size=30",
     "retrain.attack.num_steps=2", "frl.num_validation=12", "frl.num_steps=2", "dataset.validation_fraction=0.25",

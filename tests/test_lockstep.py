@@ -27,8 +27,7 @@ from frl_repro.training.frl import POLICIES, Rules, new_policy
 from frl_repro.training.objectives import ClassTerms
 from frl_repro.training.steering import RunErrors
 from frl_repro.training.trainer import Diverged, train_epoch
-from test_cli import TINY, call
-from test_retraining import contents, tiny
+from support import TINY, call, contents, tiny_retraining
 
 NUM_RUNS = 3
 
@@ -250,7 +249,10 @@ def bases(compiled, tmp_path_factory):
 
 
 def variants(folder, bases, **changes):
-    return [tiny(folder, base_dir=str(bases), **{"backend": "native", **variant, **changes}) for variant in VARIANTS]
+    return [
+        tiny_retraining(folder, base_dir=str(bases), **{"backend": "native", **variant, **changes})
+        for variant in VARIANTS
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -316,8 +318,8 @@ def test_killed_between_two_runs_they_continue_to_the_same_bytes(alone, bases, t
 
 def test_a_diverging_run_fails_alone_and_a_mistaken_one_too(alone, bases, tmp_path):
     configs = variants(tmp_path, bases)
-    configs[1] = tiny(tmp_path, base_dir=str(bases), backend="native", retrain__trainer__learning_rate=1e30)
-    configs[3] = tiny(tmp_path, backend="native", init_from="nowhere.pt")
+    configs[1] = tiny_retraining(tmp_path, base_dir=str(bases), backend="native", retrain__trainer__learning_rate=1e30)
+    configs[3] = tiny_retraining(tmp_path, backend="native", init_from="nowhere.pt")
     first, diverged, third, mistaken = experiment.run_all(configs)
     assert contents(first) == contents(alone[0])
     assert contents(third) == contents(alone[2])
@@ -345,7 +347,7 @@ def test_trouble_with_one_runs_files_stops_no_other(alone, bases, tmp_path):
 
 
 def test_a_mistake_in_the_program_leaves_finished_runs_and_other_groups_alone(bases, tmp_path, monkeypatch):
-    fit, first = experiment.fit, tiny(tmp_path, base_dir=str(bases), backend="native")
+    fit, first = experiment.fit, tiny_retraining(tmp_path, base_dir=str(bases), backend="native")
     together = variants(tmp_path, bases)
 
     def breaks(benches, **settings):
@@ -377,7 +379,7 @@ def test_finished_runs_are_skipped_and_equal_jobs_are_one(alone, bases, caplog):
 def test_runs_that_differ_in_more_than_per_run_settings_train_one_after_the_other(bases, tmp_path, caplog):
     caplog.set_level(logging.INFO, "frl_repro")
     ours = variants(tmp_path, bases)
-    other = [tiny(tmp_path, retrain__trainer__batch_size=40), tiny(tmp_path, "remargin")]
+    other = [tiny_retraining(tmp_path, retrain__trainer__batch_size=40), tiny_retraining(tmp_path, "remargin")]
     groups = lockstep.grouped([ours[0], other[0], *ours[1:], other[1]])
     assert groups == [ours, [other[0]], [other[1]]]
     assert (
@@ -390,7 +392,7 @@ def test_two_threads_share_the_runs_out_and_write_the_same_bytes(alone, bases, t
     """Each thread has two of four runs, and one run is mistaken; messages say which run they are of."""
     caplog.set_level(logging.INFO, "frl_repro")
     configs = variants(tmp_path, bases)
-    configs[3] = tiny(tmp_path, backend="native", init_from="nowhere.pt")
+    configs[3] = tiny_retraining(tmp_path, backend="native", init_from="nowhere.pt")
     *folders, mistaken = experiment.run_all(configs)
     assert "init_from=nowhere.pt: no such file" in str(mistaken)
     assert "4 runs train side by side, 2 at a time on each of 2 threads" in caplog.text

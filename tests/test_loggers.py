@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import test_experiment
 from frl_repro.basics.errors import UserError
 from frl_repro.results.tables import records
 from frl_repro.runs import experiment
 from frl_repro.training import fitting, loggers
-from test_cli import TINY, call
-from test_retraining import tiny
+from support import TINY, call, tiny_retraining, tiny_run
 
 HISTORY_ROW = {"learning_rate": 0.1, "train_loss": 2.0, "train_clean_error": 0.5, "train_attacked_error": None}
 
@@ -83,13 +81,13 @@ def bases(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, bases):
-    return experiment.run(tiny(tmp_path_factory.mktemp("plain"), base_dir=str(bases), num_threads=1))
+    return experiment.run(tiny_retraining(tmp_path_factory.mktemp("plain"), base_dir=str(bases), num_threads=1))
 
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
     """A retraining whose base is trained on the way, both with TensorBoard."""
-    return experiment.run(tiny(tmp_path_factory.mktemp("logged"), logger="tensorboard", num_threads=1))
+    return experiment.run(tiny_retraining(tmp_path_factory.mktemp("logged"), logger="tensorboard", num_threads=1))
 
 
 def test_the_scalars_are_those_of_the_tables(logged):
@@ -119,7 +117,7 @@ def test_a_logger_changes_no_name_no_table_and_no_weights(plain, logged):
 
 def test_a_finished_run_is_skipped_with_its_event_files_and_repeated_anew_with_force(tmp_path):
     def config(**changes):
-        return test_experiment.tiny(tmp_path / "run", trainer__num_epochs=1, **changes)
+        return tiny_run(tmp_path / "run", trainer__num_epochs=1, **changes)
 
     folder = experiment.run(config(logger="tensorboard"))
     (first,) = (folder / "tensorboard").iterdir()
@@ -141,7 +139,7 @@ def test_an_interrupted_run_has_each_epoch_once(moment, bases, tmp_path, monkeyp
             update(self, *rows)
         raise KeyboardInterrupt
 
-    config = tiny(tmp_path, base_dir=str(bases), logger="tensorboard", num_threads=1)
+    config = tiny_retraining(tmp_path, base_dir=str(bases), logger="tensorboard", num_threads=1)
     with monkeypatch.context() as patched:
         patched.setattr(loggers.TensorBoard, "update", update_and_stop)
         with pytest.raises(KeyboardInterrupt):
@@ -160,7 +158,7 @@ def test_a_logger_that_fails_loses_no_training(bases, tmp_path, monkeypatch, pla
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
     caplog.set_level("INFO", "frl_repro")
-    folder = experiment.run(tiny(tmp_path, base_dir=str(bases), logger="tensorboard", num_threads=1))
+    folder = experiment.run(tiny_retraining(tmp_path, base_dir=str(bases), logger="tensorboard", num_threads=1))
     assert caplog.text.count("TensorBoard gets no more of this run, which goes on: no space left") == 1
     assert tables(folder) == tables(plain)
 
@@ -205,7 +203,7 @@ def test_a_missing_package_is_named_before_anything_is_read(monkeypatch, capsys,
     assert "pip install 'tensorboard>=2.18'" in error
     assert list(in_tmp.iterdir()) == []
     with pytest.raises(UserError, match="needs the package tensorboard"):
-        experiment.run(test_experiment.tiny(in_tmp / "run", logger="tensorboard"))
+        experiment.run(tiny_run(in_tmp / "run", logger="tensorboard"))
 
 
 def test_tags_keep_classes_and_radii_apart():

@@ -14,7 +14,7 @@ from frl_repro.settings.config import RunConfig, parse
 from frl_repro.training import build
 from frl_repro.training.frl import new_policy
 from frl_repro.training.objectives import ClassTerms
-from test_config import composed
+from support import composed
 
 K, D, N = 3, 4, 7
 NATURAL, BOUNDARY, COUNT = (0.50, 0.10, 0.05), (0.45, 0.20, 0.10), (200, 100, 100)

@@ -14,7 +14,7 @@ from frl_repro.models.compute import backends
 from frl_repro.models.compute.memory import Parts, ascend_in_parts, logits_in_parts
 from frl_repro.models.compute.native import lenet5 as native
 from frl_repro.runs import experiment
-from test_experiment import contents, tiny
+from support import table_contents, tiny_run
 
 
 def on_gpu():
@@ -121,7 +121,7 @@ def test_native_code_works_in_parts_to_the_same_bits(monkeypatch):
 def test_a_run_with_little_memory_writes_the_same_bytes(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "frl_repro")
     torch.set_num_threads(1)
-    folder = experiment.run(tiny(tmp_path / "whole"))
+    folder = experiment.run(tiny_run(tmp_path / "whole"))
     parts = Parts()
     scarce = dataclasses.replace(
         backends.TORCH,
@@ -129,9 +129,9 @@ def test_a_run_with_little_memory_writes_the_same_bytes(tmp_path, monkeypatch, c
         ascend=ascend_in_parts(holds(9, attacks.ascend), parts),
     )
     monkeypatch.setattr(backends, "TORCH", scarce)
-    other = experiment.run(tiny(tmp_path / "parts"))
+    other = experiment.run(tiny_run(tmp_path / "parts"))
     assert "out of memory" in caplog.text
-    assert contents(other) == contents(folder)
+    assert table_contents(other) == table_contents(folder)
 
 
 def test_where_one_image_is_too_many_it_is_one_line():

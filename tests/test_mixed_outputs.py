@@ -16,7 +16,7 @@ from frl_repro.results.report.study import load_study
 from frl_repro.results.tables import records
 from frl_repro.results.tables.selection import by_setting, comparable, main_evaluation, select_where, summary
 from frl_repro.results.tables.variants import read_runs
-from test_figures import EPSILON, make_rows
+from support import EPSILON, make_rows
 
 DATA = ["dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=60", "dataset.num_test=30"]
 MACHINE = ["num_threads=1", "backend=torch"]

@@ -22,7 +22,7 @@ from frl_repro.settings.config import LeNet5Config, PreActResNet18Config, RunCon
 from frl_repro.training import objectives
 from frl_repro.training.build import check_batches
 from frl_repro.training.trainer import EpochSummary, fewest_images, train_epoch
-from test_config import composed
+from support import composed
 
 NAMES = ("preact_resnet18", "wrn28_10")
 SCALE = {"mean": (0.5,), "std": (0.25,)}

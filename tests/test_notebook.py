@@ -9,7 +9,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from support import ROOT
+
 NOTEBOOK = ROOT / "notebooks" / "walkthrough.ipynb"
 WITH_FIGURES = {"data", "measure", "examples", "weights", "before-after"}
 

@@ -23,9 +23,7 @@ from frl_repro.settings import config as configuration
 from frl_repro.settings.config import RunConfig, parse
 from frl_repro.training import build, fitting, objectives
 from frl_repro.training.trainer import one_cycle_learning_rate, train_epoch
-from test_config import composed
-from test_experiment import same_weights
-from test_retraining import contents
+from support import composed, contents, same_weights
 
 
 class SmallBatchNorm(nn.Module):

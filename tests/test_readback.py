@@ -20,10 +20,7 @@ from frl_repro.results.tables.outcomes import read_outcomes, write_outcomes
 from frl_repro.results.tables.sanity_rules import read_sanity
 from frl_repro.runs import sweeps
 from frl_repro.runs.experiment import run
-from test_autoattack import outcomes_of_three
-from test_examples import some
-from test_integrity import stopped
-from test_records import make_rows
+from support import make_rows, outcomes_of_three, stopped, tiny_run, two_examples
 
 
 @pytest.mark.parametrize(
@@ -102,7 +99,7 @@ def test_a_hostile_run_json_is_named_by_every_reader(in_tmp, capsys, change, whe
     folder = in_tmp / "outputs" / "a-run"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(run_with(**change)))
-    records.write_table(folder / "classwise.csv", make_rows(), list(make_rows()[0]))
+    records.write_table(folder / "classwise.csv", make_rows("natural"), list(make_rows("natural")[0]))
     for read in (read_object, records.read_json):
         with pytest.raises(UserError, match=rf"run\.json is damaged: {where}.* delete the folder .* repeat the run"):
             read(folder / "run.json")
@@ -190,7 +187,9 @@ def test_hostile_lists_of_a_sweep_are_damaged_and_no_more(in_tmp, capsys, name, 
     ],
 )
 def test_a_state_that_says_what_it_cannot_is_refused(tmp_path, monkeypatch, change, message):
-    config = stopped(tmp_path / "run", monkeypatch, after=1)
+    config = tiny_run(tmp_path / "run")
+    with stopped(monkeypatch, after=1):
+        run(config)
     path = config.folder / "state.pt"
     state = checkpoints.load_state(path)
     checkpoints.save_state(path, {**state, **change})
@@ -254,7 +253,7 @@ def test_hostile_outcomes_are_refused(tmp_path, about, tensors):
     ],
 )
 def test_hostile_examples_are_refused(tmp_path, about, tensors):
-    write_examples(tmp_path / "x", some())
+    write_examples(tmp_path / "x", two_examples())
     with_changed(tmp_path / "x", about, **tensors)
     with pytest.raises(UserError, match=r"is damaged: .*delete it and measure again"):
         read_examples(tmp_path / "x")
@@ -265,7 +264,7 @@ def test_hostile_examples_are_refused(tmp_path, about, tensors):
 def test_names_in_tables_are_one_line_without_control_characters(tmp_path, name, num_tables):
     files = [tmp_path / f"{place}.csv" for place in range(num_tables)]
     for place, file in enumerate(files):
-        rows = make_rows(**{"run_id": f"run-{place}", name: "a\x1b[2J"})
+        rows = [{**row, "run_id": f"run-{place}", name: "a\x1b[2J"} for row in make_rows("natural")]
         records.write_table(file, rows, list(rows[0]))
     with pytest.raises(UserError, match=rf"0\.csv, column '{name}' is damaged: must be a text of one line") as caught:
         records.read_classwise(files)

@@ -12,8 +12,8 @@ from frl_repro.models.origin import read_origin
 from frl_repro.results.tables import records
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, read_outcomes
 from frl_repro.results.tables.selection import select_attack
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Path("outputs", "reference")  # relative: what is recorded of a run names no folder of this machine
 MODELS = sorted(path.relative_to(ROOT) for path in (ROOT / REFERENCE / "models").glob("*/seed?.safetensors"))
 COUNTS = ["count", "num_natural_errors", "num_boundary_errors"]

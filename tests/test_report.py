@@ -16,59 +16,14 @@ from frl_repro.results.report.study import load_study
 from frl_repro.results.tables import records
 from frl_repro.results.tables.components import COMPONENT_COLUMNS, class_rows, component_rows
 from frl_repro.results.tables.outcomes import Outcomes, write_outcomes
-from test_figures import EPSILON, NAMES, make_rows
+from support import EPSILON, NAMES, STUDY_AFTER, STUDY_BASE, STUDY_NATURAL, shifted, write_run, write_study
 
 COUNT = 1000
-BASE = [(480, 900), (40, 120), (30, 90)]  # wrong of 1,000, natural and robust; the first class is the worst
-NATURAL = [(320, 990), (30, 800), (20, 700)]
-
-AFTER = {
-    ("reweight", 5.0, 1.0, None): [(360, 790), (60, 130), (40, 100)],
-    ("remargin", None, None, 0.0): [(475, 895), (40, 120), (30, 90)],
-    ("remargin", None, None, 5.0): [(485, 870), (40, 125), (30, 95)],
-    ("combined", 5.0, 1.0, 5.0): [(355, 750), (60, 140), (40, 110)],
-}
-
-
-def shifted(errors, seed):
-    """Errors of another seed: a little more or less, by class."""
-    return [(natural + 3 * (seed - 1), robust + 4 * (seed - 1)) for natural, robust in errors]
-
-
-def write_run(root, method, errors, *, seed, alphas=(None, None, None), base=None):
-    keys = dict(zip(("alpha_nat", "alpha_bndy", "alpha_margin"), alphas, strict=True))
-    run_id = f"{method}-{'-'.join(map(str, alphas))}-{seed}"
-    recipe = "report" if base else None
-    rows = []
-    for split in ("test", "validation") if base else ("test",):
-        for epoch, wrong in ((0, base), (10, errors)):
-            if wrong is not None:
-                rows += make_rows(
-                    method=method,
-                    run_id=run_id,
-                    seed=seed,
-                    split=split,
-                    epoch=epoch,
-                    errors=wrong,
-                    recipe=recipe,
-                    **keys,
-                )
-    folder = root / run_id
-    folder.mkdir(parents=True)
-    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
-    return folder
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """A whole study of three seeds."""
-    root = tmp_path / "runs"
-    for seed in range(3):
-        write_run(root, "natural", shifted(NATURAL, seed), seed=seed)
-        write_run(root, "adversarial", shifted(BASE, seed), seed=seed)
-        for (method, *alphas), errors in AFTER.items():
-            write_run(root, method, shifted(errors, seed), seed=seed, alphas=alphas, base=shifted(BASE, seed))
-    return root
+    return write_study(tmp_path / "runs")
 
 
 def change(path, **values):
@@ -108,7 +63,7 @@ def test_a_study_that_shows_what_the_report_claims_reproduces_it(runs):
 )
 def test_the_verdict_follows_the_interval_over_seeds(runs, seed_effect, verdict):
     for seed, effect in enumerate(seed_effect):
-        natural, robust = shifted(BASE, seed)[0]
+        natural, robust = shifted(STUDY_BASE, seed)[0]
         change(runs / f"remargin-None-None-5.0-{seed}" / "classwise.csv", num_boundary_errors=robust + effect - natural,
                num_natural_errors=natural)  # fmt: skip
     assert verdicts(runs)[4] == verdict
@@ -116,7 +71,7 @@ def test_the_verdict_follows_the_interval_over_seeds(runs, seed_effect, verdict)
 
 def test_the_first_criterion_alone_is_partly(runs):
     for seed in range(3):  # the control does as well as remargin: its steps, not its margins, are what helps
-        natural, robust = shifted(AFTER["remargin", None, None, 5.0], seed)[0]
+        natural, robust = shifted(STUDY_AFTER["remargin", None, None, 5.0], seed)[0]
         change(runs / f"remargin-None-None-0.0-{seed}" / "classwise.csv", num_natural_errors=natural,
                num_boundary_errors=robust - natural)  # fmt: skip
     assert verdicts(runs)[4] == "partly reproduced"
@@ -152,7 +107,7 @@ def test_validation_images_name_the_class(runs):
 
 def test_a_setting_with_fewer_seeds_that_validation_prefers_is_a_remark(runs):
     better = [(300, 700), (60, 130), (40, 100)]
-    write_run(runs, "reweight", better, seed=0, alphas=(5.0, 5.0, None), base=shifted(BASE, 0))
+    write_run(runs, "reweight", better, seed=0, alphas=(5.0, 5.0, None), base=shifted(STUDY_BASE, 0))
     study = load_study(runs)
     assert study.settings["reweight"] == "reweight nat 5 bndy 1"
     remarks = judge(study)[4].remarks
@@ -176,10 +131,10 @@ def outcome(errors, seed, generator):
 def test_outcomes_give_intervals_over_images_for_the_models_they_belong_to(runs):
     generator = np.random.default_rng(0)
     for seed in range(3):
-        for name, errors in (("base", BASE), ("reweight", AFTER["reweight", 5.0, 1.0, None])):
+        for name, errors in (("base", STUDY_BASE), ("reweight", STUDY_AFTER["reweight", 5.0, 1.0, None])):
             one = outcome(shifted(errors, seed), seed, generator)
             write_outcomes(runs / "models" / name / f"seed{seed}.outcomes.safetensors", one)
-    write_outcomes(runs / "strange.outcomes.safetensors", outcome(NATURAL, 5, generator))  # belongs to no model
+    write_outcomes(runs / "strange.outcomes.safetensors", outcome(STUDY_NATURAL, 5, generator))  # belongs to no model
     study = load_study(runs)
     # The adversarial models count the same errors as the bases here: their outcomes serve both.
     assert {role for role, _ in study.outcomes} == {"adversarial", "base", "reweight"}

@@ -22,48 +22,8 @@ from frl_repro.models.compute.backends import TORCH
 from frl_repro.results.tables import records
 from frl_repro.results.tables.outcomes import read_outcomes
 from frl_repro.runs import experiment
-from frl_repro.settings.config import RunConfig, parse
 from frl_repro.training import build, steering
-from test_config import composed
-from test_experiment import same_weights
-
-METHODS = [
-    ("finetune", "report"), ("reweight", "report"), ("remargin", "report"), ("combined", "report"),
-    ("reweight", "report_code"), ("remargin", "report_code"), ("finetune", "report_code"),
-    ("reweight", "paper"), ("remargin", "paper"), ("combined", "paper"),
-    ("baseline_reweight", "paper"), ("baseline_reweight", "report"),
-]  # fmt: skip
-
-
-def tiny(folder, frl="reweight", recipe="report", **changes):
-    settings = {
-        "frl": frl,
-        "recipe": recipe,
-        "dataset": "synthetic",
-        "dataset__num_classes": 3,
-        "dataset__num_train": 120,
-        "dataset__num_test": 45,
-        "dataset__validation_fraction": 0.25,
-        "trainer__num_epochs": 1,
-        "trainer__batch_size": 30,
-        "attack__num_steps": 2,
-        "retrain__trainer__num_epochs": 2,
-        "retrain__trainer__batch_size": 30,
-        "retrain__attack__num_steps": 2,
-        "evaluation__num_steps": 2,
-        "output_dir": str(folder),
-        "backend": "torch",
-        **changes,
-    }
-    if frl != "finetune":
-        settings = {"frl__num_validation": 12, "frl__num_steps": 2, **settings}
-        if recipe != "paper":
-            settings = {"frl__update_every": "2", **settings}
-    return parse(composed(**settings), RunConfig)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("run.json", "done.json")}
+from support import METHODS, contents, same_weights, tiny_retraining
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +36,7 @@ def bases(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, bases):
     torch.set_num_threads(1)
-    return experiment.run(tiny(tmp_path_factory.mktemp("straight"), base_dir=str(bases)))
+    return experiment.run(tiny_retraining(tmp_path_factory.mktemp("straight"), base_dir=str(bases)))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +50,7 @@ def test_validation_images_that_the_data_cannot_give_are_refused_before_the_base
     key, number, message, tmp_path
 ):
     with pytest.raises(UserError, match=rf"{key.replace('__', '.')}={number}: {message}"):
-        experiment.run(tiny(tmp_path, **{key: number}))
+        experiment.run(tiny_retraining(tmp_path, **{key: number}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,7 +58,7 @@ def test_of_fewer_validation_images_than_asked_for_the_policy_takes_all_and_a_li
     """The published number is an upper limit: data of one's own need not have so many."""
     set_up_logging()
     asked, every = (
-        experiment.run(tiny(tmp_path / str(number), base_dir=str(bases), frl__num_validation=number))
+        experiment.run(tiny_retraining(tmp_path / str(number), base_dir=str(bases), frl__num_validation=number))
         for number in (2100, None)
     )
     out = capsys.readouterr().out
@@ -111,7 +71,7 @@ def test_of_fewer_validation_images_than_asked_for_the_policy_takes_all_and_a_li
 def test_every_sample_of_the_least_number_of_validation_images_has_each_class(counts):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     validation = Split(images=torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels=labels)
-    config = tiny("unused")
+    config = tiny_retraining("unused")
     enough = next(n for n in range(1, len(labels) + 1) if is_enough(config, n, validation))
     order = stratified_order(labels, streams.generator(0, "test"))
     for first in range(len(labels)):
@@ -129,7 +89,7 @@ def is_enough(config, number, validation):
 
 @pytest.mark.parametrize(("frl", "recipe"), METHODS)
 def test_every_method_of_every_recipe_trains_and_writes_its_tables(frl, recipe, tmp_path, bases):
-    folder = experiment.run(tiny(tmp_path, frl, recipe, base_dir=str(bases)))
+    folder = experiment.run(tiny_retraining(tmp_path, frl, recipe, base_dir=str(bases)))
     table = records.read_classwise(folder / "classwise.csv")
     assert set(table["method"]) == {frl}
     assert set(table["recipe"]) == {recipe}
@@ -159,13 +119,13 @@ def test_before_is_the_base_model(finished, bases):
 
 
 def test_a_base_is_trained_once_and_found_again(tmp_path, monkeypatch):
-    experiment.run(tiny(tmp_path))
+    experiment.run(tiny_retraining(tmp_path))
     (base,) = (tmp_path / "bases").iterdir()
     stamp = (base / "done.json").stat().st_mtime_ns
-    experiment.run(tiny(tmp_path, alpha__nat=3))
+    experiment.run(tiny_retraining(tmp_path, alpha__nat=3))
     assert [path.name for path in (tmp_path / "bases").iterdir()] == [base.name]
     assert (base / "done.json").stat().st_mtime_ns == stamp
-    experiment.run(tiny(tmp_path, seed=1))
+    experiment.run(tiny_retraining(tmp_path, seed=1))
     assert len(list((tmp_path / "bases").iterdir())) == 2
 
 
@@ -175,20 +135,20 @@ def test_init_from_takes_the_place_of_the_base(finished, bases, tmp_path):
         for path in bases.iterdir()
         if json.loads((path / "run.json").read_text())["config"]["dataset"]["validation_fraction"]
     ]
-    folder = experiment.run(tiny(tmp_path, init_from=str(base / "model.safetensors")))
+    folder = experiment.run(tiny_retraining(tmp_path, init_from=str(base / "model.safetensors")))
     assert not (tmp_path / "bases").exists()
     assert (folder / "history.csv").read_text().replace(folder.name, "") == (
         finished / "history.csv"
     ).read_text().replace(finished.name, "")
     with pytest.raises(UserError, match=r"init_from=nowhere\.pt: no such file"):
-        experiment.run(tiny(tmp_path, init_from="nowhere.pt"))
+        experiment.run(tiny_retraining(tmp_path, init_from="nowhere.pt"))
 
 
 def _retrain(folder, announce=None):
     torch.set_num_threads(1)
     if announce is not None:
         announce.send(True)
-    experiment.run(tiny(folder))
+    experiment.run(tiny_retraining(folder))
 
 
 def test_parallel_jobs_share_one_base_and_a_killed_one_leaves_no_half_written_entry(finished, tmp_path):
@@ -209,7 +169,7 @@ def test_parallel_jobs_share_one_base_and_a_killed_one_leaves_no_half_written_en
     # Where the first got as far as the run itself, the second was right to refuse: once more, alone.
     if second.exitcode != 0:
         _retrain(tmp_path)
-    experiment.run(tiny(tmp_path))
+    experiment.run(tiny_retraining(tmp_path))
     (base,) = (tmp_path / "bases").iterdir()
     assert (base / "done.json").exists()
     (run,) = [path for path in tmp_path.iterdir() if path.name != "bases"]
@@ -225,7 +185,7 @@ def test_an_interrupted_retraining_continues_to_the_same_bytes(finished, bases, 
         save(path, state)
         raise KeyboardInterrupt
 
-    config = tiny(tmp_path, base_dir=str(bases))
+    config = tiny_retraining(tmp_path, base_dir=str(bases))
     with monkeypatch.context() as patched:
         patched.setattr(fitting.checkpoints, "save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
@@ -246,7 +206,7 @@ def test_the_policy_never_sees_the_test_split(finished, bases, tmp_path, monkeyp
         )
 
     monkeypatch.setattr(experiment, "load_dataset", load_with_other_test_labels)
-    other = experiment.run(tiny(tmp_path, base_dir=str(bases)))
+    other = experiment.run(tiny_retraining(tmp_path, base_dir=str(bases)))
     for name in ("policy.csv", "history.csv"):
         assert (finished / name).read_bytes() == (other / name).read_bytes(), name
     assert same_weights(finished, other)  # their headers name the data, which differ
@@ -266,7 +226,7 @@ def test_a_policy_steered_by_test_images_is_noticed(finished, bases, tmp_path, m
         return dataset
 
     monkeypatch.setattr(experiment, "load_dataset", load_and_leak)
-    other = experiment.run(tiny(tmp_path, base_dir=str(bases)))
+    other = experiment.run(tiny_retraining(tmp_path, base_dir=str(bases)))
     assert (finished / "policy.csv").read_bytes() != (other / "policy.csv").read_bytes()
 
 
@@ -303,7 +263,7 @@ def test_validation_images_are_drawn_anew_for_each_update_and_stratified():
 
 @pytest.mark.parametrize(("recipe", "follows"), [("report", True), ("report_code", False)])
 def test_every_attacked_sample_stays_within_its_own_classs_margin(recipe, follows, monkeypatch):
-    config = tiny("unused", "remargin", recipe)
+    config = tiny_retraining("unused", "remargin", recipe)
     used = {}
 
     def watch(model, x, y, **settings):
@@ -327,7 +287,7 @@ def test_every_attacked_sample_stays_within_its_own_classs_margin(recipe, follow
 
 def test_selection_images_are_measured_before_and_after_and_steer_nothing(tmp_path, bases, monkeypatch):
     settings = {"base_dir": str(bases), "dataset__selection_fraction": 0.5, "dataset__num_train": 240}
-    first = experiment.run(tiny(tmp_path / "first", **settings))
+    first = experiment.run(tiny_retraining(tmp_path / "first", **settings))
     table = records.read_classwise(first / "classwise.csv")
     assert set(table.loc[table["split"] == "selection", "epoch"]) == {0, 2}
     counts = table.groupby("split")["count"].max()
@@ -341,7 +301,7 @@ def test_selection_images_are_measured_before_and_after_and_steer_nothing(tmp_pa
         return dataclasses.replace(dataset, selection=dataclasses.replace(dataset.selection, labels=labels))
 
     monkeypatch.setattr(experiment, "load_dataset", load_with_other_selection_labels)
-    other = experiment.run(tiny(tmp_path / "other", **settings))
+    other = experiment.run(tiny_retraining(tmp_path / "other", **settings))
     for name in ("policy.csv", "history.csv"):
         assert (first / name).read_bytes() == (other / name).read_bytes(), name
     weights, others = (load_file(folder / "model.safetensors") for folder in (first, other))  # headers name the data

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,10 +34,8 @@ from frl_repro.results.tables.sanity_rules import (
 )
 from frl_repro.runs import experiment
 from frl_repro.settings.config import SanityConfig, all_keys
-from test_experiment import tiny
-from test_report import runs  # noqa: F401 (a fixture)
+from support import ROOT, tiny_run, write_study
 
-ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "outputs" / "reference" / "models" / "adversarial"
 CPU = torch.device("cpu")
 EPSILON = 16 / 255
@@ -89,7 +86,7 @@ def trained(tmp_path_factory):
     torch.set_num_threads(1)
     for seed in (0, 1):
         experiment.run(
-            tiny(
+            tiny_run(
                 folder / f"seed{seed}",
                 seed=seed,
                 backend="auto",
@@ -487,7 +484,8 @@ def test_the_figure_shows_the_tables_numbers_and_the_worst_class(tmp_path):
     assert right.lines[0].get_xdata()[-1] == pytest.approx(16)
 
 
-def test_the_report_shows_checks_and_is_as_before_without_them(runs, tmp_path, monkeypatch):  # noqa: F811
+def test_the_report_shows_checks_and_is_as_before_without_them(tmp_path, monkeypatch):
+    runs = write_study(tmp_path / "runs")
     monkeypatch.setattr(report, "_FIGURES", ())
     page = tmp_path / "docs" / "sanity.md"
     page.parent.mkdir()

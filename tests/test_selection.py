@@ -18,7 +18,7 @@ from frl_repro.results.figures.trajectory import trajectory_figure, trajectory_n
 from frl_repro.results.tables import records, text_tables
 from frl_repro.results.tables.selection import BEFORE, best_setting, by_setting, select_where, summary
 from frl_repro.results.tables.variants import with_variants
-from test_figures import EPSILON, NAMES, bars, make_rows
+from support import EPSILON, NAMES, bars, make_rows
 
 BASE = [(440, 890), (40, 120), (30, 90)]  # Shirt, Bag, Trouser: wrong of 1,000, natural and robust
 

@@ -12,9 +12,7 @@ from frl_repro.basics.folder_lock import held
 from frl_repro.commands import cli
 from frl_repro.commands.status import main
 from frl_repro.runs import sweeps
-from test_cli import TINY, call
-
-ROOT = Path(__file__).resolve().parents[1]
+from support import ROOT, TINY, call
 
 
 def make_run(folder, *, epoch=None, is_done=False, num_epochs=15):

@@ -3,15 +3,13 @@
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from frl_repro.commands.cli import check_command_line
 from frl_repro.results.figures import FIGURES
 from frl_repro.results.registration import registered_runs
-
-ROOT = Path(__file__).resolve().parents[1]
+from support import ROOT
 
 
 def study(*arguments):

@@ -25,9 +25,8 @@ from frl_repro.models import checkpoints
 from frl_repro.models.compute import distributed
 from frl_repro.results.tables import records
 from frl_repro.runs import sweeps
-from test_cli import TINY, call
+from support import ROOT, TINY, call
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCE = os.environ | {"PYTHONPATH": str(ROOT / "src")}
 STATUS = [sys.executable, str(ROOT / "scripts" / "status.py")]
 

@@ -1,0 +1,248 @@
+"""What several test modules share: settings of tiny runs, their files, and rows of made-up tables."""
+
+import contextlib
+import copy
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from frl_repro.basics.paths import CONFIG_DIR
+from frl_repro.commands import cli
+from frl_repro.models import checkpoints
+from frl_repro.results.tables import records
+from frl_repro.results.tables.examples import Examples
+from frl_repro.results.tables.outcomes import Outcomes
+from frl_repro.settings.config import RunConfig, parse
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# ---------------------------------------------------------------------------------------------------------------
+# Settings
+
+TINY = [
+    "dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=90", "dataset.num_test=30", "trainer.num_epochs=1",
+    "attack.num_steps=2", "evaluation.num_steps=2", "num_threads=1", "backend=torch",
+]  # fmt: skip
+
+_TINY = {
+    "dataset": "synthetic", "dataset__num_classes": 3, "dataset__num_train": 120, "dataset__num_test": 45,
+    "dataset__validation_fraction": 0.25, "trainer__batch_size": 30, "attack__num_steps": 2,
+    "evaluation__num_steps": 2, "backend": "torch",
+}  # fmt: skip
+
+METHODS = [
+    ("finetune", "report"), ("reweight", "report"), ("remargin", "report"), ("combined", "report"),
+    ("reweight", "report_code"), ("remargin", "report_code"), ("finetune", "report_code"),
+    ("reweight", "paper"), ("remargin", "paper"), ("combined", "paper"),
+    ("baseline_reweight", "paper"), ("baseline_reweight", "report"),
+]  # fmt: skip
+
+_GROUPS = ("model", "dataset", "attack", "trainer", "evaluation", "frl", "recipe")
+
+
+@functools.cache
+def _composition(*choices):
+    cli._register_resolvers()
+    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+        return OmegaConf.to_container(compose("config", list(choices)), resolve=True)
+
+
+def composed(**changes):
+    """Return what Hydra composes of ``group=choice``, with ``group__key=value`` changes, nested keys as ``a__b__c``.
+
+    Values are set as they are: what the command line cannot say, or refuses earlier, can be tried too.
+    """
+    result = copy.deepcopy(_composition(*(f"{name}={changes[name]}" for name in _GROUPS if name in changes)))
+    for name, value in changes.items():
+        *path, key = name.split("__")
+        node = result
+        if name in _GROUPS:
+            continue
+        for part in path:
+            node = node[part]
+        node[key] = value
+    return result
+
+
+def tiny_run(folder, **changes):
+    """Return the settings of a run of three epochs in this folder."""
+    more = {"trainer__num_epochs": 3, "trainer__ema_decay": 0.9, "run_dir": str(folder), **changes}
+    return parse(composed(**{**_TINY, **more}), RunConfig)
+
+
+def tiny_retraining(folder, frl="reweight", recipe="report", **changes):
+    """Return the settings of a retraining of two epochs, whose folder and base lie in this one."""
+    settings = {
+        **_TINY, "frl": frl, "recipe": recipe, "trainer__num_epochs": 1, "retrain__trainer__num_epochs": 2,
+        "retrain__trainer__batch_size": 30, "retrain__attack__num_steps": 2, "output_dir": str(folder), **changes,
+    }  # fmt: skip
+    if frl != "finetune":
+        settings = {"frl__num_validation": 12, "frl__num_steps": 2, **settings}
+        if recipe != "paper":
+            settings = {"frl__update_every": "2", **settings}
+    return parse(composed(**settings), RunConfig)
+
+
+def call(monkeypatch, *arguments, main=cli.main):
+    """Return the exit code of the command line in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    return main()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files of runs
+
+TABLES = ("classwise.csv", "history.csv", "model.safetensors", "split.safetensors")
+
+
+def contents(folder):
+    """Return the bytes of every file of a run but those that hold times."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("run.json", "done.json")}
+
+
+def table_contents(folder):
+    """Return the bytes of what every run has."""
+    return {name: (Path(folder) / name).read_bytes() for name in TABLES}
+
+
+def same_weights(folder, other, name="model.safetensors"):
+    """Return whether two runs kept the same weights, to the bit."""
+    one, two = (load_file(Path(run) / name) for run in (folder, other))
+    return one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+@contextlib.contextmanager
+def stopped(monkeypatch, *, after):
+    """Let a training in this block be stopped once the state of an epoch is written."""
+    save = checkpoints.save_state
+
+    def save_and_stop(path, state):
+        save(path, state)
+        if state["epoch"] == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tables
+
+EPSILON = 16 / 255
+NAMES = ["Shirt", "Bag", "Trouser"]
+# Per class of 1,000: the report's worst class, an easy one and one between; columns natural and robust errors.
+ERRORS = {"natural": [(320, 1000), (30, 960), (40, 860)], "adversarial": [(440, 890), (40, 120), (30, 90)]}
+
+
+def make_rows(method, *, seed=0, shift=0, errors=None, names=NAMES, **keys):
+    """Rows of one run; ``shift`` more natural (and so robust) errors in every class but where all are wrong."""
+    pairs = errors or ERRORS[method]
+    natural = [n + shift for n, _ in pairs]
+    boundary = [min(r + shift, 1000) - n - shift for n, r in pairs]
+    defaults = {
+        "run_id": f"{method}-{seed}",
+        "dataset": "fashion_mnist",
+        "model": "lenet5",
+        "method": method,
+        "seed": seed,
+        "split": "test",
+        "epoch": 15,
+        "attack": "pgd-20",
+        "epsilon": EPSILON,
+    }
+    return records.classwise_rows(defaults | keys, names, [1000] * len(names), natural, boundary)
+
+
+# Wrong of 1,000, natural and robust; the first class is the worst.
+STUDY_BASE = [(480, 900), (40, 120), (30, 90)]
+STUDY_NATURAL = [(320, 990), (30, 800), (20, 700)]
+STUDY_AFTER = {
+    ("reweight", 5.0, 1.0, None): [(360, 790), (60, 130), (40, 100)],
+    ("remargin", None, None, 0.0): [(475, 895), (40, 120), (30, 90)],
+    ("remargin", None, None, 5.0): [(485, 870), (40, 125), (30, 95)],
+    ("combined", 5.0, 1.0, 5.0): [(355, 750), (60, 140), (40, 110)],
+}
+
+
+def shifted(errors, seed):
+    """Errors of another seed: a little more or less, by class."""
+    return [(natural + 3 * (seed - 1), robust + 4 * (seed - 1)) for natural, robust in errors]
+
+
+def write_run(root, method, errors, *, seed, alphas=(None, None, None), base=None):
+    """Write the table of a run of a study; return its folder."""
+    keys = dict(zip(("alpha_nat", "alpha_bndy", "alpha_margin"), alphas, strict=True))
+    run_id = f"{method}-{'-'.join(map(str, alphas))}-{seed}"
+    recipe = "report" if base else None
+    rows = []
+    for split in ("test", "validation") if base else ("test",):
+        for epoch, wrong in ((0, base), (10, errors)):
+            if wrong is not None:
+                rows += make_rows(
+                    method=method,
+                    run_id=run_id,
+                    seed=seed,
+                    split=split,
+                    epoch=epoch,
+                    errors=wrong,
+                    recipe=recipe,
+                    **keys,
+                )
+    folder = root / run_id
+    folder.mkdir(parents=True)
+    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+    return folder
+
+
+def write_study(root):
+    """Write the tables of a whole study of three seeds; return its folder."""
+    for seed in range(3):
+        base = shifted(STUDY_BASE, seed)
+        write_run(root, "natural", shifted(STUDY_NATURAL, seed), seed=seed)
+        write_run(root, "adversarial", base, seed=seed)
+        for (method, *alphas), errors in STUDY_AFTER.items():
+            write_run(root, method, shifted(errors, seed), seed=seed, alphas=alphas, base=base)
+    return root
+
+
+def bars(axes):
+    """Widths of the bars, one row a quantity."""
+    return [[bar.get_width() for bar in container] for container in axes.containers if hasattr(container, "patches")]
+
+
+def outcomes_of_three():
+    """Outcomes of six images of three classes under two attacks."""
+    codes = np.array([0, 1, 2, 3, 2, 0], dtype=np.uint8)
+    return Outcomes(
+        labels=np.array([0, 0, 1, 1, 2, 2]),
+        is_natural_error=codes == 1,
+        is_robust_error={0.1: codes != 0},
+        about={"run_id": "a", "split": "test", "attack": "autoattack-6_images", "seed": 0, "method": "natural"},
+        components=("apgd-ce", "square"),
+        broken_by={0.1: codes},
+        images=np.array([3, 5, 6, 8, 9, 11]),
+    )
+
+
+ABOUT_EXAMPLES = {
+    "class_names": ["Shirt", "Bag"], "worst": "Shirt", "best": "Bag", "epsilon": 16 / 255, "attack": "pgd-20",
+    "method": "reweight", "run_id": "a",
+}  # fmt: skip
+
+
+def two_examples(channels=1):
+    """Example images of two classes; the first is fooled."""
+    generator = np.random.default_rng(0)
+    clean = generator.random((2, channels, 8, 8), dtype=np.float32)
+    attacked = np.clip(clean + np.float32(16 / 255) * np.sign(generator.normal(size=clean.shape)), 0, 1)
+    labels = np.array([0, 1])
+    return Examples(clean, attacked.astype(np.float32), labels, labels, np.array([1, 1]), ABOUT_EXAMPLES)
