@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check report smoke env clean
+.PHONY: help demo test bench check report smoke env clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,7 +33,10 @@ demo: $(STAMP)  ## the whole story on part of real Fashion-MNIST: a base model, 
 	@echo "Figure 2: outputs/demo/figure2.png (.svg, .pdf; numbers in figure2.csv)"
 
 test: check  ## static checks and the fast test suite, with coverage
-	$(RUN) -m pytest --cov --cov-report=term
+	$(RUN) -m pytest --numprocesses auto --dist worksteal --cov --cov-report=term
+
+bench: $(STAMP)  ## the longer tests: many runs, several processes, hurt runs, wrong input
+	$(RUN) -m pytest --numprocesses auto --dist worksteal -m 'bench and not slow'
 
 check: $(STAMP)  ## ruff, mypy, import-linter
 	$(RUN) -m ruff check .
