@@ -316,8 +316,8 @@ def epochs_with(name: str, images: torch.Tensor, labels: torch.Tensor) -> dict[s
         return of_steps(ends, 10_000 // BATCH_SIZE)
 
     return {
-        "natural epoch": epoch(objectives.natural),
-        "adversarial epoch": epoch(functools.partial(objectives.mixed, fraction=0.5)),
+        "natural epoch": epoch(objectives.Mixed(0)),
+        "adversarial epoch": epoch(objectives.Mixed(0.5)),
         "evaluation of 10,000": evaluation(),
     }
 
@@ -371,7 +371,7 @@ def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
         stack(models),
         Split(images=images, labels=labels),
         update=update,
-        objective=functools.partial(objectives.mixed, fraction=1),
+        objective=objectives.Mixed(1),
         attack=training_attack(backend),
         forward=backend.forward,
         batch_size=BATCH_SIZE,

@@ -99,7 +99,7 @@ def timed(
             model,
             train,
             update=optimizer.step,
-            objective=lambda x, y, **how: objectives.mixed(x, y, **how, fraction=1),
+            objective=objectives.Mixed(1),
             attack=speed.attack_on(computing, attack, is_compiled=is_compiled),
             forward=lambda _, x: backend.forward(computing, x),
             batch_size=batch,

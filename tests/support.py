@@ -20,6 +20,7 @@ from frl_repro.results.tables import records
 from frl_repro.results.tables.examples import Examples
 from frl_repro.results.tables.outcomes import Outcomes
 from frl_repro.settings.config import RunConfig, parse
+from frl_repro.training.frl import Plan, method_class
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -246,3 +247,20 @@ def two_examples(channels=1):
     attacked = np.clip(clean + np.float32(16 / 255) * np.sign(generator.normal(size=clean.shape)), 0, 1)
     labels = np.array([0, 1])
     return Examples(clean, attacked.astype(np.float32), labels, labels, np.array([1, 1]), ABOUT_EXAMPLES)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Methods and losses
+
+POLICIES = {name: method_class(name) for name in ("finetune", "reweight", "remargin", "combined", "baseline_reweight")}
+
+
+def new_policy(name, rules, *, shape):
+    """Return a method of FRL's family, its multipliers at their start."""
+    return POLICIES[name](rules, shape=shape)
+
+
+def step_loss(objective, x, y, *, forward, attack, radius=None, weights=None, scale="weights"):
+    """Return the predictions of a batch and their loss: a step without its update."""
+    seen = objective.predict(x, y, forward=forward, attack=attack, plan=Plan(radius))
+    return seen, objective.loss(seen, weights, scale=scale)

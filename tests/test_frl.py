@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from frl_repro.basics.errors import UserError
 from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.training import objectives, report_code
-from frl_repro.training.frl import POLICIES, ClassPolicy, Rules, new_policy, parts
-from frl_repro.training.objectives import ClassTerms
+from frl_repro.training.frl import ClassPolicy, Rules, Weights, method_class, parts
+from support import POLICIES, new_policy, step_loss
 
 
 def tensor(*values):
@@ -144,8 +144,8 @@ def test_alphas_that_are_missing_or_ignored_are_refused():
         new_policy("reweight", Rules(alpha={"nat": 1}), shape=(3,))
     with pytest.raises(UserError, match=r"alpha\.margin has no effect with reweight"):
         new_policy("reweight", Rules(alpha={"nat": 1, "bndy": 1, "margin": 1}), shape=(3,))
-    with pytest.raises(UserError, match="unknown class policy 'fair'; known: finetune, reweight"):
-        new_policy("fair", Rules(), shape=(3,))
+    with pytest.raises(UserError, match=r"unknown method 'fair': there is no file fair\.py"):
+        method_class("fair")
 
 
 RATES = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=17)
@@ -213,22 +213,19 @@ def test_weights_too_small_for_numbers_keep_their_ratios_in_a_batch():
     rules = Rules(alpha={"nat": 1000.0, "bndy": 0.0}, tau={"nat": 0.0, "bndy": 0.0})
     policy = new_policy("reweight", rules, shape=(4,))
     policy.update(errors([0.9, 0.001, 0.0, 0.0005], [0.1] * 4, 10_000))
-    terms = ClassTerms(
-        *(answer.float() for answer in (policy.weight_nat(), policy.weight_bndy(), policy.margin_factor())),
-        policy.log_weight_nat(),
-        policy.log_weight_bndy(),
-    )
-    assert terms.weight_nat.tolist() == [4, 0, 0, 0]
+    answer = policy.weigh(None)
+    terms = answer._replace(nat=answer.nat.float(), bndy=answer.bndy.float())
+    assert terms.nat.tolist() == [4, 0, 0, 0]
     y, losses = torch.tensor([1, 2, 3, 2]), torch.tensor([2.0, 3.0, 5.0, 7.0], requires_grad=True)
     weights = [math.exp(1000 * error) for error in (0.001, 0.0, 0.0005, 0.0)]
     expected = [weight / sum(weights) for weight in weights]
-    mean = objectives.weighted_mean(losses, terms.of(y), "nat")
+    mean = objectives.weighted_mean(losses, terms, "nat", y)
     mean.backward()
     assert mean.item() == pytest.approx(sum(w * loss for w, loss in zip(expected, [2, 3, 5, 7], strict=True)), rel=1e-5)
     assert losses.grad.tolist() == pytest.approx(expected, rel=1e-5)
-    assert objectives.weighted_mean(losses, terms.of(y), "bndy").item() == 17 / 4
+    assert objectives.weighted_mean(losses, terms, "bndy", y).item() == 17 / 4
     with_the_class = torch.tensor([1, 0, 3, 2])
-    assert objectives.weighted_mean(losses, terms.of(with_the_class), "nat").item() == 3
+    assert objectives.weighted_mean(losses, terms, "nat", with_the_class).item() == 3
 
 
 @given(RATES, SETTINGS)
@@ -242,17 +239,15 @@ def test_logarithms_of_weights_are_those_of_the_weights(rates, rules):
 def test_usual_weights_change_no_bit_of_a_mean():
     generator = torch.Generator().manual_seed(0)
     weights, losses = torch.rand(2, 5, 64, generator=generator) + 1e-6
-    each = ClassTerms(weights, weights, torch.ones_like(weights))
-    assert torch.equal(objectives.weighted_mean(losses, each, "nat"), (losses * weights).sum(-1) / weights.sum(-1))
+    y = torch.arange(64).expand(5, 64)  # a class a sample
+    mean = objectives.weighted_mean(losses, Weights(weights, weights), "nat", y)
+    assert torch.equal(mean, (losses * weights).sum(-1) / weights.sum(-1))
 
 
 X, Y = torch.linspace(0, 1, 6).view(6, 1), torch.tensor([0, 1, 2, 2, 1, 0])
 WEIGHT = torch.tensor([[2.0, -1.0, 0.5]])
-TERMS = ClassTerms(
-    weight_nat=torch.tensor([0.5, 1.0, 1.5]),
-    weight_bndy=torch.tensor([1.2, 0.8, 1.0]),
-    margin_factor=torch.tensor([1.0, 2.0, 3.0]),
-)
+TERMS = Weights(nat=torch.tensor([0.5, 1.0, 1.5]), bndy=torch.tensor([1.2, 0.8, 1.0]))
+FACTORS = torch.tensor([1.0, 2.0, 3.0])
 
 
 def forward(x):
@@ -273,11 +268,11 @@ def test_objectives_equal_a_loop_over_samples(name, terms):
     natural, boundary, weights_nat, weights_bndy = [], [], [], []
     for n in range(6):
         label = int(Y[n])
-        factor = 1.0 if terms is None else float(terms.margin_factor[label])
+        factor = 1.0 if terms is None else float(FACTORS[label])
         clean, attacked = forward(X[n]), forward(X[n] + 0.1 * factor)
         clean, attacked = clean.view(-1), attacked.view(-1)
-        weights_nat.append(1.0 if terms is None else float(terms.weight_nat[label]))
-        weights_bndy.append(1.0 if terms is None else float(terms.weight_bndy[label]))
+        weights_nat.append(1.0 if terms is None else float(terms.nat[label]))
+        weights_bndy.append(1.0 if terms is None else float(terms.bndy[label]))
         natural.append(cross_entropy(clean, label))
         if name == "split":
             boundary.append(cross_entropy(attacked, int(clean.argmax())))
@@ -289,42 +284,45 @@ def test_objectives_equal_a_loop_over_samples(name, terms):
     if name == "mixed":
         first, rest = range(3), range(3, 6)
         expected = sum(boundary[n] * weights_bndy[n] for n in first) + sum(natural[n] * weights_nat[n] for n in rest)
-        objective = lambda *a, **k: objectives.mixed(*a, **k, fraction=0.5)  # noqa: E731
+        objective = objectives.Mixed(0.5)
         expected /= 6
     else:
         beta = 1.5 if name == "trades" else 1.0
         expected = sum(w * v for w, v in zip(weights_nat, natural, strict=True)) / sum(weights_nat)
         expected += beta * sum(w * v for w, v in zip(weights_bndy, boundary, strict=True)) / sum(weights_bndy)
-        objective = getattr(objectives, name)
-        if name == "trades":
-            objective = lambda *a, **k: objectives.trades(*a, **k, beta=1.5)  # noqa: E731
-    loss = objective(X.clone(), Y, forward=forward, attack=shift, terms=terms)
-    assert float(loss.value) == pytest.approx(expected, rel=1e-5)
+        objective = {
+            "split": objectives.SplitLoss(),
+            "paired": objectives.Paired(),
+            "trades": objectives.Trades(beta=1.5),
+        }[name]
+    radius = None if terms is None else FACTORS
+    _, loss = step_loss(objective, X.clone(), Y, forward=forward, attack=shift, radius=radius, weights=terms)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_scrambled_labels_score_shuffled_images_against_labels_in_their_old_order():
     generator = torch.Generator().manual_seed(5)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(5))
     assert not torch.equal(Y[order], Y)
-    found = report_code.paired_scrambled(
-        X[None], Y[None], forward=forward, attack=shift, terms=None, generators=[generator]
-    )
-    right = objectives.paired(X, Y, forward=forward, attack=shift, terms=None)
+    scrambled = report_code.ScrambledPaired(generators=[generator])
+    _, found = step_loss(scrambled, X[None], Y[None], forward=forward, attack=shift)
+    _, right = step_loss(objectives.Paired(), X, Y, forward=forward, attack=shift)
     clean = sum(cross_entropy(forward(X[n]).view(-1), int(Y[n])) for n in range(6)) / 6
     wrong = sum(cross_entropy(forward(X[order[n]] + 0.1).view(-1), int(Y[n])) for n in range(6)) / 6
-    assert float(found.value) == pytest.approx(clean + wrong, rel=1e-5)
-    assert float(found.value) != pytest.approx(float(right.value), rel=1e-3)
+    assert float(found) == pytest.approx(clean + wrong, rel=1e-5)
+    assert float(found) != pytest.approx(float(right), rel=1e-3)
 
 
 def test_published_boundary_weights_go_by_the_predicted_class():
-    found = report_code.split_by_prediction(X, Y, forward=forward, attack=shift, terms=TERMS)
+    by_predicted = report_code.SplitByPrediction()
+    _, found = step_loss(by_predicted, X, Y, forward=forward, attack=shift, radius=FACTORS, weights=TERMS)
     predicted = [int(forward(X[n]).argmax()) for n in range(6)]
     natural = [cross_entropy(forward(X[n]).view(-1), int(Y[n])) for n in range(6)]
-    boundary = [cross_entropy(forward(X[n] + 0.1 * TERMS.margin_factor[Y[n]]).view(-1), predicted[n]) for n in range(6)]
-    by_label, by_prediction = [TERMS.weight_nat[y] for y in Y], [TERMS.weight_bndy[p] for p in predicted]
+    boundary = [cross_entropy(forward(X[n] + 0.1 * FACTORS[Y[n]]).view(-1), predicted[n]) for n in range(6)]
+    by_label, by_prediction = [TERMS.nat[y] for y in Y], [TERMS.bndy[p] for p in predicted]
     expected = sum(w * v for w, v in zip(by_label, natural, strict=True)) / sum(by_label)
     expected += sum(w * v for w, v in zip(by_prediction, boundary, strict=True)) / sum(by_prediction)
-    assert float(found.value) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 class _Threshold(torch.nn.Module):

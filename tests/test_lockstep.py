@@ -1,7 +1,6 @@
 """Runs that train side by side: each gets what it would get alone."""
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -23,11 +22,10 @@ from frl_repro.models.compute.backends import NATIVE, TORCH
 from frl_repro.models.compute.native import lenet5 as native
 from frl_repro.runs import experiment, lockstep
 from frl_repro.training import fitting, objectives, report_code
-from frl_repro.training.frl import POLICIES, Rules, new_policy
-from frl_repro.training.objectives import ClassTerms
+from frl_repro.training.frl import Rules, Weights
 from frl_repro.training.steering import RunErrors
 from frl_repro.training.trainer import Diverged, train_epoch
-from support import TINY, call, contents, tiny_retraining
+from support import POLICIES, TINY, call, contents, new_policy, step_loss, tiny_retraining
 
 NUM_RUNS = 3
 
@@ -122,31 +120,33 @@ def test_objectives_of_several_runs_equal_each_alone(name):
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(NUM_RUNS, 4, 3, generator=generator)
     x, y = torch.rand(NUM_RUNS, 6, 4, generator=generator), torch.randint(3, (NUM_RUNS, 6), generator=generator)
-    terms = ClassTerms(*(0.5 + torch.rand(NUM_RUNS, 3, generator=generator) for _ in range(3)))
+    nat, bndy, radius = (0.5 + torch.rand(NUM_RUNS, 3, generator=generator) for _ in range(3))
 
     def objective(runs):
         generators = [torch.Generator().manual_seed(r) for r in runs]
         made = {
-            "mixed": functools.partial(objectives.mixed, fraction=0.5),
-            "split": objectives.split,
-            "paired": objectives.paired,
-            "trades": functools.partial(objectives.trades, beta=2.0),
-            "scrambled": functools.partial(report_code.paired_scrambled, generators=generators),
-            "by_prediction": report_code.split_by_prediction,
+            "mixed": objectives.Mixed(0.5),
+            "split": objectives.SplitLoss(),
+            "paired": objectives.Paired(),
+            "trades": objectives.Trades(beta=2.0),
+            "scrambled": report_code.ScrambledPaired(generators=generators),
+            "by_prediction": report_code.SplitByPrediction(),
         }[name]
         chosen = list(runs)
-        return made(
+        return step_loss(
+            made,
             x[chosen].clone(),
             y[chosen],
             forward=lambda images: images @ weight[chosen],
             attack=lambda x, _, *, factor: x + 0.1 * factor.unsqueeze(-1),
-            terms=ClassTerms(*(values[chosen] for values in vars(terms).values())),
+            radius=radius[chosen],
+            weights=Weights(nat[chosen], bndy[chosen]),
         )
 
-    together = objective(range(NUM_RUNS))
+    together, whole = objective(range(NUM_RUNS))
     for r in range(NUM_RUNS):
-        alone = objective([r])
-        torch.testing.assert_close(together.value[r], alone.value[0])
+        alone, loss = objective([r])
+        torch.testing.assert_close(whole[r], loss[0])
         assert torch.equal(together.is_wrong_clean[r], alone.is_wrong_clean[0])
         assert torch.equal(together.is_wrong_attacked[r], alone.is_wrong_attacked[0])
 
@@ -197,10 +197,10 @@ def test_losses_of_fifty_steps_agree_with_runs_alone(backend, request):
         optimizers = [torch.optim.Adam(trained[r].parameters(), lr=rates[r]) for r in runs]
         seen = []
 
-        def objective(x, y, **rest):
-            loss = objectives.mixed(x, y, **rest, fraction=0.5)
-            seen.append(loss.value.detach())
-            return loss
+        class Noting(objectives.Mixed):
+            def loss(self, *arguments, **settings):
+                seen.append(super().loss(*arguments, **settings))
+                return seen[-1]
 
         def attack(model, x, y, *, factor, generator):
             assert factor is None
@@ -212,14 +212,14 @@ def test_losses_of_fifty_steps_agree_with_runs_alone(backend, request):
             stack([trained[r] for r in runs]),
             train,
             update=lambda: [optimizer.step() for optimizer in optimizers],
-            objective=objective,
+            objective=Noting(0.5),
             attack=attack,
             forward=backend.forward,
             batch_size=20,
             order_generators=[streams.generator(r, "order") for r in runs],
             attack_generators=[streams.generator(r, "attack") for r in runs],
         )
-        return torch.stack(seen)
+        return torch.stack(seen).detach()
 
     together = losses(range(NUM_RUNS))
     alone = torch.cat([losses([r]) for r in range(NUM_RUNS)], 1)
@@ -458,7 +458,7 @@ def test_epochs_end_early_only_when_every_run_has_diverged():
         stack([broken, sound]),
         train,
         update=optimizer.step,
-        objective=objectives.natural,
+        objective=objectives.Mixed(0),
         attack=None,
         forward=TORCH.forward,
         batch_size=30,

@@ -12,9 +12,8 @@ import torch
 from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.settings.config import RunConfig, parse
 from frl_repro.training import build
-from frl_repro.training.frl import new_policy
-from frl_repro.training.objectives import ClassTerms
-from support import composed
+from frl_repro.training.frl import Rules, Weights
+from support import composed, new_policy, step_loss
 
 K, D, N = 3, 4, 7
 NATURAL, BOUNDARY, COUNT = (0.50, 0.10, 0.05), (0.45, 0.20, 0.10), (200, 100, 100)
@@ -133,18 +132,19 @@ def by_loops(boundary, beta, weight_nat, weight_bndy, factor):
 # --- the project ----------------------------------------------------------------------------------------------------
 
 
-def by_project(config, terms, *, is_joint):
+def by_project(config, radius, weights, *, is_joint):
     weight, bias = WEIGHT.clone().requires_grad_(), BIAS.clone().requires_grad_()
     objective = build.objective(config, seeds=[0], epochs=[0], device=torch.device("cpu"), is_joint=is_joint)
-    loss = objective(
-        IMAGES.clone(), torch.tensor(LABELS), forward=lambda x: x @ weight.T + bias, attack=shifted, terms=terms
-    )
-    loss.value.backward()
-    return float(loss.value.detach()), weight.grad, bias.grad
+    _, loss = step_loss(
+        objective, IMAGES.clone(), torch.tensor(LABELS), forward=lambda x: x @ weight.T + bias, attack=shifted,
+        radius=radius, weights=weights,
+    )  # fmt: skip
+    loss.backward()
+    return float(loss.detach()), weight.grad, bias.grad
 
 
 def policy_terms(config, updates):
-    policy = new_policy(config.frl.name, build._rules([config]), shape=(1, K))
+    policy = new_policy(config.frl.name, Rules.of_runs([config], device=torch.device("cpu")), shape=(1, K))
     count = torch.tensor(COUNT)
     errors = ClassErrors(
         count=count,
@@ -153,7 +153,7 @@ def policy_terms(config, updates):
     )
     for _ in range(updates):
         policy.update(errors)
-    return ClassTerms(policy.weight_nat()[0], policy.weight_bndy()[0], policy.margin_factor()[0])
+    return policy.margin_factor()[0], Weights(policy.weight_nat()[0], policy.weight_bndy()[0])
 
 
 def agree(found, expected):
@@ -168,14 +168,14 @@ def agree(found, expected):
 def test_trades_is_its_formula(beta, is_joint):
     config = parse(composed(attack="trades", attack__beta=beta, attack__fraction=1), RunConfig)
     assert config.method == "trades"
-    agree(by_project(config, None, is_joint=is_joint), by_loops("kl", beta, ONE, ONE, ONE))
+    agree(by_project(config, None, None, is_joint=is_joint), by_loops("kl", beta, ONE, ONE, ONE))
 
 
 @pytest.mark.parametrize("is_joint", [True, False])
 @pytest.mark.parametrize("frl", PAPER)
 def test_the_papers_losses_are_their_formulas(frl, is_joint):
     config = parse(composed(frl=frl, recipe="paper"), RunConfig)
-    agree(by_project(config, policy_terms(config, TWICE), is_joint=is_joint), by_loops("kl", 1.5, *PAPER[frl]))
+    agree(by_project(config, *policy_terms(config, TWICE), is_joint=is_joint), by_loops("kl", 1.5, *PAPER[frl]))
 
 
 @pytest.mark.parametrize("is_joint", [True, False])
@@ -183,7 +183,7 @@ def test_the_papers_losses_are_their_formulas(frl, is_joint):
 def test_the_reports_losses_are_their_formulas(frl, is_joint):
     config = parse(composed(frl=frl, recipe="report"), RunConfig)
     boundary = "true" if frl == "remargin" else "predicted"
-    agree(by_project(config, policy_terms(config, TWICE), is_joint=is_joint), by_loops(boundary, 1.0, *REPORT[frl]))
+    agree(by_project(config, *policy_terms(config, TWICE), is_joint=is_joint), by_loops(boundary, 1.0, *REPORT[frl]))
 
 
 def test_the_cases_tell_the_methods_apart():

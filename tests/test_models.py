@@ -1,6 +1,5 @@
 """Residual networks: sizes from formulas, structure, normalisation inside, and what they need of their surroundings."""
 
-import functools
 import logging
 import re
 
@@ -236,7 +235,7 @@ def train(model, split, num_epochs, average=None):
             model,
             split,
             update=update,
-            objective=functools.partial(objectives.mixed, fraction=0.5),
+            objective=objectives.Mixed(0.5),
             attack=attack,
             forward=TORCH.forward,
             batch_size=16,
@@ -336,7 +335,7 @@ def test_batch_norm_of_one_image_is_refused_where_and_only_where_training_would_
 
     def epoch():
         train_epoch(
-            model, split, update=lambda: None, objective=objectives.natural, attack=attack, forward=TORCH.forward,
+            model, split, update=lambda: None, objective=objectives.Mixed(0), attack=attack, forward=TORCH.forward,
             batch_size=batch_size, num_accumulation=num_accumulation,
             order_generators=[streams.generator(0, "order")], attack_generators=[streams.generator(0, "attack")],
         )  # fmt: skip
@@ -444,18 +443,19 @@ def test_augmentation_reaches_training_batches_alone_and_labels_stay():
         seen.append(images)
         return images.flip(-1)
 
-    def objective(x, y, *, forward, attack, terms):
-        flipped = seen[-1].flip(-1) / 255
-        assert torch.equal(x, flipped)
-        which = (split.images[None] == seen[-1][0][:, None]).flatten(2).all(2).nonzero()[:, 1]
-        assert torch.equal(split.labels[which], y[0])
-        return objectives.natural(x, y, forward=forward, attack=attack, terms=terms)
+    class Checking(objectives.Mixed):
+        def predict(self, x, y, **settings):
+            flipped = seen[-1].flip(-1) / 255
+            assert torch.equal(x, flipped)
+            which = (split.images[None] == seen[-1][0][:, None]).flatten(2).all(2).nonzero()[:, 1]
+            assert torch.equal(split.labels[which], y[0])
+            return super().predict(x, y, **settings)
 
     train_epoch(
         network(num_classes=3, image_shape=(3, 8, 8)),
         split,
         update=lambda: None,
-        objective=objective,
+        objective=Checking(0),
         attack=attack,
         forward=TORCH.forward,
         batch_size=20,

@@ -112,7 +112,10 @@ def test_every_step_takes_its_own_learning_rate(tmp_path, monkeypatch):
 # --- accumulation and batch norm ------------------------------------------------------------------------------------
 
 
-def epoch(model, *, num_accumulation=1, objective=objectives.natural, attack=None, batch_size=30, num_train=120):
+NATURAL = objectives.Mixed(0)
+
+
+def epoch(model, *, num_accumulation=1, objective=NATURAL, attack=None, batch_size=30, num_train=120):
     train, _ = load_synthetic(num_classes=3, num_train=num_train, num_test=3, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     (summary,) = train_epoch(

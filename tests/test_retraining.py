@@ -215,8 +215,8 @@ def test_the_policy_never_sees_the_test_split(finished, bases, tmp_path, monkeyp
 
 def test_a_policy_steered_by_test_images_is_noticed(finished, bases, tmp_path, monkeypatch):
     """The check above is worth something: hand the test split to the policy and it fails."""
-    make = build.Steering
-    monkeypatch.setattr(build, "Steering", lambda **kwargs: make(**{**kwargs, "validation": leaked[0]}))
+    make = build.ValidationImages
+    monkeypatch.setattr(build, "ValidationImages", lambda **kwargs: make(**{**kwargs, "validation": leaked[0]}))
     load = experiment.load_dataset
     leaked = []
 
@@ -232,7 +232,6 @@ def test_a_policy_steered_by_test_images_is_noticed(finished, bases, tmp_path, m
 
 def test_validation_images_are_drawn_anew_for_each_update_and_stratified():
     from frl_repro.data.synthetic import load_synthetic
-    from frl_repro.training.frl import Rules, new_policy
 
     split, _ = load_synthetic(num_classes=3, num_train=36, num_test=3, seed=0)
     seen = []
@@ -241,18 +240,13 @@ def test_validation_images_are_drawn_anew_for_each_update_and_stratified():
         seen.append((images, seed))
         return ClassErrors(*torch.ones(3, 3, dtype=torch.int64))
 
-    steered = steering.Steering(
-        policy=new_policy("finetune", Rules(), shape=(1, 3)),
-        validation=split,
-        measure=measure,
-        update_every=2,
-        num_images=12,
-        seeds=[0],
-        device=torch.device("cpu"),
-    )
-    before_step = steered.in_epoch([torch.nn.Identity()], [0])
+    looked = steering.ValidationImages(
+        validation=split, measure=measure, update_every=2, num_images=12, seeds=[0],
+    )  # fmt: skip
+    looked.begin_epoch([0])
     for step in range(6):
-        before_step(step)
+        if looked.is_due(step):
+            looked.look([torch.nn.Identity()], step)
     assert len(seen) == 3
     assert len({seed for _, seed in seen}) == 3
     for images, _ in seen:

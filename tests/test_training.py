@@ -22,6 +22,7 @@ from frl_repro.models.compute.backends import TORCH, choose_backend
 from frl_repro.models.compute.native import lenet5 as native
 from frl_repro.training import objectives, report_code
 from frl_repro.training.trainer import Diverged, learning_rate_at, train_epoch
+from support import step_loss
 
 CPU = torch.device("cpu")
 
@@ -68,7 +69,7 @@ def epoch(
         model,
         train,
         update=update,
-        objective=objectives.natural if attack is None else functools.partial(objectives.mixed, fraction=fraction),
+        objective=objectives.Mixed(0) if attack is None else objectives.Mixed(fraction),
         attack=with_factor(attack),
         forward=backend.forward,
         batch_size=batch_size,
@@ -280,10 +281,12 @@ def test_training_counts_logits_that_are_not_finite_as_wrong():
     def forward(x):
         return logits.repeat(len(x) // 4, 1)
 
-    for objective in (objectives.natural, objectives.paired, objectives.split, report_code.split_by_prediction):
-        loss = objective(x, y, forward=forward, attack=attack, terms=None)
-        assert loss.is_wrong_clean.tolist() == [False, True, True, True]
-        assert loss.is_wrong_attacked.tolist() in ([], [False, True, True, True])
+    for objective in (
+        objectives.Mixed(0), objectives.Paired(), objectives.SplitLoss(), report_code.SplitByPrediction(),
+    ):  # fmt: skip
+        seen, _ = step_loss(objective, x, y, forward=forward, attack=attack)
+        assert seen.is_wrong_clean.tolist() == [False, True, True, True]
+        assert seen.is_wrong_attacked.tolist() in ([], [False, True, True, True])
 
 
 def test_a_radius_gives_the_same_numbers_whichever_others_are_measured(images):

@@ -499,6 +499,11 @@ class RunConfig:
         return self.keys.seed
 
     @property
+    def has_method(self) -> bool:
+        """Whether something varies by class in the run's own training: in retraining, or from scratch."""
+        return self.frl.name != "none"
+
+    @property
     def method(self) -> str:
         """What the run stands for in tables: the class policy, else ``natural``, ``trades`` (its loss) or
         ``adversarial[_<attack>]``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.basics import streams
 from frl_repro.basics.errors import UserError
-from frl_repro.data import AUGMENTATIONS, Dataset, Split
+from frl_repro.data import AUGMENTATIONS, Dataset, Split, batch_to_float
 from frl_repro.evaluation.evaluate import evaluate
 from frl_repro.models.compute.backends import Backend
 from frl_repro.models.networks import new_network
 from frl_repro.settings.config import (
-    AlphaConfig,
     DatasetConfig,
     FGSMConfig,
     FRLConfig,
@@ -27,14 +26,13 @@ from frl_repro.settings.config import (
     RunConfig,
     SGDConfig,
     SGDOneCycleConfig,
-    TauConfig,
     TradesConfig,
     TrainerConfig,
 )
 from frl_repro.training import objectives, report_code
-from frl_repro.training.frl import ErrorRates, Rules, new_policy
+from frl_repro.training.frl import ClassStats, ErrorRates, method_class
 from frl_repro.training.objectives import Objective
-from frl_repro.training.steering import Measure, Steering
+from frl_repro.training.steering import Measure, Steering, ValidationImages
 from frl_repro.training.trainer import fewest_images, learning_rate_at, one_cycle_learning_rate
 
 Attack = Callable[..., Tensor]
@@ -54,7 +52,13 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
     has_fixed_step = bool(config.departures.fixed_step)
 
     def attack(
-        model: nn.Module, x: Tensor, y: Tensor, *, factor: Tensor | None, generator: Sequence[torch.Generator]
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        factor: Tensor | None,
+        generator: Sequence[torch.Generator],
+        is_step_scaled: bool = True,
     ) -> Tensor:
         assert not isinstance(settings, NoAttackConfig)
         step_size = settings.epsilon if settings.step_size is None else settings.step_size
@@ -64,11 +68,11 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
             # Of margins without bounds some are infinite; the widest finite ball is as good, and 0 times it is 0.
             factor = factor.clamp(max=_WIDEST)
             radius = settings.epsilon * factor
-            if isinstance(settings, TradesConfig):
+            if is_step_scaled and isinstance(settings, TradesConfig):
                 # The paper's authors step by a quarter of the largest radius, whatever the sample's own is.
                 by_run = factor.view(len(generator), -1)
                 step = step_size * by_run.amax(1, keepdim=True).expand_as(by_run).flatten()
-            elif not has_fixed_step:
+            elif is_step_scaled and not has_fixed_step:
                 step = step_size * factor
         return pgd(
             model,
@@ -112,21 +116,20 @@ def objective(
     retrain, departures = config.retrain, config.departures
     attack = config.attack if retrain is None else retrain.attack
     if isinstance(attack, NoAttackConfig):
-        return objectives.natural
+        return objectives.Mixed(0)
     beta = config.trades_beta
     if beta is not None:
-        return functools.partial(objectives.trades, beta=beta, is_joint=is_joint)
+        return objectives.Trades(beta=beta, is_joint=is_joint)
     name = "mixed" if retrain is None else retrain.objective
     if name == "mixed":
-        return functools.partial(objectives.mixed, fraction=attack.fraction)
+        return objectives.Mixed(attack.fraction)
     if name == "paired" and departures.scrambled_labels:
         at = zip(seeds, epochs, strict=True)
         generators = [streams.generator(seed, "scrambled labels", epoch, device=device) for seed, epoch in at]
-        return functools.partial(report_code.paired_scrambled, generators=generators)
+        return report_code.ScrambledPaired(generators=generators)
     if name == "split" and departures.weight_by_prediction:
-        return report_code.split_by_prediction
-    chosen = {"paired": objectives.paired, "split": objectives.split}[name]
-    return functools.partial(chosen, is_joint=is_joint)
+        return report_code.SplitByPrediction()
+    return objectives.Paired(is_joint) if name == "paired" else objectives.SplitLoss(is_joint)
 
 
 def augmentation(
@@ -220,26 +223,33 @@ def learning_rate(settings: TrainerConfig, epoch: int, *, step: int, num_steps: 
     )
 
 
-def steering(configs: Sequence[RunConfig], dataset: Dataset, backend: Backend, device: torch.device) -> Steering | None:
-    """Return the class policy of runs that differ in seed, alpha and tau alone, with what it learns from.
+def steering(
+    configs: Sequence[RunConfig],
+    dataset: Dataset,
+    backend: Backend,
+    device: torch.device,
+    models: Sequence[nn.Module],
+) -> Steering:
+    """Return the method of runs that share all settings but those that each run has for itself, and what it looks at.
 
-    None for training without a policy.
+    ``models``, length R, are measured where the method looks at validation images.
     """
     config = configs[0]
-    if config.retrain is None:
-        return None
-    frl, validation = config.frl, dataset.validation
-    assert validation is not None
-    every = frl.update_every
-    return Steering(
-        policy=new_policy(frl.name, _rules(configs), shape=(len(configs), dataset.num_classes)),
-        validation=validation,
-        measure=None if frl.epsilon is None else _measurement(config, dataset, backend, device),
-        update_every=None if every in (None, "epoch") else int(every),
-        num_images=min(num_steering_images(config, validation), len(validation)),
-        seeds=[config.seed for config in configs],
-        device=device,
-    )
+    if not config.has_method:
+        return Steering(num_epochs=[config.training[1].num_epochs for config in configs])
+    method = method_class(config.frl.name).of_runs(configs, num_classes=dataset.num_classes, device=device)
+    images = None
+    if method.sees_validation is not None:
+        validation, every = dataset.validation, config.frl.update_every
+        assert validation is not None
+        images = ValidationImages(
+            validation=validation,
+            measure=_measurement(config, dataset, backend, device, what=method.sees_validation),
+            update_every=None if every in (None, "epoch") else int(every),
+            num_images=min(num_steering_images(config, validation), len(validation)),
+            seeds=[config.seed for config in configs],
+        )
+    return Steering(method, images, models, [config.training[1].num_epochs for config in configs])
 
 
 def num_steering_images(config: RunConfig, validation: Split) -> int:
@@ -260,37 +270,32 @@ def num_steering_images(config: RunConfig, validation: Split) -> int:
     return wanted
 
 
-def _rules(configs: Sequence[RunConfig]) -> Rules:
-    config, frl = configs[0], configs[0].frl
-    tau = _by_run([config.tau for config in configs])
-    if config.departures.ignored_tau_nat and "bndy" in tau:
-        tau["nat"] = tau["bndy"]
-    low, high = frl.margin_bounds or (0.0, math.inf)
-    return Rules(
-        alpha=_by_run([config.alpha for config in configs]),
-        tau=tau,
-        accumulate=bool(frl.accumulate),
-        weight_rule=frl.weight_rule or "softmax",
-        margin_centred=frl.margin_centred is not False,
-        margin_bounds=(low, high),
-    )
-
-
-def _by_run(sections: Sequence[AlphaConfig] | Sequence[TauConfig]) -> dict[str, float | Tensor]:
-    """Return the numbers of each key that the method has, shape (R, 1)."""
-    return {
-        name: torch.tensor([[vars(section)[name]] for section in sections], dtype=torch.float64)
-        for name, value in vars(sections[0]).items()
-        if value is not None
-    }
-
-
-def _measurement(config: RunConfig, dataset: Dataset, backend: Backend, device: torch.device) -> Measure:
-    """Return how validation images are measured for an update."""
+def _measurement(
+    config: RunConfig,
+    dataset: Dataset,
+    backend: Backend,
+    device: torch.device,
+    *,
+    what: Literal["errors", "losses"],
+) -> Measure:
+    """Return how a method's validation images are measured: their class errors, or their `ClassStats`."""
     frl, departures = config.frl, config.departures
     attack = _policy_attack(frl, backend)
     epsilon = frl.epsilon
     assert epsilon is not None
+
+    def measure_losses(model: nn.Module, images: Split, seed: int) -> ClassStats:
+        generator = streams.generator(seed, f"evaluation/{epsilon!r}", device=device)
+        total: ClassStats | None = None
+        with evaluation_mode(model):
+            for first in range(0, len(images.labels), _POLICY_BATCH_SIZE):
+                batch = slice(first, first + _POLICY_BATCH_SIZE)
+                x, y = batch_to_float(images.images[batch].to(device)), images.labels[batch].to(device)
+                x_adv = attack(model, x, y, epsilon=epsilon, generator=generator)
+                stats = ClassStats.of(backend.logits(model, x), y, backend.logits(model, x_adv), y)
+                total = stats if total is None else total + stats
+        assert total is not None
+        return total
 
     def measure(model: nn.Module, images: Split, seed: int) -> ErrorRates:
         if departures.flipped_boundary or departures.overall_over_22:
@@ -318,7 +323,7 @@ def _measurement(config: RunConfig, dataset: Dataset, backend: Backend, device: 
         )
         return errors.by_class(dataset.num_classes)[0]
 
-    return measure
+    return measure if what == "errors" else measure_losses
 
 
 def _policy_attack(frl: FRLConfig, backend: Backend) -> Callable[..., Tensor]:

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from frl_repro.attacks import evaluation_mode
 from frl_repro.basics import readback, streams
 from frl_repro.basics.errors import UserError, is_out_of_memory
 from frl_repro.basics.folder_lock import check_held
 from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.basics.run_folder import RUN_FILE, STATE_FILE, has_state
-from frl_repro.data import Dataset, Split
+from frl_repro.data import Dataset, Split, batch_to_float
+from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.evaluation.measure import Measured, measure
 from frl_repro.models import checkpoints, stack
 from frl_repro.models.compute import distributed, speed
@@ -36,7 +38,9 @@ from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
 from frl_repro.results.tables.outcomes import SPLIT_DIGEST, Outcomes
 from frl_repro.settings.config import RunConfig, rebuilding_settings, to_dict
 from frl_repro.training import build
+from frl_repro.training.frl import Method, When, method_class
 from frl_repro.training.loggers import Logger
+from frl_repro.training.steering import RunErrors
 from frl_repro.training.trainer import Diverged, EpochSummary, train_epoch
 
 
@@ -80,7 +84,7 @@ class Bench:
             "model": config.model.name,
             "method": config.method,
             "seed": config.seed,
-            "recipe": None if config.retrain is None else config.recipe.name,
+            "recipe": config.recipe.name if config.has_method else None,
             **{f"alpha_{name}": value for name, value in vars(config.alpha).items()},
         }
 
@@ -162,6 +166,8 @@ def new_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     return new_network(config.model, dataset, seed=streams.derive_seed(config.seed, "initial weights"))
 
 
+_BATCH_OF_LOGITS = 1000
+
 _ROWS = readback.items(readback.entries(readback.text(max_length=100), readback.cell))
 _STATE_FIELDS = readback.fields(
     {
@@ -211,8 +217,10 @@ class _Training:
 
     @property
     def measured(self) -> nn.Module:
-        """The model that is measured: the running average when there is one."""
-        return self.model if self.average is None else self.average.module
+        """The model that is measured: the running average when there is one that has taken weights in."""
+        if self.average is None or int(self.average.n_averaged) == 0:
+            return self.model
+        return self.average.module
 
     @property
     def segments(self) -> list[dict[str, Any]]:
@@ -222,12 +230,12 @@ class _Training:
             return self.earlier_segments
         return [*self.earlier_segments, {"epochs": [first, self.num_done], **self.bench.process}]
 
-    def step(self, step: int, num_steps: int) -> None:
+    def step(self, step: int, num_steps: int, *, is_averaged: bool) -> None:
         """Move the model along its gradients, and the average along: step ``step`` of the epoch, counted from 0."""
         for group in self.optimizer.param_groups:
             group["lr"] = build.learning_rate(self.trainer, self.num_done, step=step, num_steps=num_steps)
         self.optimizer.step()
-        if self.average is not None:
+        if self.average is not None and is_averaged:
             self.average.update_parameters(self.model)
 
     def end_epoch(self, summary: EpochSummary | Diverged, policy_rows: list[dict[str, Any]], *, note: str) -> None:
@@ -259,6 +267,26 @@ class _Training:
         if distributed.is_writer():
             self._save_state()
         bench.logger.update(self.history, self.rows, self.policy_rows)
+
+    def validation_errors(self) -> ClassErrors | None:
+        """Return the class errors of all validation images that are measured, at the largest radius."""
+        bench = self.bench
+        if bench.validation is None:
+            return None
+        measured = bench.measure(self.model, bench.validation, "validation", self.num_done + 1)
+        return measured.samples.by_class(bench.dataset.num_classes)[-1]
+
+    def validation_logits(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return logits, shape (N, K), and labels, shape (N,), of all validation images; UserError without any."""
+        bench = self.bench
+        if bench.validation is None:
+            raise UserError(f"frl={bench.config.frl.name} needs dataset.validation_fraction above 0")
+        images, labels = (part.to(bench.device) for part in (bench.validation.images, bench.validation.labels))
+        with evaluation_mode(model):
+            parts = [
+                bench.backend.logits(model, batch_to_float(part)) for part in torch.split(images, _BATCH_OF_LOGITS)
+            ]
+        return torch.cat(parts), labels
 
     def _save_state(self) -> None:
         bench = self.bench
@@ -358,10 +386,21 @@ class _Training:
         self.num_done, self.earlier_seconds = state["epoch"], state["seconds"]
         self.earlier_segments = state.get("segments", [{"epochs": [1, self.num_done]}])  # older states do not say more
 
+    def _finish(self) -> None:
+        """Let the method change the trained model, before it is measured."""
+        config, K = self.bench.config, self.bench.dataset.num_classes
+        if not config.has_method:
+            return
+        method = method_class(config.frl.name).of_runs([config], num_classes=K, device=self.bench.device)
+        if self.policy_state is not None:
+            method.state = {name: tensor.unsqueeze(0) for name, tensor in self.policy_state.items()}
+        method.finish(0, self.measured, self.validation_logits)
+
     def result(self) -> Fitted | Exception:
         """Return what came of it."""
         if self.failure is not None:
             return self.failure
+        self._finish()
         best_epoch = None if self.best is None else int(self.best["epoch"])
         return Fitted(
             self.measured,
@@ -400,80 +439,106 @@ def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitt
             under_way[place] = _Training(bench, before)
         except (UserError, OSError) as problem:  # a damaged state is this run's trouble alone
             yield place, problem
-    model = computing = None
+    loop: _Loop | None = None
     while True:
         for place, training in list(under_way.items()):
             if training.is_over:
                 del under_way[place]
-                model = computing = None
+                loop = None
                 yield place, training.result()
         if not under_way:
             return
-        together = list(under_way.values())
-        if model is None or computing is None:
-            model = stack([training.model for training in together])
-            computing = speed.for_training(
-                model, precision=together[0].trainer.precision, is_compiled=benches[0].config.keys.compile
+        loop = loop or _Loop(list(under_way.values()), train, is_alone=is_alone)
+        loop.epoch()
+
+
+class _Loop:
+    """Runs that train side by side: their models in one stack, their method, and what computes them."""
+
+    def __init__(self, trainings: Sequence[_Training], train: Split, *, is_alone: bool) -> None:
+        self.trainings, self.train, self.is_alone = trainings, train, is_alone
+        bench, self.trainer = trainings[0].bench, trainings[0].trainer
+        self.config, self.dataset, self.device, backend = bench.config, bench.dataset, bench.device, bench.backend
+        self.configs, models = [t.bench.config for t in trainings], [t.model for t in trainings]
+        self.model = stack(models)
+        is_compiled = self.config.keys.compile
+        computing = speed.for_training(self.model, precision=self.trainer.precision, is_compiled=is_compiled)
+        self.attack = speed.attack_on(computing, build.training_attack(self.config, backend), is_compiled=is_compiled)
+        self.forward = lambda _, x: backend.forward(computing, x)
+        self.is_joint = not build.has_batch_statistics(self.model)
+        self.steering = build.steering(self.configs, self.dataset, backend, self.device, models)
+        method = self.steering.method
+        if method is not None:
+            method.state = {
+                name: torch.stack(
+                    [start if t.policy_state is None else t.policy_state[name].to(start) for t in trainings]
+                )
+                for name, (start, *_) in method.state.items()
+            }
+
+    def epoch(self) -> None:
+        """Train each run's next epoch."""
+        trainings, trainer, device = self.trainings, self.trainer, self.device
+        seeds, epochs = [config.seed for config in self.configs], [t.num_done for t in trainings]
+        at = list(zip(seeds, epochs, strict=True))
+        num_images, steps = len(self.train.labels), itertools.count()
+        num_steps = math.ceil(num_images / trainer.batch_size)
+        takes_steps = self.steering.method is None or self.steering.method.averages == "steps"
+
+        def update() -> None:
+            step = next(steps)
+            for training in trainings:
+                training.step(step, num_steps, is_averaged=takes_steps)
+
+        together = "" if len(trainings) == 1 else f" of {len(trainings)} runs"
+        self.steering.begin_epoch(epochs)
+        with bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", num_images) as advance:
+            summaries = train_epoch(
+                self.model,
+                self.train,
+                update=update,
+                objective=build.objective(
+                    self.config, seeds=seeds, epochs=epochs, device=device, is_joint=self.is_joint
+                ),
+                attack=self.attack,
+                forward=self.forward,
+                steering=self.steering,
+                augment=build.augmentation(self.config.dataset, at, device=device),
+                batch_size=trainer.batch_size,
+                num_accumulation=trainer.num_accumulation,
+                order_generators=[streams.generator(seed, "order", epoch) for seed, epoch in at],
+                attack_generators=[
+                    streams.generator(seed, "training attack", epoch, device=device) for seed, epoch in at
+                ],
+                advance=advance,
             )
-        _train_one_epoch(together, model, computing, train, is_alone=is_alone)
+        self._end_epoch(summaries, self.steering.when(num_steps - 1, num_steps))
 
+    def _end_epoch(self, summaries: Sequence[EpochSummary | Diverged], when: When) -> None:
+        """Record the epoch of each run; what cannot be written is that run's trouble alone."""
+        method = self.steering.method
+        if method is not None and method.averages == "epochs":
+            self._average(method, when)
+        epsilon = getattr(self.config.training[0], "epsilon", 0.0)
+        for r, (training, summary) in enumerate(zip(self.trainings, summaries, strict=True)):
+            rows: list[dict[str, Any]] = []
+            if method is not None:
+                training.policy_state = {name: state[r].clone() for name, state in method.state.items()}
+                keys = {**training.bench.keys, "epoch": training.num_done + 1}
+                rows = self.steering.rows(r, keys, self.dataset.class_names, when, epsilon=epsilon)
+            try:
+                note = "" if self.is_alone else f"{training.bench.config.run_id}  "
+                training.end_epoch(summary, rows, note=note)
+            except (OSError, UserError) as problem:
+                training.failure = problem
 
-def _train_one_epoch(
-    trainings: Sequence[_Training], model: nn.Module, computing: nn.Module, train: Split, *, is_alone: bool
-) -> None:
-    """Train each run's next epoch, side by side; the runs' models are stacked in ``model``.
-
-    ``computing`` is what computes it in attacks and losses (`frl_repro.models.compute.speed`).
-    """
-    bench, trainer = trainings[0].bench, trainings[0].trainer
-    config, device, backend = bench.config, bench.device, bench.backend
-    configs, models = [t.bench.config for t in trainings], [t.model for t in trainings]
-    seeds, epochs = [config.seed for config in configs], [t.num_done for t in trainings]
-    at = list(zip(seeds, epochs, strict=True))
-    steering = build.steering(configs, bench.dataset, backend, device)
-    if steering is not None:
-        steering.policy.state = {
-            name: torch.stack([start if t.policy_state is None else t.policy_state[name] for t in trainings])
-            for name, (start, *_) in steering.policy.state.items()
-        }
-
-    steps, num_steps = itertools.count(), math.ceil(len(train.labels) / trainer.batch_size)
-
-    def update() -> None:
-        step = next(steps)
-        for training in trainings:
-            training.step(step, num_steps)
-
-    together = "" if len(trainings) == 1 else f" of {len(trainings)} runs"
-    with bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", len(train.labels)) as advance:
-        summaries = train_epoch(
-            model,
-            train,
-            update=update,
-            objective=build.objective(
-                config, seeds=seeds, epochs=epochs, device=device, is_joint=not build.has_batch_statistics(model)
-            ),
-            attack=speed.attack_on(computing, build.training_attack(config, backend), is_compiled=config.keys.compile),
-            forward=lambda _, x: backend.forward(computing, x),
-            class_terms=(lambda _: None) if steering is None else steering.in_epoch(models, epochs),
-            augment=build.augmentation(config.dataset, at, device=device),
-            batch_size=trainer.batch_size,
-            num_accumulation=trainer.num_accumulation,
-            order_generators=[streams.generator(seed, "order", epoch) for seed, epoch in at],
-            attack_generators=[streams.generator(seed, "training attack", epoch, device=device) for seed, epoch in at],
-            advance=advance,
-        )
-    epsilon = getattr(config.training[0], "epsilon", 0.0)
-    for r, (training, summary) in enumerate(zip(trainings, summaries, strict=True)):
-        rows: list[dict[str, Any]] = []
-        if steering is not None:
-            training.policy_state = {name: state[r].clone() for name, state in steering.policy.state.items()}
-            keys = {**training.bench.keys, "epoch": epochs[r] + 1}
-            rows = steering.rows(r, keys, bench.dataset.class_names, epsilon=epsilon)
-        try:
-            training.end_epoch(summary, rows, note="" if is_alone else f"{configs[r].run_id}  ")
-        except (OSError, UserError) as problem:  # its state cannot be written: this run's trouble alone
-            training.failure = problem
+    def _average(self, method: Method, when: When) -> None:
+        """Take the weights of the runs that the method accepts into their running averages."""
+        errors = [t.validation_errors() for t in self.trainings]
+        seen = None if any(e is None for e in errors) else RunErrors.of([e for e in errors if e is not None])
+        for training, is_accepted in zip(self.trainings, method.accepts(seen, when).tolist(), strict=True):
+            if is_accepted and training.average is not None:
+                training.average.update_parameters(training.model)
 
 
 def _epoch_line(entry: dict[str, Any], num_epochs: int, seconds: float) -> str:

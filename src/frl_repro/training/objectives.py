@@ -1,10 +1,10 @@
-"""What a training step minimises: per-sample losses first, class weights second, one mean last.
+"""What a training step minimises: predictions first, class weights second, one mean last.
 
-An objective attacks the batch, takes the losses of clean and attacked images, weighs each by its class and returns one
-scalar to differentiate. With weights of 1 and margin factors of 1 `mixed` is plain adversarial training.
+An objective attacks the batch and takes it through the network (`Objective.predict`), and turns predictions and class
+weights into one number a run (`Objective.loss`). Between the two a method may look at the predictions.
 
 Everything broadcasts over leading dimensions: `...` is empty for one run, (R,) for R runs that train side by side, each
-with its own batch of N images, class terms and loss.
+with its own batch of N images, class weights and loss.
 
 Losses of clean and attacked images take both through the network at once, or with ``is_joint=False`` one after the
 other: networks whose layers normalise by the batch (batch norm) then see clean and attacked images apart, as in the
@@ -13,8 +13,9 @@ released code of TRADES and of Xu et al. 2021. Without such layers both give the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -22,70 +23,57 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from frl_repro.attacks.predictions import is_wrong
-
-
-@dataclass(frozen=True)
-class ClassTerms:
-    """What a class policy varies, on the model's device; all of shape (..., K).
-
-    Attributes
-    ----------
-    weight_nat, weight_bndy : Tensor
-        Weights of the natural and of the boundary (or adversarial) loss, mean 1.
-    margin_factor : Tensor
-        What the training radius is multiplied with.
-    log_weight_nat, log_weight_bndy : Tensor
-        Logarithms of the weights, which also tell apart weights that are too small for numbers; by default those of the
-        weights as they are.
-    """
-
-    weight_nat: Tensor
-    weight_bndy: Tensor
-    margin_factor: Tensor
-    log_weight_nat: Tensor = field(default=None)  # type: ignore[assignment]
-    log_weight_bndy: Tensor = field(default=None)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        for loss in ("nat", "bndy"):
-            if getattr(self, f"log_weight_{loss}") is None:
-                object.__setattr__(self, f"log_weight_{loss}", getattr(self, f"weight_{loss}").log())
-
-    def of(self, y: Tensor) -> ClassTerms:
-        """Return the terms of each sample by its class, shape (..., N)."""
-        return ClassTerms(*(by_class.gather(-1, y) for by_class in vars(self).values()))
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One step's loss and what it counted on the way, before the step.
-
-    Attributes
-    ----------
-    value : Tensor, shape (...)
-        To differentiate, summed over runs.
-    is_wrong_clean, is_wrong_attacked : Tensor, shape (..., M), bool
-        Outcomes on the images that were trained on clean (attacked).
-    """
-
-    value: Tensor
-    is_wrong_clean: Tensor
-    is_wrong_attacked: Tensor
+from frl_repro.training.frl.method import ClassStats, Plan, Weights
 
 
 class Attack(Protocol):
-    """A training attack; ``factor``, shape (..., N) or None for 1, scales each sample's radius and step."""
+    """A training attack; ``factor``, shape (..., N) or None for 1, scales each sample's radius."""
 
-    def __call__(self, x: Tensor, y: Tensor, *, factor: Tensor | None) -> Tensor:
-        """Return attacked images, shape of ``x``."""
+    def __call__(self, x: Tensor, y: Tensor, *, factor: Tensor | None, is_step_scaled: bool = True) -> Tensor:
+        """Return attacked images, shape of ``x``; ``is_step_scaled``: the step grows and shrinks with the radius."""
 
 
-class Objective(Protocol):
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of a batch as training saw it, before the step.
+
+    Attributes
+    ----------
+    clean, attacked : Tensor, shape (..., N, K) and (..., M, K)
+        Of images that were taken clean (attacked): the same images, or two parts of the batch.
+    y_clean, y_attacked : Tensor, shape (..., N) and (..., M), int64
+        True classes.
+    """
+
+    clean: Tensor
+    y_clean: Tensor
+    attacked: Tensor
+    y_attacked: Tensor
+
+    @property
+    def is_wrong_clean(self) -> Tensor:
+        """Which clean images are wrong, shape (..., N), bool."""
+        return is_wrong(self.clean.detach(), self.y_clean)
+
+    @property
+    def is_wrong_attacked(self) -> Tensor:
+        """Which attacked images are wrong, shape (..., M), bool."""
+        return is_wrong(self.attacked.detach(), self.y_attacked)
+
+    def stats(self) -> ClassStats:
+        """Return the batch's sums by true class."""
+        return ClassStats.of(self.clean, self.y_clean, self.attacked, self.y_attacked)
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
     """A step's loss."""
 
-    def __call__(
-        self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
-    ) -> Loss:
-        """Return the loss of a batch.
+    @abstractmethod
+    def predict(
+        self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, plan: Plan
+    ) -> Predictions:
+        """Attack a batch and take it through the network.
 
         Parameters
         ----------
@@ -96,108 +84,149 @@ class Objective(Protocol):
         forward : callable x -> logits (..., N, K)
             Differentiable with respect to the model's parameters.
         attack : Attack
-        terms : ClassTerms, optional
-            None treats every class alike.
+        plan : Plan
+        """
+
+    @abstractmethod
+    def loss(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
+        """Return the loss to differentiate, shape (...): every class alike without weights.
+
+        ``scale`` says what weighted sums are divided by; see `weighted_mean`.
         """
 
 
-def natural(
-    x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
-) -> Loss:
-    """Mean cross-entropy of clean images."""
-    return mixed(x, y, forward=forward, attack=attack, terms=terms, fraction=0)
+def _attacked(x: Tensor, y: Tensor, attack: Attack, plan: Plan) -> Tensor:
+    factor = None if plan.radius is None else plan.radius.gather(-1, y)
+    return attack(x, y, factor=factor) if plan.is_step_scaled else attack(x, y, factor=factor, is_step_scaled=False)
 
 
-def mixed(
-    x: Tensor,
-    y: Tensor,
-    *,
-    forward: Callable[[Tensor], Tensor],
-    attack: Attack,
-    terms: ClassTerms | None,
-    fraction: float,
-) -> Loss:
+@dataclass(frozen=True)
+class Mixed(Objective):
     """Mean cross-entropy of a batch of which a share is attacked; clean ones weigh as natural loss, others as boundary.
 
-    The order of the batch is random, so its first images are a random share. Source: the report, section 3.2.
+    The order of the batch is random, so its first images are a random share. Weights are divided by the number of
+    images. Without a share it is natural training. Source: the report, section 3.2.
+
+    Attributes
+    ----------
+    fraction : float
+        Share that is attacked, in [0, 1].
     """
-    samples = y.ndim - 1  # the dimension that counts them
-    num_attacked = round(fraction * y.shape[-1])
-    each = None if terms is None else terms.of(y)
-    if num_attacked > 0:
-        chosen = x.narrow(samples, 0, num_attacked)
-        factor = None if each is None else each.margin_factor[..., :num_attacked]
-        chosen.copy_(attack(chosen, y[..., :num_attacked], factor=factor))
-    logits = forward(x)
-    losses = cross_entropies(logits, y)
-    if each is not None:
-        weights = [each.weight_bndy[..., :num_attacked], each.weight_nat[..., num_attacked:]]
-        losses = losses * torch.cat(weights, -1)
-    wrong = is_wrong(logits.detach(), y)
-    return Loss(losses.mean(-1), is_wrong_clean=wrong[..., num_attacked:], is_wrong_attacked=wrong[..., :num_attacked])
+
+    fraction: float
+
+    def predict(
+        self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, plan: Plan
+    ) -> Predictions:
+        """Attack the first images and take the batch through the network once."""
+        samples = y.ndim - 1  # the dimension that counts them
+        num_attacked = round(self.fraction * y.shape[-1])
+        if num_attacked > 0:
+            chosen = x.narrow(samples, 0, num_attacked)
+            chosen.copy_(_attacked(chosen, y[..., :num_attacked], attack, plan))
+        logits = forward(x)
+        return Predictions(
+            clean=logits.narrow(samples, num_attacked, y.shape[-1] - num_attacked),
+            y_clean=y[..., num_attacked:],
+            attacked=logits.narrow(samples, 0, num_attacked),
+            y_attacked=y[..., :num_attacked],
+        )
+
+    def loss(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:  # noqa: ARG002
+        """Return the mean over all images."""
+        logits = torch.cat([seen.attacked, seen.clean], -2)
+        losses = cross_entropies(logits, torch.cat([seen.y_attacked, seen.y_clean], -1))
+        if weights is None:
+            return losses.mean(-1)
+        each = torch.cat([weights.bndy.gather(-1, seen.y_attacked), weights.nat.gather(-1, seen.y_clean)], -1)
+        value = (losses * each).mean(-1)
+        return value if weights.pair is None else value + _pair_term(seen, weights.pair)
 
 
-def split(
-    x: Tensor,
-    y: Tensor,
-    *,
-    forward: Callable[[Tensor], Tensor],
-    attack: Attack,
-    terms: ClassTerms | None,
-    is_joint: bool = True,
-) -> Loss:
+@dataclass(frozen=True)
+class _Pairs(Objective):
+    """Losses of clean and attacked images of the same batch."""
+
+    is_joint: bool = True
+
+    def predict(
+        self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, plan: Plan
+    ) -> Predictions:
+        """Attack every image and take both through the network."""
+        x_adv = _attacked(x, y, attack, plan)
+        if not self.is_joint:
+            return Predictions(forward(x), y, forward(x_adv), y)
+        clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
+        return Predictions(clean, y, attacked, y)
+
+    def loss(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
+        """Return the weighted natural loss plus the weighted boundary loss."""
+        natural = cross_entropies(seen.clean, seen.y_clean)
+        value = weighted_mean(natural, weights, "nat", seen.y_clean, scale=scale)
+        value = value + self.boundary(seen, weights, scale=scale)
+        return value if weights is None or weights.pair is None else value + _pair_term(seen, weights.pair)
+
+    @abstractmethod
+    def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
+        """Return the weighted boundary loss, shape (...)."""
+
+
+@dataclass(frozen=True)
+class SplitLoss(_Pairs):
     """Natural loss CE(f(x), y) plus boundary loss CE(f(x_adv), argmax f(x)), each weighted by true class.
 
     Source: the report, section 3.3 (loss of Experiment 2). No gradient flows through argmax f(x).
     """
-    each = None if terms is None else terms.of(y)
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, each, is_joint=is_joint)
-    return _pair(clean, attacked, y, boundary_target=clean.detach().argmax(-1), each=each)
+
+    def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
+        """Return the cross-entropy of attacked images with what the network says of the clean ones."""
+        losses = cross_entropies(seen.attacked, seen.clean.detach().argmax(-1))
+        return weighted_mean(losses, weights, "bndy", seen.y_attacked, scale=scale)
 
 
-def paired(
-    x: Tensor,
-    y: Tensor,
-    *,
-    forward: Callable[[Tensor], Tensor],
-    attack: Attack,
-    terms: ClassTerms | None,
-    is_joint: bool = True,
-) -> Loss:
+@dataclass(frozen=True)
+class Paired(_Pairs):
     """Natural loss CE(f(x), y) plus adversarial loss CE(f(x_adv), y), each weighted by true class.
 
     Source: the report's code of Experiment 3, with its labels put right (docs/deviations.md, 1).
     """
-    each = None if terms is None else terms.of(y)
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, each, is_joint=is_joint)
-    return _pair(clean, attacked, y, boundary_target=y, each=each)
+
+    def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
+        """Return the cross-entropy of attacked images."""
+        losses = cross_entropies(seen.attacked, seen.y_attacked)
+        return weighted_mean(losses, weights, "bndy", seen.y_attacked, scale=scale)
 
 
-def trades(
-    x: Tensor,
-    y: Tensor,
-    *,
-    forward: Callable[[Tensor], Tensor],
-    attack: Attack,
-    terms: ClassTerms | None,
-    beta: float,
-    is_joint: bool = True,
-) -> Loss:
+@dataclass(frozen=True)
+class Trades(_Pairs):
     """sum(CE * w_nat) / sum(w_nat) + beta * sum(KL(f(x) || f(x_adv)) * w_bndy) / sum(w_bndy) over the batch.
 
     Source: Zhang et al. 2019, equation 5; class weights as in the released code of Xu et al. 2021. The gradient flows
     through both predictions.
+
+    Attributes
+    ----------
+    beta : float
+        Weight of the divergence.
     """
-    each = None if terms is None else terms.of(y)
-    clean, attacked = _clean_and_attacked(x, y, forward, attack, each, is_joint=is_joint)
-    divergences = kl_div(
-        torch.log_softmax(attacked, -1), torch.log_softmax(clean, -1), log_target=True, reduction="none"
-    ).sum(-1)
-    value = weighted_mean(cross_entropies(clean, y), each, "nat") + beta * weighted_mean(divergences, each, "bndy")
-    return _loss(value, clean, attacked, y)
+
+    beta: float = 1.0
+
+    def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
+        """Return beta times the divergence."""
+        log_clean, log_attacked = torch.log_softmax(seen.clean, -1), torch.log_softmax(seen.attacked, -1)
+        divergences = kl_div(log_attacked, log_clean, log_target=True, reduction="none").sum(-1)
+        return self.beta * weighted_mean(divergences, weights, "bndy", seen.y_attacked, scale=scale)
 
 
-def weighted_mean(losses: Tensor, each: ClassTerms | None, loss: Literal["nat", "bndy"]) -> Tensor:
+def weighted_mean(
+    losses: Tensor,
+    weights: Weights | None,
+    loss: Literal["nat", "bndy"],
+    y: Tensor,
+    *,
+    scale: Literal["weights", "images"] = "weights",
+) -> Tensor:
     """Return sum(weights * losses) / sum(weights), the mean of both sources; all alike for None.
 
     Where the largest weight of a batch is too small for its products to keep their digits, down to 0 / 0, the ratios of
@@ -206,25 +235,31 @@ def weighted_mean(losses: Tensor, each: ClassTerms | None, loss: Literal["nat", 
     Parameters
     ----------
     losses : Tensor, shape (..., N)
-    each : ClassTerms, optional
-        Of each sample.
+    weights : Weights, optional
+        By class, shape (..., K).
     loss : {"nat", "bndy"}
         Whose weights to take.
+    y : Tensor, shape (..., N), int64
+        The class by which each sample is weighed.
+    scale : {"weights", "images"}
+        Divide by the sum of the weights, or by the number of images: a method's weights then count as they are.
 
     Returns
     -------
     Tensor, shape (...)
     """
-    if each is None:
+    if weights is None:
         return losses.mean(-1)
-    weights, logarithms = (
-        (each.weight_nat, each.log_weight_nat) if loss == "nat" else (each.weight_bndy, each.log_weight_bndy)
-    )
-    limits = torch.finfo(weights.dtype)
-    is_too_small = weights.amax(-1, keepdim=True) < limits.tiny / limits.eps
-    ratios = (logarithms - logarithms.amax(-1, keepdim=True)).exp().to(weights)
-    weights = torch.where(is_too_small, ratios, weights)
-    return (losses * weights).sum(-1) / weights.sum(-1)
+    by_class, log_by_class = (weights.nat, weights.log_nat) if loss == "nat" else (weights.bndy, weights.log_bndy)
+    each = by_class.gather(-1, y)
+    if scale == "images":
+        return (losses * each).mean(-1)
+    logarithms = (each.log() if log_by_class is None else log_by_class.gather(-1, y)).double()
+    limits = torch.finfo(each.dtype)
+    is_too_small = each.amax(-1, keepdim=True) < limits.tiny / limits.eps
+    ratios = (logarithms - logarithms.amax(-1, keepdim=True)).exp().to(each)
+    each = torch.where(is_too_small, ratios, each)
+    return (losses * each).sum(-1) / each.sum(-1)
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
@@ -232,31 +267,8 @@ def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
 
 
-def _clean_and_attacked(
-    x: Tensor,
-    y: Tensor,
-    forward: Callable[[Tensor], Tensor],
-    attack: Attack,
-    each: ClassTerms | None,
-    *,
-    is_joint: bool,
-) -> tuple[Tensor, Tensor]:
-    x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
-    if not is_joint:
-        return forward(x), forward(x_adv)
-    clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
-    return clean, attacked
-
-
-def _pair(clean: Tensor, attacked: Tensor, y: Tensor, *, boundary_target: Tensor, each: ClassTerms | None) -> Loss:
-    value = weighted_mean(cross_entropies(clean, y), each, "nat")
-    value = value + weighted_mean(cross_entropies(attacked, boundary_target), each, "bndy")
-    return _loss(value, clean, attacked, y)
-
-
-def _loss(value: Tensor, clean: Tensor, attacked: Tensor, y: Tensor) -> Loss:
-    return Loss(
-        value,
-        is_wrong_clean=is_wrong(clean.detach(), y),
-        is_wrong_attacked=is_wrong(attacked.detach(), y),
-    )
+def _pair_term(seen: Predictions, pair: Tensor) -> Tensor:
+    """Return the mean of the attacked images' cross-entropies, each weighted by its true and its predicted class."""
+    K = pair.shape[-1]
+    place = seen.y_attacked * K + seen.attacked.detach().argmax(-1)
+    return (cross_entropies(seen.attacked, seen.y_attacked) * pair.flatten(-2).gather(-1, place)).mean(-1)

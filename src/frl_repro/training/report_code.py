@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from frl_repro.attacks import evaluation_mode
-from frl_repro.attacks.predictions import is_wrong, predicted_class
+from frl_repro.attacks.predictions import predicted_class
 from frl_repro.data import Split, batch_to_float
 from frl_repro.evaluation.evaluate import EvaluationAttack
-from frl_repro.training.objectives import Attack, ClassTerms, Loss, cross_entropies, weighted_mean
+from frl_repro.training.frl.method import Plan, Weights
+from frl_repro.training.objectives import Attack, Paired, Predictions, SplitLoss, cross_entropies, weighted_mean
 
 NUM_BATCHES, DIVISOR = 21, 22  # validation batches measured before a step, and what their sum is divided by
 
@@ -74,43 +76,39 @@ def measure_published(
     )
 
 
-def paired_scrambled(
-    x: Tensor,
-    y: Tensor,
-    *,
-    forward: Callable[[Tensor], Tensor],
-    attack: Attack,
-    terms: ClassTerms | None,
-    generators: Sequence[torch.Generator],
-) -> Loss:
-    """`frl_repro.training.objectives.paired` with the attacked images shuffled and their labels not (departure 1).
+@dataclass(frozen=True)
+class ScrambledPaired(Paired):
+    """`objectives.Paired` with the attacked images shuffled and their labels not (departure 1).
 
-    ``x`` has shape (R, N, C, H, W); ``generators`` holds one for each of the R runs.
+    Attributes
+    ----------
+    generators : sequence of torch.Generator
+        One for each of the R runs; images have shape (R, N, C, H, W).
     """
-    each = None if terms is None else terms.of(y)
-    x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
-    orders = [torch.randperm(y.shape[1], generator=g, device=g.device) for g in generators]
-    order = torch.stack(orders).to(y.device)
-    x_adv = x_adv.take_along_dim(order.view(*order.shape, *[1] * (x.ndim - 2)), 1)
-    clean, shuffled = forward(torch.cat([x, x_adv], 1)).chunk(2, 1)
-    value = weighted_mean(cross_entropies(clean, y), each, "nat")
-    value = value + cross_entropies(shuffled, y).mean(-1)
-    return Loss(
-        value,
-        is_wrong_clean=is_wrong(clean.detach(), y),
-        is_wrong_attacked=is_wrong(shuffled.detach(), y.gather(1, order)),
-    )
+
+    generators: Sequence[torch.Generator] = ()
+
+    def predict(
+        self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, plan: Plan
+    ) -> Predictions:
+        """Attack every image, shuffle the attacked ones, and take both through the network at once."""
+        x_adv = attack(x, y, factor=None if plan.radius is None else plan.radius.gather(-1, y))
+        orders = [torch.randperm(y.shape[1], generator=g, device=g.device) for g in self.generators]
+        order = torch.stack(orders).to(y.device)
+        x_adv = x_adv.take_along_dim(order.view(*order.shape, *[1] * (x.ndim - 2)), 1)
+        clean, shuffled = forward(torch.cat([x, x_adv], 1)).chunk(2, 1)
+        return Predictions(clean, y, shuffled, y.gather(1, order))
+
+    def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:  # noqa: ARG002
+        """Return the cross-entropy with the labels as they stood before."""
+        return cross_entropies(seen.attacked, seen.y_clean).mean(-1)
 
 
-def split_by_prediction(
-    x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, terms: ClassTerms | None
-) -> Loss:
-    """`objectives.split` with boundary weights taken by predicted instead of true class (departure 8)."""
-    each = None if terms is None else terms.of(y)
-    x_adv = attack(x, y, factor=None if each is None else each.margin_factor)
-    clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
-    predicted = clean.detach().argmax(-1)
-    value = weighted_mean(cross_entropies(clean, y), each, "nat")
-    by_prediction = None if terms is None else terms.of(predicted)
-    value = value + weighted_mean(cross_entropies(attacked, predicted), by_prediction, "bndy")
-    return Loss(value, is_wrong_clean=is_wrong(clean.detach(), y), is_wrong_attacked=is_wrong(attacked.detach(), y))
+@dataclass(frozen=True)
+class SplitByPrediction(SplitLoss):
+    """`objectives.SplitLoss` with boundary weights taken by predicted instead of true class (departure 8)."""
+
+    def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
+        """Return the weighted boundary loss."""
+        predicted = seen.clean.detach().argmax(-1)
+        return weighted_mean(cross_entropies(seen.attacked, predicted), weights, "bndy", predicted, scale=scale)

@@ -1,7 +1,7 @@
 """The training loop: one epoch of one run or of several side by side, the schedule and the non-finite guard.
 
 Runs that train side by side take their steps together, in tensors with a leading run axis R. Each keeps its own model,
-data order, random starts, class terms and optimiser; a run that diverges disturbs no other.
+data order, random starts, method and optimiser; a run that diverges disturbs no other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro.data import Split, batch_to_float
-from frl_repro.training.objectives import ClassTerms, Objective
+from frl_repro.training.objectives import Objective, Predictions
+from frl_repro.training.steering import Steering
 
 # Looking at a loss waits for the device; once in so many steps costs nothing and loses little.
 NUM_STEPS_BETWEEN_CHECKS = 100
@@ -90,7 +91,7 @@ def train_epoch(
     num_accumulation: int = 1,
     order_generators: Sequence[torch.Generator],
     attack_generators: Sequence[torch.Generator],
-    class_terms: Callable[[int], ClassTerms | None] = lambda _: None,
+    steering: Steering | None = None,
     augment: Callable[[Tensor], Tensor] = lambda images: images,
     advance: Callable[[int], object] = lambda _: None,
 ) -> list[EpochSummary | Diverged]:
@@ -117,8 +118,8 @@ def train_epoch(
         class-weighted losses and batch statistics (batch norm) are those of the parts.
     order_generators, attack_generators : sequence of torch.Generator, length R
         Data order (on the CPU) and random starts (on the model's device) of each run.
-    class_terms : callable step -> ClassTerms or None
-        What the class policy varies, asked before every step (counted from 0 in this epoch); shapes (R, K).
+    steering : Steering, optional
+        The runs' method; None treats every class alike.
     augment : callable
         uint8 images of a batch, shape (R, N, C, H, W), to the ones that are trained on.
     advance : callable
@@ -129,58 +130,111 @@ def train_epoch(
     list of length R
         `Diverged` for a run whose loss or weights became NaN or infinite. The epoch ends early when all of them did.
     """
-    num_images, device = len(train.labels), train.labels.device
-    orders = torch.stack([torch.randperm(num_images, generator=generator) for generator in order_generators])
-    batches = orders.to(device).split(batch_size, 1)  # type: ignore[no-untyped-call]
-    num_runs = len(orders)
-    losses = torch.zeros(num_runs, len(batches), dtype=torch.float64, device=device)
-    wrong_clean = torch.zeros(num_runs, dtype=torch.int64, device=device)
-    wrong_attacked = wrong_clean.clone()
-    num_clean = num_attacked = 0
-    reasons: list[str | None] = [None] * num_runs
+    steering = steering or Steering()
+    batches = _Batches(train.labels, batch_size, order_generators)
+    counts = _Counts(len(order_generators), len(batches), train.labels.device)
 
     def forward_runs(x: Tensor) -> Tensor:
         return forward(model, x.flatten(0, 1)).view(*x.shape[:2], -1)
 
-    def attack_runs(x: Tensor, y: Tensor, *, factor: Tensor | None) -> Tensor:
+    def attack_runs(x: Tensor, y: Tensor, *, factor: Tensor | None, **settings: bool) -> Tensor:
         factor = None if factor is None else factor.flatten()
-        return attack(model, x.flatten(0, 1), y.flatten(), factor=factor, generator=attack_generators).view(x.shape)
+        return attack(model, x.flatten(0, 1), y.flatten(), factor=factor, generator=attack_generators, **settings).view(
+            x.shape
+        )
 
-    for step, index in enumerate(batches):
-        terms = class_terms(step)  # may measure the models
+    for step in range(len(batches)):
+        when = steering.when(step, len(batches))
+        steering.see_validation(when)
+        plan = steering.plan(when)
+        index = batches.draw(step, plan.draw)
         model.train()
         model.zero_grad(set_to_none=True)
-        num_in_batch = index.shape[1]
-        for part in index.split(math.ceil(num_in_batch / num_accumulation), 1):
+        for part in torch.split(index, math.ceil(index.shape[1] / num_accumulation), 1):
             x, y = batch_to_float(augment(train.images[part])), train.labels[part]
-            loss = objective(x, y, forward=forward_runs, attack=attack_runs, terms=terms)
-            (loss.value.sum() * (y.shape[1] / num_in_batch)).backward()
-
-            wrong_clean += loss.is_wrong_clean.sum(1)
-            wrong_attacked += loss.is_wrong_attacked.sum(1)
-            num_clean += loss.is_wrong_clean.shape[1]
-            num_attacked += loss.is_wrong_attacked.shape[1]
-            losses[:, step] += loss.value.detach() * y.shape[1]
+            seen = objective.predict(x, y, forward=forward_runs, attack=attack_runs, plan=plan)
+            steering.see_batch(seen, when)
+            loss = objective.loss(seen, steering.weigh(when), scale=steering.scale)
+            (loss.sum() * (y.shape[1] / index.shape[1])).backward()  # type: ignore[no-untyped-call]
+            counts.add(step, seen, loss.detach() * y.shape[1])
         update()
-        if (step + 1) % NUM_STEPS_BETWEEN_CHECKS == 0 or step + 1 == len(batches):
-            reasons = [old or new for old, new in zip(reasons, _not_finite(losses[:, : step + 1], model), strict=True)]
-            if all(reasons):
-                break
-        advance(num_in_batch)
+        if counts.all_diverged(step, model):
+            break
+        advance(index.shape[1])
+    steering.end_epoch(when)
+    return counts.summaries(len(train.labels))
 
-    return [
-        EpochSummary(
-            num_steps=len(batches),
-            train_loss=total / num_images,
-            clean_error=clean / num_clean if num_clean else None,
-            attacked_error=attacked / num_attacked if num_attacked else None,
-        )
-        if reason is None
-        else Diverged(reason)
-        for reason, total, clean, attacked in zip(
-            reasons, losses.sum(1).tolist(), wrong_clean.tolist(), wrong_attacked.tolist(), strict=True
-        )
-    ]
+
+class _Batches:
+    """The batches of an epoch of each run: every image once in random order, or drawn class by class."""
+
+    def __init__(self, labels: Tensor, batch_size: int, generators: Sequence[torch.Generator]) -> None:
+        self._labels, self._generators = labels, generators
+        orders = torch.stack([torch.randperm(len(labels), generator=generator) for generator in generators])
+        self._batches = orders.to(labels.device).split(batch_size, 1)  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def draw(self, step: int, shares: Tensor | None) -> Tensor:
+        """Return the images of a step, shape (R, N); ``shares``, shape (R, K), is how often each class is drawn."""
+        batch: Tensor = self._batches[step]
+        if shares is None:
+            return batch
+        labels = self._labels.cpu()
+        of_image = shares.cpu().double() / torch.bincount(labels, minlength=shares.shape[1])
+        drawn = [
+            torch.multinomial(of_one[labels], batch.shape[1], replacement=True, generator=generator)
+            for of_one, generator in zip(of_image, self._generators, strict=True)
+        ]
+        return torch.stack(drawn).to(batch.device)
+
+
+class _Counts:
+    """What an epoch counts of R runs, on the device: losses of steps, and outcomes of what was trained on."""
+
+    def __init__(self, num_runs: int, num_steps: int, device: torch.device) -> None:
+        self.losses = torch.zeros(num_runs, num_steps, dtype=torch.float64, device=device)
+        self.wrong_clean = torch.zeros(num_runs, dtype=torch.int64, device=device)
+        self.wrong_attacked = self.wrong_clean.clone()
+        self.num_clean = self.num_attacked = 0
+        self.reasons: list[str | None] = [None] * num_runs
+
+    def add(self, step: int, seen: Predictions, losses: Tensor) -> None:
+        """Count a part of a batch; ``losses``, shape (R,), are summed over its images."""
+        self.wrong_clean += seen.is_wrong_clean.sum(1)
+        self.wrong_attacked += seen.is_wrong_attacked.sum(1)
+        self.num_clean += seen.y_clean.shape[1]
+        self.num_attacked += seen.y_attacked.shape[1]
+        self.losses[:, step] += losses
+
+    def all_diverged(self, step: int, model: nn.Module) -> bool:
+        """Return whether every run has diverged; looks now and then, and after the last step."""
+        num_done = step + 1
+        if num_done % NUM_STEPS_BETWEEN_CHECKS == 0 or num_done == self.losses.shape[1]:
+            found = _not_finite(self.losses[:, :num_done], model)
+            self.reasons = [old or new for old, new in zip(self.reasons, found, strict=True)]
+        return all(self.reasons)
+
+    def summaries(self, num_images: int) -> list[EpochSummary | Diverged]:
+        """Return what each run's epoch came to."""
+        return [
+            EpochSummary(
+                num_steps=self.losses.shape[1],
+                train_loss=total / num_images,
+                clean_error=clean / self.num_clean if self.num_clean else None,
+                attacked_error=attacked / self.num_attacked if self.num_attacked else None,
+            )
+            if reason is None
+            else Diverged(reason)
+            for reason, total, clean, attacked in zip(
+                self.reasons,
+                self.losses.sum(1).tolist(),
+                self.wrong_clean.tolist(),
+                self.wrong_attacked.tolist(),
+                strict=True,
+            )
+        ]
 
 
 def _not_finite(losses: Tensor, model: nn.Module) -> list[str | None]:

@@ -1,40 +1,51 @@
-"""Class policies: what a fairness method varies by class, and how class errors change it.
+"""Class-wise methods: what varies by class in training, and what it follows from. One file a method.
 
-A new method is one file here with a subclass of `ClassPolicy`, its line in ``POLICIES``, a YAML file of its name in
-``conf/frl`` and one in ``conf/retrain/<recipe>`` that says which alphas and settings it has, and a test.
+A method's file has a subclass of `Method` and, where it has settings of its own, a dataclass ``Settings``. Its name is
+that of the file and of ``conf/frl/<name>.yaml``. See docs/new_method.md.
 """
 
+from __future__ import annotations
+
+import importlib
+import inspect
+
 from frl_repro.basics.errors import UserError
-from frl_repro.training.frl.baseline_reweight import BaselineReweight
-from frl_repro.training.frl.combined import Combined
-from frl_repro.training.frl.policy import ClassPolicy, ErrorRates, Finetune, Rules
-from frl_repro.training.frl.remargin import Remargin
-from frl_repro.training.frl.reweight import Reweight
+from frl_repro.training.frl.method import ClassStats, ErrorRates, Method, Plan, Weights, When
+from frl_repro.training.frl.policy import ClassPolicy, Rules
 
 __all__ = [
-    "POLICIES",
-    "BaselineReweight",
     "ClassPolicy",
-    "Combined",
+    "ClassStats",
     "ErrorRates",
-    "Finetune",
-    "Remargin",
-    "Reweight",
+    "Method",
+    "Plan",
     "Rules",
-    "new_policy",
+    "Weights",
+    "When",
+    "method_class",
 ]
 
-POLICIES: dict[str, type[ClassPolicy]] = {
-    "finetune": Finetune,
-    "reweight": Reweight,
-    "remargin": Remargin,
-    "combined": Combined,
-    "baseline_reweight": BaselineReweight,
-}
 
+def method_class(name: str) -> type[Method]:
+    """Return the method of a file in this folder.
 
-def new_policy(name: str, rules: Rules, *, shape: tuple[int, ...]) -> ClassPolicy:
-    """Return a policy by name, its multipliers at their start; UserError for an unknown name. See `ClassPolicy`."""
-    if name not in POLICIES:
-        raise UserError(f"unknown class policy {name!r}; known: {', '.join(POLICIES)}")
-    return POLICIES[name](rules, shape=shape)
+    Raises
+    ------
+    UserError
+        There is no such file, or it has no method.
+    """
+    try:
+        module = importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as problem:
+        if problem.name != f"{__name__}.{name}":
+            raise
+        raise UserError(f"unknown method {name!r}: there is no file {name}.py in {__name__}") from None
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    if not own:
+        raise UserError(f"{module.__name__} has no subclass of Method")
+    found: type[Method] = own[-1]
+    return found

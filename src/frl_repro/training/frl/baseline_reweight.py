@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from frl_repro.training.frl.policy import ClassPolicy, ErrorRates
+from frl_repro.training.frl.method import ErrorRates
+from frl_repro.training.frl.policy import ClassPolicy
 
 
 class BaselineReweight(ClassPolicy):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from frl_repro.training.frl import parts
-from frl_repro.training.frl.policy import ErrorRates
+from frl_repro.training.frl.method import ErrorRates
 from frl_repro.training.frl.reweight import Reweight
 
 

@@ -1,38 +1,23 @@
-"""What every class policy is: named multipliers, three answers for training, and an update from class errors."""
+"""FRL's family of methods: named multipliers, moved by class errors on validation images, become weights and radii."""
 
 from __future__ import annotations
 
+import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from frl_repro.basics.errors import UserError
 from frl_repro.training.frl import parts
+from frl_repro.training.frl.method import ErrorRates, Method, Plan, Weights, When
 
-
-class ErrorRates(Protocol):
-    """What a policy learns from: error rates by class, shape (..., K), and over all samples, shape (...), in [0, 1]."""
-
-    @property
-    def class_natural_error(self) -> Tensor:
-        """Share of each class that is wrong when clean."""
-
-    @property
-    def class_boundary_error(self) -> Tensor:
-        """Share of each class that is right when clean and wrong when attacked."""
-
-    @property
-    def overall_natural_error(self) -> Tensor | float:
-        """Share of all samples."""
-
-    @property
-    def overall_boundary_error(self) -> Tensor | float:
-        """Share of all samples."""
+if TYPE_CHECKING:
+    from frl_repro.settings.config import AlphaConfig, RunConfig, TauConfig
 
 
 @dataclass(frozen=True)
@@ -63,15 +48,42 @@ class Rules:
     margin_centred: bool = True
     margin_bounds: tuple[float, float] = (0.0, float("inf"))
 
+    @classmethod
+    def of_runs(cls, configs: Sequence[RunConfig], *, device: torch.device) -> Rules:
+        """Return the rules of runs that differ in alphas and taus alone."""
+        config, frl = configs[0], configs[0].frl
+        tau = _by_run([config.tau for config in configs], device)
+        if config.departures.ignored_tau_nat and "bndy" in tau:
+            tau["nat"] = tau["bndy"]
+        low, high = frl.margin_bounds or (0.0, math.inf)
+        return cls(
+            alpha=_by_run([config.alpha for config in configs], device),
+            tau=tau,
+            accumulate=bool(frl.accumulate),
+            weight_rule=frl.weight_rule or "softmax",
+            margin_centred=frl.margin_centred is not False,
+            margin_bounds=(low, high),
+        )
 
-class ClassPolicy(ABC):
-    """What varies by class during training, float64; the state is all there is to save.
+
+def _by_run(sections: Sequence[AlphaConfig] | Sequence[TauConfig], device: torch.device) -> dict[str, float | Tensor]:
+    """Return the numbers of each key that the method has, shape (R, 1)."""
+    return {
+        name: torch.tensor([[vars(section)[name]] for section in sections], dtype=torch.float64, device=device)
+        for name, value in vars(sections[0]).items()
+        if value is not None
+    }
+
+
+class ClassPolicy(Method):
+    """A method of FRL's family: its state are multipliers by class, float64.
 
     Parameters
     ----------
     rules : Rules
     shape : tuple of int
-        Of state and answers: (K,) for one run, (R, K) for R runs side by side.
+        Of state and answers: (R, K) for R runs side by side; (K,) for one.
+    device : torch.device
 
     Raises
     ------
@@ -79,6 +91,7 @@ class ClassPolicy(ABC):
         The rules lack an alpha that the policy reads, or hold one that it ignores.
     """
 
+    sees_validation: ClassVar[Literal["errors", "losses"] | None] = "errors"
     required: ClassVar[tuple[str, ...]] = ()
     """Multipliers that the policy keeps."""
     optional: ClassVar[tuple[str, ...]] = ()
@@ -87,15 +100,33 @@ class ClassPolicy(ABC):
     """Which multiplier weighs the classes in the natural (``"nat"``) and in the boundary loss (``"bndy"``); a loss that
     is not named, or whose multiplier is not kept, weighs all alike."""
 
-    def __init__(self, rules: Rules, *, shape: tuple[int, ...]) -> None:
+    def __init__(self, rules: Rules, *, shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
+        super().__init__(num_runs=shape[0], num_classes=shape[-1], device=device)
+        self.shape = shape
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
         for missing in [key for key in self.required if key not in rules.alpha]:
             raise UserError(f"{name} needs alpha.{missing}")
         for ignored in [key for key in rules.alpha if key not in (*self.required, *self.optional)]:
             raise UserError(f"alpha.{ignored} has no effect with {name}")
         self.rules = rules
-        self.shape = shape
-        self.state = {key: torch.zeros(shape, dtype=torch.float64) for key in rules.alpha}
+        self.state = {key: torch.zeros(shape, dtype=torch.float64, device=self.device) for key in rules.alpha}
+
+    @classmethod
+    def of_runs(cls, configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> ClassPolicy:
+        """Return the policy of runs that share all settings but seed, alphas and taus."""
+        return cls(Rules.of_runs(configs, device=device), shape=(len(configs), num_classes), device=device)
+
+    def see_validation(self, seen: ErrorRates, when: When) -> None:  # noqa: ARG002
+        """Move the multipliers by the errors of validation images (Algorithm 1, lines 4 to 7)."""
+        self.update(seen)
+
+    def plan(self, when: When) -> Plan:  # noqa: ARG002
+        """Return each class's radius (Algorithm 1 of remargin)."""
+        return Plan(radius=self.margin_factor())
+
+    def weigh(self, when: When) -> Weights:  # noqa: ARG002
+        """Return the weights that the multipliers stand for (Algorithm 1, line 8)."""
+        return Weights(self.weight_nat(), self.weight_bndy(), self.log_weight_nat(), self.log_weight_bndy())
 
     def weight_nat(self) -> Tensor:
         """Weight of each class's natural loss, mean 1."""
@@ -115,7 +146,7 @@ class ClassPolicy(ABC):
 
     def margin_factor(self) -> Tensor:
         """What each class's training radius is multiplied with."""
-        return torch.ones(self.shape, dtype=torch.float64)
+        return self.ones()
 
     @abstractmethod
     def update(self, errors: ErrorRates) -> None:
@@ -138,18 +169,11 @@ class ClassPolicy(ABC):
     def _weights(self, loss: str) -> Tensor:
         multiplier = self.state.get(self.weighed_by.get(loss, ""))
         if multiplier is None:
-            return torch.ones(self.shape, dtype=torch.float64)
+            return self.ones()
         return parts.WEIGHT_RULES[self.rules.weight_rule](multiplier)
 
     def _log_weights(self, loss: str) -> Tensor:
         multiplier = self.state.get(self.weighed_by.get(loss, ""))
         if multiplier is None:
-            return torch.zeros(self.shape, dtype=torch.float64)
+            return torch.zeros_like(self.ones())
         return parts.LOG_WEIGHT_RULES[self.rules.weight_rule](multiplier)
-
-
-class Finetune(ClassPolicy):
-    """Control: every class alike, whatever its errors."""
-
-    def update(self, errors: ErrorRates) -> None:
-        """Do nothing."""

@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from frl_repro.training.frl import parts
-from frl_repro.training.frl.policy import ClassPolicy, ErrorRates
+from frl_repro.training.frl.method import ErrorRates
+from frl_repro.training.frl.policy import ClassPolicy
 
 
 class Remargin(ClassPolicy):
