@@ -17,17 +17,15 @@ from frl_repro.data import AUGMENTATIONS, Dataset, Split
 from frl_repro.evaluation.evaluate import evaluate
 from frl_repro.models.compute.backends import Backend
 from frl_repro.models.networks import new_network
-from frl_repro.settings.config import (
-    AlphaConfig,
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.methods import AlphaConfig, FRLConfig, TauConfig
+from frl_repro.settings.schema import (
     DatasetConfig,
     FGSMConfig,
-    FRLConfig,
     NoAttackConfig,
     PGDConfig,
-    RunConfig,
     SGDConfig,
     SGDOneCycleConfig,
-    TauConfig,
     TradesConfig,
     TrainerConfig,
 )
