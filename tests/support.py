@@ -19,7 +19,8 @@ from frl_repro.models import checkpoints
 from frl_repro.results.tables import records
 from frl_repro.results.tables.examples import Examples
 from frl_repro.results.tables.outcomes import Outcomes
-from frl_repro.settings.config import RunConfig, parse
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.parse import parse
 from frl_repro.training.frl import Plan, method_class
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,7 +33,8 @@ from frl_repro.results.tables.outcomes import (
     write_outcomes,
 )
 from frl_repro.results.tables.selection import main_evaluation, select_attack
-from frl_repro.settings.config import EvaluateConfig, RunConfig, parse
+from frl_repro.settings.config import EvaluateConfig, RunConfig
+from frl_repro.settings.parse import parse
 from support import ROOT, composed, outcomes_of_three
 
 EPSILON = 0.1

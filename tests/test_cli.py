@@ -20,7 +20,7 @@ from frl_repro.data import fashion_mnist
 from frl_repro.results.tables import records
 from frl_repro.results.tables.examples import read_examples
 from frl_repro.results.tables.outcomes import read_outcomes
-from frl_repro.settings.config import path_keys
+from frl_repro.settings.lookup import path_keys
 from support import ROOT, TINY, call
 
 REFUSED = {

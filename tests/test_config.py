@@ -9,8 +9,12 @@ import yaml
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
-from frl_repro.settings import config as configuration
-from frl_repro.settings.config import GROUPS, EvaluateConfig, RunConfig, SanityConfig, all_keys, parse, within
+from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
+from frl_repro.settings.keys import about, within
+from frl_repro.settings.lookup import all_keys
+from frl_repro.settings.parse import parse
+from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
+from frl_repro.settings.schema import GROUPS, SECTIONS, RecipeConfig
 from support import composed
 
 
@@ -173,7 +177,7 @@ def test_every_scientific_setting_changes_the_hash(group):
         return
     node = getattr(base, group)
     for item in dataclasses.fields(node):
-        if item.name in ("name", "objective") or item.metadata["is_machine"]:
+        if item.name in ("name", "objective") or about(item).is_machine:
             continue
         other = dataclasses.replace(node, **{item.name: changed(getattr(node, item.name))})
         assert dataclasses.replace(base, **{group: other}).hash != base.hash, item.name
@@ -240,9 +244,9 @@ def test_every_choice_has_a_file_and_every_file_is_a_choice():
 
 
 TOP_FILES = {
-    "config": configuration._RunKeys,
-    "evaluate": configuration._EvaluateKeys,
-    "sanity": configuration._SanityKeys,
+    "config": RunKeys,
+    "evaluate": EvaluateKeys,
+    "sanity": SanityKeys,
 }
 
 
@@ -253,14 +257,14 @@ def test_every_key_is_documented_with_the_range_that_is_enforced(path):
     else:
         schema = GROUPS[path.parent.name][path.stem]
         if path.parent.name == "frl":
-            schema = configuration.RecipeConfig  # the rest stands in conf/retrain
+            schema = RecipeConfig  # the rest stands in conf/retrain
     text = path.read_text()
     documented = dict(re.findall(r"^([a-z_]+): .*?  # (.+)$", text, flags=re.MULTILINE))
     for item in dataclasses.fields(schema):
         if item.name == "name":
             continue
         assert item.name in documented, f"{path}: {item.name} has no comment"
-        bounds = item.metadata["bounds"]
+        bounds = about(item).bounds
         if bounds is not None:
             assert documented[item.name].endswith(bounds), f"{path}: {item.name}"
 
@@ -273,15 +277,15 @@ def test_every_key_of_a_method_is_documented_with_the_range_that_is_enforced(rec
         if match and "name:" not in line and not line.startswith("  validation"):
             assert "  # " in line or match[3] == "", line
     settings = yaml.safe_load(text)
-    for section, schema in configuration._SECTIONS.items():
+    for section, schema in SECTIONS.items():
         for item in dataclasses.fields(schema):
-            if settings.get(section, {}).get(item.name) is not None and item.metadata.get("bounds"):
+            if settings.get(section, {}).get(item.name) is not None and about(item).bounds:
                 (line,) = [
                     x
                     for x in text.split(f"{section}:\n")[1].split("\n\n")[0].splitlines()
                     if x.startswith(f"  {item.name}:")
                 ]
-                assert line.endswith(item.metadata["bounds"]), line
+                assert line.endswith(about(item).bounds), line
 
 
 def test_the_key_list_is_a_contract():
@@ -343,7 +347,7 @@ def test_every_whole_number_has_an_end():
             parts = [hint, *get_args(hint)]
             pending += [part for part in parts if dataclasses.is_dataclass(part) and part not in seen]
             if int in parts:
-                assert not within(2**63, item.metadata["bounds"]), f"{kind.__name__}.{item.name}"
+                assert not within(2**63, about(item).bounds), f"{kind.__name__}.{item.name}"
                 seen.add(item.name)
         seen.add(kind)
     assert {"seed", "batch_size", "num_steps", "lr_milestones", "num_threads", "width", "num_examples"} <= seen

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from frl_repro.evaluation.class_errors import ClassErrors
-from frl_repro.settings.config import RunConfig, parse
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.parse import parse
 from frl_repro.training import build
 from frl_repro.training.frl import Rules, Weights
 from support import composed, new_policy, step_loss

@@ -17,7 +17,9 @@ from frl_repro.models.compute.backends import TORCH, choose_backend
 from frl_repro.models.networks import new_network
 from frl_repro.results.tables import records
 from frl_repro.runs import experiment
-from frl_repro.settings.config import LeNet5Config, PreActResNet18Config, RunConfig, parse
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.parse import parse
+from frl_repro.settings.schema import LeNet5Config, PreActResNet18Config
 from frl_repro.training import objectives
 from frl_repro.training.build import check_batches
 from frl_repro.training.trainer import EpochSummary, fewest_images, train_epoch

@@ -19,8 +19,10 @@ from frl_repro.models.origin import read_origin
 from frl_repro.results.tables import records, variants
 from frl_repro.results.tables.best import validation_errors
 from frl_repro.runs import experiment
-from frl_repro.settings import config as configuration
-from frl_repro.settings.config import RunConfig, parse
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.keys import IN_EVERY_HASH, about
+from frl_repro.settings.parse import parse
+from frl_repro.settings.schema import GROUPS, RetrainConfig
 from frl_repro.training import build, fitting, objectives
 from frl_repro.training.trainer import one_cycle_learning_rate, train_epoch
 from support import composed, contents, same_weights
@@ -464,11 +466,11 @@ def test_tables_take_a_run_from_before_a_key_for_what_it_did(tmp_path):
 
 def test_tables_know_every_key_that_came_later():
     added = {}
-    for schemas in [*configuration.GROUPS.values(), {"": configuration.RetrainConfig}]:
+    for schemas in [*GROUPS.values(), {"": RetrainConfig}]:
         for schema in schemas.values():
             for item in dataclasses.fields(schema):
-                value = item.metadata.get("added_as", configuration._IN_EVERY_HASH)
-                if value is not configuration._IN_EVERY_HASH and value is not None:
+                value = about(item).added_as
+                if value is not IN_EVERY_HASH and value is not None:
                     added[item.name] = str(value)
     assert added == variants.BEFORE_THE_KEY
 

@@ -10,7 +10,8 @@ import yaml
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.commands import cli, collect, plot
 from frl_repro.results.tables import records
-from frl_repro.settings.config import RunConfig, parse, to_dict
+from frl_repro.settings.config import RunConfig, to_dict
+from frl_repro.settings.parse import parse
 
 ROWS = ("pgd", "trades1", "trades6", "baseline_reweight", "reweight", "remargin", "combined")
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("paper_table*.yaml"))

@@ -33,7 +33,8 @@ from frl_repro.results.tables.sanity_rules import (
     verdicts,
 )
 from frl_repro.runs import experiment
-from frl_repro.settings.config import SanityConfig, all_keys
+from frl_repro.settings.config import SanityConfig
+from frl_repro.settings.lookup import all_keys
 from support import ROOT, tiny_run, write_study
 
 REFERENCE = ROOT / "outputs" / "reference" / "models" / "adversarial"

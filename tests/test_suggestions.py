@@ -9,7 +9,8 @@ from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.commands import cli
 from frl_repro.commands.keyvalue import parse_arguments
-from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig, all_keys
+from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
+from frl_repro.settings.lookup import all_keys
 
 TRAIN = {
     # The right key in the wrong place never leads to the base model.

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from frl_repro.basics.errors import UserError
 from frl_repro.models.origin import checkpoint_file, settings_of
-from frl_repro.settings.config import GROUPS, EvaluateConfig, all_keys
+from frl_repro.settings.config import EvaluateConfig
+from frl_repro.settings.lookup import all_keys
+from frl_repro.settings.schema import GROUPS
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

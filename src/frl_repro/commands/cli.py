@@ -79,7 +79,8 @@ def sanity_main() -> int:
 
 def _train(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
     from frl_repro.runs.experiment import run_all
-    from frl_repro.settings.config import RunConfig, parse
+    from frl_repro.settings.config import RunConfig
+    from frl_repro.settings.parse import parse
 
     configs = [parse(composed, RunConfig) for composed in jobs]
     # A killed sweep may leave a worker that ends its job: the repeated sweep waits for it instead of failing.
@@ -89,7 +90,8 @@ def _train(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> l
 
 def _evaluate(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
     from frl_repro.evaluation.measure import measure_checkpoint
-    from frl_repro.settings.config import EvaluateConfig, parse
+    from frl_repro.settings.config import EvaluateConfig
+    from frl_repro.settings.parse import parse
 
     del is_sweep  # measurements of one checkpoint write the same bytes: none waits for another
     return _one_by_one(jobs, lambda composed: measure_checkpoint(parse(composed, EvaluateConfig), command=command))
@@ -97,7 +99,8 @@ def _evaluate(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -
 
 def _sanity(jobs: Sequence[dict[str, Any]], command: str, *, is_sweep: bool) -> list[Exception | None]:
     from frl_repro.evaluation.sanity import check_checkpoint
-    from frl_repro.settings.config import SanityConfig, parse
+    from frl_repro.settings.config import SanityConfig
+    from frl_repro.settings.parse import parse
 
     del is_sweep  # as with measurements
     return _one_by_one(jobs, lambda composed: check_checkpoint(parse(composed, SanityConfig), command=command))
@@ -260,7 +263,7 @@ def _run_jobs(config_name: str, act: Act) -> int:
 
 def _read(arguments: Sequence[str], config_name: str) -> CommandLine:
     """Return the command line with what its program declares as paths quoted."""
-    from frl_repro.settings.config import path_keys
+    from frl_repro.settings.lookup import path_keys
 
     return read_command_line(arguments, path_keys=path_keys(_kind_of(config_name)) | {"hydra.launcher.folder"})
 
@@ -471,7 +474,8 @@ def _what_became_of(outcome: Mapping[str, Any]) -> str:
 
 def _run_of(settings: Mapping[str, Any]) -> str | None:
     """Return the folder of a training run, relative to its output folder; None for a measurement."""
-    from frl_repro.settings.config import RunConfig, parse
+    from frl_repro.settings.config import RunConfig
+    from frl_repro.settings.parse import parse
 
     try:
         config = parse(settings, RunConfig)
@@ -565,7 +569,9 @@ def _checked_jobs(line: CommandLine, config_name: str) -> list[_Job]:
     from omegaconf.errors import OmegaConfBaseException
 
     from frl_repro.commands.adopt import settings_of_checkpoint
-    from frl_repro.settings.config import RunConfig, list_keys, parse
+    from frl_repro.settings.config import RunConfig
+    from frl_repro.settings.lookup import list_keys
+    from frl_repro.settings.parse import parse
 
     kind = _kind_of(config_name)
     try:
@@ -639,7 +645,8 @@ def configure(*overrides: str) -> RunConfig:
     UserError
         A flag, several values of a key, or what `check_command_line` refuses.
     """
-    from frl_repro.settings.config import RunConfig, parse
+    from frl_repro.settings.config import RunConfig
+    from frl_repro.settings.parse import parse
 
     return parse(_composed(overrides, "config"), RunConfig)
 
@@ -652,7 +659,8 @@ def configure_evaluation(*overrides: str) -> EvaluateConfig:
     *overrides : str
         As on the command line of ``scripts/evaluate.py``: ``"checkpoint=model.safetensors"``.
     """
-    from frl_repro.settings.config import EvaluateConfig, parse
+    from frl_repro.settings.config import EvaluateConfig
+    from frl_repro.settings.parse import parse
 
     return parse(_composed(overrides, "evaluate"), EvaluateConfig)
 
@@ -744,7 +752,7 @@ def _groups_typed(kind: Kind) -> list[str]:
 
 def _check_override(override: Override, kind: Kind, choices_typed: Callable[[], dict[str, str] | None]) -> None:
     """Refuse an override whose key or choice does not exist."""
-    from frl_repro.settings.config import all_keys, unknown_key
+    from frl_repro.settings.lookup import all_keys, unknown_key
 
     key = override.key_or_group
     if override.is_delete():
@@ -786,7 +794,7 @@ def _choices(config_name: str, choosing: tuple[str, ...]) -> dict[str, str]:
 
 def _refuse_ignored(job: Sequence[str], choices_of: Callable[[tuple[str, ...]], dict[str, str]], kind: Kind) -> None:
     """Refuse a key that exists but that the job's choice of its group, or its method, does not read."""
-    from frl_repro.settings.config import all_keys, method_keys
+    from frl_repro.settings.lookup import all_keys, method_keys
 
     given = [text.split("=", 1)[0].lstrip("+") for text in job]
     dotted = [key for key in given if "." in key and not key.startswith("hydra.")]

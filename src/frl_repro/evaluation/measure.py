@@ -33,7 +33,8 @@ from frl_repro.results.tables import records, text_tables
 from frl_repro.results.tables.components import COMPONENTS_FILE
 from frl_repro.results.tables.examples import EXAMPLES_FILE, Examples, write_examples
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, SPLIT_DIGEST, Outcomes, write_outcomes
-from frl_repro.settings.config import AutoAttackEvaluationConfig, EvaluateConfig, PGDEvaluationConfig, to_dict
+from frl_repro.settings.config import EvaluateConfig, to_dict
+from frl_repro.settings.schema import AutoAttackEvaluationConfig, PGDEvaluationConfig
 
 USUAL_STEP_SIZE = 2 / 255  # of the report and the paper; another one is part of the attack's name in tables
 

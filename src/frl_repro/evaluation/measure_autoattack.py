@@ -29,7 +29,7 @@ from frl_repro.results.tables.outcomes import (
     read_outcomes,
     write_outcomes,
 )
-from frl_repro.settings.config import AutoAttackEvaluationConfig
+from frl_repro.settings.schema import AutoAttackEvaluationConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

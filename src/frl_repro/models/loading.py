@@ -19,14 +19,9 @@ from frl_repro.data import Dataset
 from frl_repro.models import COMPUTATIONS, checkpoints
 from frl_repro.models.networks import new_network
 from frl_repro.models.origin import read_origin, settings_of
-from frl_repro.settings.config import (
-    DatasetConfig,
-    EvaluateConfig,
-    ModelConfig,
-    RunConfig,
-    SanityConfig,
-    model_settings,
-)
+from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
+from frl_repro.settings.parse import model_settings
+from frl_repro.settings.schema import DatasetConfig, ModelConfig
 
 _MAX_SHOWN_CLASSES = 4
 

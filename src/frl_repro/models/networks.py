@@ -8,7 +8,7 @@ from torch import nn
 
 from frl_repro.data import Dataset
 from frl_repro.models import build_model
-from frl_repro.settings.config import ModelConfig
+from frl_repro.settings.schema import ModelConfig
 
 
 def new_network(config: ModelConfig, dataset: Dataset, *, seed: int) -> nn.Module:

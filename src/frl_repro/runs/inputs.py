@@ -14,7 +14,8 @@ from frl_repro.data import Dataset, load_dataset
 from frl_repro.models.compute import distributed
 from frl_repro.models.identity import differences, recorded_start, refuse_changes, weights_record
 from frl_repro.models.origin import checkpoint_file
-from frl_repro.settings.config import DatasetConfig, ImageFolderConfig, RunConfig
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.schema import DatasetConfig, ImageFolderConfig
 
 
 class DataSets:

@@ -17,13 +17,13 @@ from frl_repro.data import AUGMENTATIONS, Dataset, Split, batch_to_float
 from frl_repro.evaluation.evaluate import evaluate
 from frl_repro.models.compute.backends import Backend
 from frl_repro.models.networks import new_network
-from frl_repro.settings.config import (
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.methods import FRLConfig
+from frl_repro.settings.schema import (
     DatasetConfig,
     FGSMConfig,
-    FRLConfig,
     NoAttackConfig,
     PGDConfig,
-    RunConfig,
     SGDConfig,
     SGDOneCycleConfig,
     TradesConfig,

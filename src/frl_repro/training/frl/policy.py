@@ -17,7 +17,8 @@ from frl_repro.training.frl import parts
 from frl_repro.training.frl.method import ErrorRates, Method, Plan, Weights, When
 
 if TYPE_CHECKING:
-    from frl_repro.settings.config import AlphaConfig, RunConfig, TauConfig
+    from frl_repro.settings.config import RunConfig
+    from frl_repro.settings.methods import AlphaConfig, TauConfig
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,376 @@
+"""Every setting of every choice: type, range, meaning. Values and defaults are those of ``conf/``.
+
+Imports nothing slow: ``--help`` shows these declarations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from frl_repro.basics.paths import CONFIG_DIR
+from frl_repro.settings import methods
+from frl_repro.settings.keys import COUNT, SEED, Key, key, own
+
+
+@dataclass
+class _Choice:
+    """A file of ``conf/<group>``."""
+
+    name: str = key("")
+
+
+@dataclass
+class LeNet5Config(_Choice):
+    """conf/model/lenet5.yaml."""
+
+
+@dataclass
+class _ResidualConfig(_Choice):
+    """Networks of any width that normalise images themselves."""
+
+    width: int = key("", "[1, 2^16)")
+    mean: list[float] | None = key(
+        "subtracted from each channel inside the network, one number for each or one for all; null: the data set's",
+        "[0, 1]",
+    )
+    std: list[float] | None = key("what each channel is divided by; null: the data set's", "(0, 1]")
+
+
+@dataclass
+class PreActResNet18Config(_ResidualConfig):
+    """conf/model/preact_resnet18.yaml."""
+
+    width: int = key(
+        "channels of the first stage; each of the other three doubles them. Less than 64: a smaller model", "[1, 2^16)"
+    )
+
+
+@dataclass
+class WRN28x10Config(_ResidualConfig):
+    """conf/model/wrn28_10.yaml."""
+
+    width: int = key("widening factor: three stages of 16, 32 and 64 times as many channels", "[1, 2^16)")
+
+
+ModelConfig = LeNet5Config | PreActResNet18Config | WRN28x10Config
+
+_AUGMENTATION = (
+    "of training images: none, crop (shift by up to 4 pixels, zeros come in) or crop_flip (mirror half as well)"
+)
+_AUGMENTATIONS = ("none", "crop", "crop_flip")
+
+
+@dataclass
+class _DatasetConfig(_Choice):
+    """What all data sets have."""
+
+    validation_fraction: float = key("share of the training images kept for validation, stratified by class", "[0, 1)")
+    selection_fraction: float = key(
+        "share of the validation images that no class policy sees, for choosing among settings", "[0, 1)", added_as=0.0
+    )
+    split_seed: int = key("drives the validation split and subsets; independent of seed", SEED)
+    num_train: int | None = key(
+        "use only so many training images (stratified), before the validation split; null: all", COUNT
+    )
+    num_test: int | None = key("use only so many test images (stratified); null: all", COUNT)
+    augmentation: str = key(_AUGMENTATION, one_of=_AUGMENTATIONS)
+
+
+@dataclass
+class _StoredConfig(_DatasetConfig):
+    """Data sets that are read from files, and kept as one tensor."""
+
+    root: str | None = key("", is_machine=True, is_path=True)
+    cache_dir: str | None = key(
+        "folder for the images as one tensor; null: the user's cache folder", is_machine=True, is_path=True
+    )
+
+
+@dataclass
+class FashionMNISTConfig(_StoredConfig):
+    """conf/dataset/fashion_mnist.yaml."""
+
+    augmentation: str = key(_AUGMENTATION, one_of=_AUGMENTATIONS, added_as="none")
+    root: str | None = key(
+        "folder with FashionMNIST/raw as torchvision keeps it; null: cache, system copy, download",
+        is_machine=True, is_path=True,
+    )  # fmt: skip
+    download: bool = key("fetch the data when no local source has it", is_machine=True)
+
+
+@dataclass
+class TorchvisionConfig(_StoredConfig):
+    """Data sets that torchvision reads."""
+
+    download: bool = key("fetch the data when no local source has it; into root where that is given", is_machine=True)
+
+
+@dataclass
+class CIFAR10Config(TorchvisionConfig):
+    """conf/dataset/cifar10.yaml."""
+
+    root: str | None = key(
+        "folder with cifar-10-batches-py or cifar-10-python.tar.gz; null: cache, download",
+        is_machine=True, is_path=True,
+    )  # fmt: skip
+
+
+@dataclass
+class SVHNConfig(TorchvisionConfig):
+    """conf/dataset/svhn.yaml."""
+
+    root: str | None = key(
+        "folder with train_32x32.mat and test_32x32.mat; null: cache, download", is_machine=True, is_path=True
+    )
+
+
+@dataclass
+class CIFAR10JPEGConfig(_StoredConfig):
+    """conf/dataset/cifar10_jpeg.yaml."""
+
+    root: str | None = key(
+        "the archive cifar10-jpeg.tar.xz, or a folder with its train and test; null: cache, data/cifar10_jpeg",
+        is_machine=True, is_path=True,
+    )  # fmt: skip
+
+
+@dataclass
+class ImageFolderConfig(_StoredConfig):
+    """conf/dataset/image_folder.yaml."""
+
+    # No machine setting: another folder is another data set.
+    root: str = key("the folder; part of the run's name, for another folder is another data set", is_path=True)
+    image_size: int | None = key(
+        "resize every image to so many pixels, square; null: all must have one size", "[8, 2^16)"
+    )
+    num_channels: int | None = key(
+        "convert every image to colour (3) or grey (1); null: all must be of one kind", "[1, 3]"
+    )
+    split_seed: int = key(
+        "drives the validation split, subsets and what class folders alone give for testing; independent of seed", SEED
+    )
+
+
+@dataclass
+class SyntheticConfig(_DatasetConfig):
+    """conf/dataset/synthetic.yaml."""
+
+    num_classes: int = key("number of classes", "[2, 2^16)")
+    num_train: int = key("training images, before the validation split", COUNT)
+    num_test: int = key("test images", COUNT)
+    split_seed: int = key("drives the images and the validation split; independent of seed", SEED)
+    augmentation: str = key(_AUGMENTATION, one_of=_AUGMENTATIONS, added_as="none")
+
+
+DatasetConfig = FashionMNISTConfig | TorchvisionConfig | CIFAR10JPEGConfig | ImageFolderConfig | SyntheticConfig
+
+_RADIUS = "radius in pixel units, also as a fraction"
+_RANDOM_START = "start at a uniform point of the ball instead of the clean image"
+_NUM_RESTARTS = "runs of the attack, the strongest is kept; more than 1 needs random_start"
+
+
+@dataclass
+class NoAttackConfig(_Choice):
+    """conf/attack/none.yaml."""
+
+
+@dataclass
+class _TrainingAttackConfig(_Choice):
+    """What all attacks of training have."""
+
+    epsilon: float = key(f"{_RADIUS}; in retraining with class margins: of a factor of 1", "(0, 1]")
+    fraction: float = key("share of each batch that is attacked, chosen at random", "(0, 1]")
+
+
+@dataclass
+class PGDConfig(_TrainingAttackConfig):
+    """conf/attack/pgd.yaml."""
+
+    step_size: float = key("length of a step in pixel units; in retraining: of a class margin of 1", "(0, 1]")
+    num_steps: int = key("gradient steps", COUNT)
+    random_start: bool = key(_RANDOM_START)
+    num_restarts: int = key(_NUM_RESTARTS, COUNT)
+    objective: str = key(
+        "loss that the attack raises: cross_entropy or kl (from the clean prediction)", one_of=("cross_entropy", "kl")
+    )
+
+
+@dataclass
+class FGSMConfig(_TrainingAttackConfig):
+    """conf/attack/fgsm.yaml."""
+
+    step_size: float | None = key("length of the step in pixel units; null: epsilon", "(0, 1]")
+    random_start: bool = key(_RANDOM_START)
+
+
+@dataclass
+class TradesConfig(_TrainingAttackConfig):
+    """conf/attack/trades.yaml: the inner maximisation."""
+
+    step_size: float = key(
+        "length of a step in pixel units; in retraining with class margins: grows with the largest", "(0, 1]"
+    )
+    num_steps: int = key("gradient steps", COUNT)
+    start_sd: float = key("standard deviation of the Gaussian start in pixel units", "(0, 1]")
+
+
+@dataclass
+class TradesTrainingConfig(TradesConfig):
+    """conf/attack/trades.yaml: the inner maximisation, and with ``beta`` the loss of TRADES as well."""
+
+    beta: float | None = key(
+        "weight of KL(f(x) || f(x_adv)) beside the clean loss (TRADES, 1/lambda); null: no such loss",
+        "(0, inf)", added_as=None,
+    )  # fmt: skip
+
+
+AttackConfig = NoAttackConfig | PGDConfig | FGSMConfig | TradesConfig
+
+_LR_DECAY_FACTOR = "factor of each decay, also as a fraction"
+
+
+@dataclass
+class _TrainerConfig(_Choice):
+    """What all trainers have."""
+
+    num_epochs: int = key("passes over the training images", COUNT)
+    batch_size: int = key("images per step", COUNT)
+    learning_rate: float = key("of the first epoch", "(0, inf)")
+    weight_decay: float = key("L2 penalty", "[0, inf)")
+    ema_decay: float | None = key(
+        "evaluate an exponential moving average of the weights with this decay per step; null: off", "(0, 1)"
+    )
+    num_accumulation: int = key(
+        "parts that a batch is computed in, one after the other, to save memory", COUNT, added_as=1
+    )
+    precision: str = key(
+        "arithmetic of training: float32, or bfloat16 (autocast); measuring is always float32",
+        one_of=("float32", "bfloat16"), added_as="float32",
+    )  # fmt: skip
+
+
+@dataclass
+class AdamConfig(_TrainerConfig):
+    """conf/trainer/adam.yaml."""
+
+    lr_decay_every: int = key("epochs between decays of the learning rate", COUNT)
+    lr_decay_factor: float = key(_LR_DECAY_FACTOR, "(0, 1]")
+
+
+@dataclass
+class _MomentumConfig(_TrainerConfig):
+    """Trainers of stochastic gradient descent."""
+
+    momentum: float = key("of the running mean of gradients", "[0, 1)")
+
+
+@dataclass
+class SGDConfig(_MomentumConfig):
+    """conf/trainer/sgd.yaml."""
+
+    lr_milestones: list[int] = key("epochs after which the learning rate decays", COUNT)
+    lr_decay_factor: float = key(_LR_DECAY_FACTOR, "(0, 1]")
+
+
+@dataclass
+class SGDOneCycleConfig(_MomentumConfig):
+    """conf/trainer/sgd_one_cycle.yaml."""
+
+    learning_rate: float = key("the peak", "(0, inf)")
+    warmup_share: float = key("share of all steps after which the peak is reached", "(0, 1)")
+
+
+TrainerConfig = AdamConfig | SGDConfig | SGDOneCycleConfig
+
+
+@dataclass
+class RecipeConfig(_Choice):
+    """conf/recipe."""
+
+
+@dataclass
+class PGDEvaluationConfig(_Choice):
+    """conf/evaluation/pgd.yaml."""
+
+    epsilons: list[float] = key("radii in pixel units, also as fractions; one pass serves all", "[0, 1]")
+    step_size: float = key("length of a step in pixel units", "(0, 1]")
+    num_steps: int = key("gradient steps", COUNT)
+    random_start: bool = key(_RANDOM_START)
+    num_restarts: int = key(_NUM_RESTARTS, COUNT)
+    early_stop: bool = key(
+        "count a sample as fallen at its first misclassified iterate instead of the last one (stronger)"
+    )
+    batch_size: int = key("images per batch; class errors depend on it no more than on the random starts", COUNT)
+    validation_every: int = key("measure the validation split after every so many epochs, and after the last", COUNT)
+    num_validation: int | None = key(
+        "validation images measured each time (stratified), at most those there are; null: all", COUNT
+    )
+    keep_best_by: str | None = key(
+        "which epoch's checkpoint is kept and measured beside the last: overall_robust or worst_class_robust takes the "
+        "smallest such error on validation images at the first radius, of a tie the first; null: the last alone",
+        one_of=("overall_robust", "worst_class_robust"), added_as=None,
+    )  # fmt: skip
+
+
+@dataclass
+class AutoAttackEvaluationConfig(_Choice):
+    """conf/evaluation/autoattack.yaml."""
+
+    epsilons: list[float] = key("radii in pixel units, also as fractions; each takes a pass of its own", "(0, 1]")
+    batch_size: int = key("images attacked together, also the steps in which it resumes; results depend on it", COUNT)
+    num_images: int | None = key(
+        "test images to take (stratified), named in the tables' attack column; null: all", COUNT
+    )
+    subset_seed: int = key(
+        "drives which images num_images takes, the same for every model; not the attack's draws", SEED
+    )
+
+
+EvaluationConfig = PGDEvaluationConfig | AutoAttackEvaluationConfig
+
+
+@dataclass
+class RetrainConfig:
+    """conf/retrain: the training that starts from a robust model."""
+
+    objective: str = key(
+        "loss of a step: split (natural + boundary), paired (clean + attacked), mixed (either) or trades",
+        one_of=("split", "paired", "mixed", "trades"),
+    )
+    beta: float | None = own("weight of the boundary loss", "(0, inf)")
+    attack: PGDConfig | FGSMConfig | TradesConfig = field(
+        default="???",  # type: ignore[assignment]
+        metadata={"key": Key(choices={"pgd": PGDConfig, "fgsm": FGSMConfig, "trades": TradesConfig})},
+    )
+    trainer: AdamConfig | SGDConfig = field(
+        default="???",  # type: ignore[assignment]
+        metadata={"key": Key(choices={"adam": AdamConfig, "sgd": SGDConfig})},
+    )
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "model": {"lenet5": LeNet5Config, "preact_resnet18": PreActResNet18Config, "wrn28_10": WRN28x10Config},
+    "dataset": {
+        "fashion_mnist": FashionMNISTConfig,
+        "cifar10": CIFAR10Config,
+        "cifar10_jpeg": CIFAR10JPEGConfig,
+        "svhn": SVHNConfig,
+        "image_folder": ImageFolderConfig,
+        "synthetic": SyntheticConfig,
+    },
+    "attack": {"none": NoAttackConfig, "pgd": PGDConfig, "fgsm": FGSMConfig, "trades": TradesTrainingConfig},
+    "trainer": {"adam": AdamConfig, "sgd": SGDConfig, "sgd_one_cycle": SGDOneCycleConfig},
+    "evaluation": {"pgd": PGDEvaluationConfig, "autoattack": AutoAttackEvaluationConfig},
+    # A new class policy is a file: its keys are those of its files in conf/retrain.
+    "frl": dict.fromkeys(_choices("frl"), methods.FRLConfig),
+    "recipe": dict.fromkeys(_choices("recipe"), RecipeConfig),
+}
+NOT_IN_TRAINING = {"evaluation": "autoattack"}
+"""Choices that only measure finished models, by group."""
+
+SECTIONS: dict[str, type] = {**methods.SECTIONS, "retrain": RetrainConfig}
+"""Parts of a run's configuration that exist with some methods only: conf/retrain/<recipe>/<frl>.yaml says which."""
