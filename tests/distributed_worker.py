@@ -1,4 +1,4 @@
-"""What each process of `test_distributed` does; torchrun starts it. Arguments: what to do, and a folder.
+"""What each process of `test_distributed` does. Arguments: what to do, and a folder.
 
 The first process works in ``<folder>/writer`` and the other in ``<folder>/other``, with relative paths: what the other
 one writes, or wants to read, is seen.
@@ -193,16 +193,20 @@ def fail_alone():
     return cli.main()
 
 
-if __name__ == "__main__":
-    what, folder = sys.argv[1], Path(sys.argv[2])
+def act(what, folder):
+    """Do it in this process's own folder; return the exit code."""
     rank = os.environ["RANK"]
     place = folder / ("writer" if rank == "0" else "other")
     place.mkdir(exist_ok=True)
     os.chdir(place)
     torch.set_num_threads(1)
-    if what in ("everything", "differing"):
-        with distributed.group():
-            found = {"everything": everything, "differing": differing}[what]()
-        torch.save(found, folder / f"found{rank}.pt")
-    else:
-        sys.exit({"fail": fail_alone, "other version": other_version}[what]())
+    if what in ("fail", "other version"):
+        return {"fail": fail_alone, "other version": other_version}[what]()
+    with distributed.group():
+        found = {"everything": everything, "differing": differing}[what]()
+    torch.save(found, folder / f"found{rank}.pt")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(act(sys.argv[1], Path(sys.argv[2])))

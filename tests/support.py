@@ -1,9 +1,14 @@
-"""What several test modules share: settings of tiny runs, their files, and rows of made-up tables."""
+"""What several test modules share: settings of tiny runs, their files, rows of made-up tables, and other processes."""
 
 import contextlib
 import copy
 import functools
+import multiprocessing
+import os
+import runpy
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +139,57 @@ def stopped(monkeypatch, *, after):
         patched.setattr(checkpoints, "save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             yield
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Other processes
+
+WARM = multiprocessing.get_context("forkserver")
+"""Forks processes from one that has imported what a run needs, which takes seconds."""
+# The optimiser imports torch._dynamo on its first use, which takes longer than a tiny run.
+WARM.set_forkserver_preload(["support", "frl_repro.runs.experiment", "torch._dynamo"])
+
+
+class Other:
+    """Another process that does one thing, ``sys.exit(act(*arguments))``, in a folder and an environment of its own."""
+
+    def __init__(self, act, *arguments, environment=os.environ, folder="."):
+        self._said = tempfile.TemporaryDirectory()
+        place = os.fspath(folder), dict(environment), self._said.name
+        self._process = WARM.Process(target=_act_elsewhere, args=(act, arguments, *place))
+        self._process.start()
+
+    def end(self, seconds=300):
+        """Wait until it ends; return its exit code (negative: the signal that ended it) and what it said."""
+        self._process.join(seconds)
+        code = self._process.exitcode
+        if code is None:
+            self._process.kill()
+            self._process.join()
+        out, err = ((Path(self._said.name) / name).read_text(encoding="utf-8") for name in ("out", "err"))
+        self._said.cleanup()
+        assert code is not None, f"no end after {seconds} s: {out}{err}"
+        return subprocess.CompletedProcess((), code, out, err)
+
+
+def _act_elsewhere(act, arguments, folder, environment, said):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(Path(said) / name, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.exit(act(*arguments))
+
+
+def run_script(path, *arguments, **place):
+    """Run a program of the repository to its end in another process, as ``python path arguments``."""
+    return Other(_run_script, str(ROOT / path), arguments, **place).end()
+
+
+def _run_script(path, arguments):
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import random
-import subprocess
+import signal
 import sys
 
 import numpy as np
@@ -35,7 +35,7 @@ from frl_repro.results.tables.outcomes import (
 from frl_repro.results.tables.selection import main_evaluation, select_attack
 from frl_repro.settings.config import EvaluateConfig, RunConfig
 from frl_repro.settings.parse import parse
-from support import ROOT, composed, outcomes_of_three
+from support import ROOT, Other, composed, outcomes_of_three
 
 EPSILON = 0.1
 
@@ -386,35 +386,30 @@ def test_nothing_of_other_images_is_taken_up(quick, checkpoint, monkeypatch, cap
     assert files(folder) == first
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import pyautoattack
-from test_autoattack import shortened, settings
-from frl_repro.evaluation import measure_autoattack
-from frl_repro.evaluation.measure import measure_checkpoint
-original = pyautoattack.AutoAttack._set_version
-def quick(self, version="standard"):
-    original(self, version)
-    shortened(self)
-pyautoattack.AutoAttack._set_version = quick
-kept, write = [], measure_autoattack.write_outcomes
-def kill_at_the_third(path, outcomes):
-    write(path, outcomes)
-    kept.append(path)
-    if len(kept) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-measure_autoattack.write_outcomes = kill_at_the_third
-from pathlib import Path
-measure_checkpoint(settings(Path({folder!r})), command="evaluate.py")
-"""
+def measured_until_killed(folder):
+    """Measure in a process that is killed once outcomes have been written three times."""
+    original = pyautoattack.AutoAttack._set_version
+
+    def quick(self, version="standard"):
+        original(self, version)
+        shortened(self)
+
+    pyautoattack.AutoAttack._set_version = quick
+    kept, write = [], measure_autoattack.write_outcomes
+
+    def kill_at_the_third(path, outcomes):
+        write(path, outcomes)
+        kept.append(path)
+        if len(kept) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    measure_autoattack.write_outcomes = kill_at_the_third
+    measure_checkpoint(settings(folder), command="evaluate.py")
 
 
 def test_a_killed_measurement_continues_and_ends_with_the_same_bytes(quick, checkpoint, monkeypatch):
     straight = files(measure_checkpoint(settings(checkpoint, output_dir=str(checkpoint / "straight"))))
-    code = KILLED.format(tests=str(ROOT / "tests"), folder=str(checkpoint))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    killed = Other(measured_until_killed, checkpoint).end()
     assert killed.returncode == -9, killed.stderr
     (folder,) = (checkpoint / "out").iterdir()
     assert [path.name for path in folder.iterdir()] == [measure_autoattack.PARTIAL_FILE]

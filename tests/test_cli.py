@@ -21,7 +21,7 @@ from frl_repro.results.tables import records
 from frl_repro.results.tables.examples import read_examples
 from frl_repro.results.tables.outcomes import read_outcomes
 from frl_repro.settings.lookup import path_keys
-from support import ROOT, TINY, call
+from support import ROOT, TINY, call, run_script
 
 REFUSED = {
     "alpha.natt=5": "unknown key alpha.natt; did you mean alpha.nat?",
@@ -396,9 +396,8 @@ def test_a_file_of_settings_that_cannot_be_read_is_named(content, arguments, mon
 
 @pytest.mark.parametrize("arguments", [["--hydra-help", "seed=x"], ["-sc", "query=bash"], ["--info", "searchpath"]])
 def test_hydra_answers_what_it_is_asked(arguments):
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
     environment = {**os.environ, "COMP_LINE": "train.py frl=rew", "COMP_POINT": "16"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = run_script("train.py", *arguments, environment=environment)
     assert done.returncode == 0, done.stderr
     expected = {"--hydra-help": "Hydra", "-sc": "frl=reweight", "--info": "file://"}[arguments[0]]
     assert expected in done.stdout

@@ -51,6 +51,7 @@ def serial(tmp_path_factory):
     return swept(tmp_path_factory.mktemp("serial"), [])
 
 
+@pytest.mark.bench
 def test_every_method_of_every_recipe_is_among_the_runs(serial):
     names = [name for name in serial if not name.startswith("bases/")]
     assert len(names) == NUM_RUNS
@@ -60,6 +61,7 @@ def test_every_method_of_every_recipe_is_among_the_runs(serial):
     assert len(set(weights)) == NUM_RUNS
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_every_launcher_writes_the_same_bytes(launcher, serial, tmp_path):
     found = swept(tmp_path, LAUNCHERS[launcher])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,19 +12,33 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import distributed_worker
 from distributed_worker import RETRAINING, SMALL
 from frl_repro.basics.errors import UserError
 from frl_repro.commands import cli
 from frl_repro.models.compute import distributed
 from frl_repro.models.compute.backends import TORCH
 from frl_repro.runs import experiment
-from support import ROOT
+from support import ROOT, Other
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch is built without distributed")
 
 
 def start_two(what, folder):
-    """Run `distributed_worker` under torchrun; what it found lies in the folder."""
+    """Do something in two processes, which keep what they found in the folder; return a code and what they said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    about = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    each = [os.environ | about | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    processes = [Other(distributed_worker.act, what, folder, environment=environment) for environment in each]
+    ends = [process.end() for process in processes]
+    codes = [end.returncode for end in ends if end.returncode != 0]
+    return codes[0] if codes else 0, "".join(end.stderr for end in ends)
+
+
+def start_two_by_torchrun(what, folder):
+    """Do it as a user would: torchrun starts the processes, and ends all of them where one fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
@@ -39,8 +54,8 @@ def start_two(what, folder):
 def two(tmp_path_factory):
     """The folder in which two processes did everything."""
     folder = tmp_path_factory.mktemp("two")
-    done = start_two("everything", folder)
-    assert done.returncode == 0, done.stderr
+    code, said = start_two("everything", folder)
+    assert code == 0, said
     return folder
 
 
@@ -160,8 +175,8 @@ def test_what_processes_cannot_share_is_refused_in_one_line(what, message, two, 
 def differing(tmp_path_factory):
     """What each of two processes said where they were not alike, and the folder of the first."""
     folder = tmp_path_factory.mktemp("differing")
-    done = start_two("differing", folder)
-    assert done.returncode == 0, done.stderr
+    code, said = start_two("differing", folder)
+    assert code == 0, said
     said = [torch.load(folder / f"found{rank}.pt", weights_only=True) for rank in (0, 1)]
     return said, folder / "writer"
 
@@ -197,15 +212,15 @@ def test_what_a_machine_may_have_otherwise_is_no_difference(differing):
 
 
 def test_another_version_in_one_process_ends_all_of_them(tmp_path):
-    done = start_two("other version", tmp_path)
-    assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    code, said = start_two("other version", tmp_path)
+    assert code != 0
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert f"process 1 of 2 is not like process 0: torch is 1.13.1 there and {version('torch')} here" in line
     assert not list(tmp_path.rglob("done.json"))
 
 
 def test_a_process_that_fails_alone_ends_all_of_them(tmp_path):
-    done = start_two("fail", tmp_path)
+    done = start_two_by_torchrun("fail", tmp_path)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == ["error: process 1 of 2, which ends them all: somewhere: No space left on device"]

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import multiprocessing
 import random
 import shutil
 import signal
@@ -17,7 +16,7 @@ from frl_repro.basics.folder_lock import held
 from frl_repro.basics.progress import set_up_logging
 from frl_repro.results.tables import records
 from frl_repro.runs import experiment
-from support import same_weights, table_contents, tiny_run
+from support import WARM, same_weights, table_contents, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +156,6 @@ def _run_in_child(folder, announce):
 
 def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, tmp_path):
     """SIGKILL at random moments until each run gets through, run after run until 20 kills are done."""
-    context = multiprocessing.get_context("forkserver")
-    # The optimiser imports torch._dynamo on its first use, which takes longer than a tiny run.
-    context.set_forkserver_preload([__name__, "frl_repro.runs.experiment", "torch._dynamo"])
     chance = random.Random(0)
     num_kills, longest, round_number = 0, 1.0, 0
     while num_kills < 20:
@@ -167,8 +163,8 @@ def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, 
         round_number += 1
         is_done = False
         while not is_done:
-            receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(target=_run_in_child, args=(folder, sender))
+            receiver, sender = WARM.Pipe(duplex=False)
+            child = WARM.Process(target=_run_in_child, args=(folder, sender))
             child.start()
             assert receiver.poll(120)
             started = time.monotonic()

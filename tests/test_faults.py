@@ -20,6 +20,7 @@ def bench(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.bench
 def test_ten_faults_leave_every_run_complete_and_the_same(tmp_path):
     done = bench("faults=10", "seed=3", f"kinds={CHEAP}", f"out={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from frl_repro.basics import sameness
 from hydra_plugins.frl import local, pool
-from support import ROOT, TINY, call, contents
+from support import ROOT, TINY, call, contents, run_script
 
 GRID = [
     "-m", "frl=reweight", "sweep=alpha_grid", "retrain.trainer.num_epochs=2", "retrain.trainer.batch_size=30",
@@ -128,8 +128,7 @@ def test_a_mistaken_setting_is_one_line(setting, message, monkeypatch, capsys, i
 
 
 def test_hydra_finds_the_launchers_by_itself():
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1", "hydra/launcher=nothing"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_script("train.py", "-m", "seed=0,1", "hydra/launcher=nothing")
     assert done.returncode == 1
     offered = done.stderr.partition("known: ")[2].replace(",", " ").split()
     assert {"basic", "serial", "fused", "joblib", "ray", "slurm"} <= set(offered)
@@ -185,10 +184,10 @@ def test_settings_of_jobs_that_have_ended_are_not_kept(monkeypatch):
     assert all(one.cfg is None and one.hydra_cfg is None and one.return_value is None for one in returned)
 
 
+@pytest.mark.bench
 def test_the_sweep_bench_gives_every_figure(tmp_path):
     out = tmp_path / "sweep.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), "jobs=3", f"out={out}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_script("benchmarks/sweep.py", "jobs=3", f"out={out}")
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text())
     assert figures["jobs"] == 3

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 
@@ -23,7 +22,7 @@ from frl_repro.results.tables import records
 from frl_repro.results.tables.outcomes import read_outcomes
 from frl_repro.runs import experiment
 from frl_repro.training import build, steering
-from support import METHODS, contents, same_weights, tiny_retraining
+from support import METHODS, WARM, contents, same_weights, tiny_retraining
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +152,11 @@ def _retrain(folder, announce=None):
 
 def test_parallel_jobs_share_one_base_and_a_killed_one_leaves_no_half_written_entry(finished, tmp_path):
     """Two jobs that need the same base: one is killed while it trains, the other waits and finishes the base."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "frl_repro.runs.experiment", "torch._dynamo"])
-    receiver, sender = context.Pipe(duplex=False)
-    first = context.Process(target=_retrain, args=(tmp_path, sender))
+    receiver, sender = WARM.Pipe(duplex=False)
+    first = WARM.Process(target=_retrain, args=(tmp_path, sender))
     first.start()
     assert receiver.poll(120)
-    second = context.Process(target=_retrain, args=(tmp_path,))
+    second = WARM.Process(target=_retrain, args=(tmp_path,))
     second.start()
     first.join(0.5)
     if first.is_alive():

@@ -26,6 +26,7 @@ def commands():
     return [line.split("python ", 1)[1].replace("'", "").split() for line in done.stdout.splitlines()]
 
 
+@pytest.mark.bench
 def test_every_sweep_is_one_that_train_accepts(commands):
     sweeps = [command for command in commands if command[0] == "train.py"]
     assert len(sweeps) >= 7
