@@ -246,11 +246,19 @@ def test_a_start_of_other_code_is_said_and_a_key_chooses_it(in_tmp, caplog):
 # Ours know their data
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert call(patched, *TINY, "run_dir=run", "dataset.split_seed=3") == 0
+    return folder / "run"
+
+
 @pytest.fixture
-def trained(monkeypatch, capsys, in_tmp):
-    assert call(monkeypatch, *TINY, "run_dir=run", "dataset.split_seed=3") == 0
-    capsys.readouterr()
-    return in_tmp / "run"
+def trained(kept, in_tmp):
+    """The folder of a run, for a test to do with what it likes."""
+    return shutil.copytree(kept, in_tmp / "run")
 
 
 def evaluate(monkeypatch, capsys, *arguments):

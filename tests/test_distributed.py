@@ -219,6 +219,7 @@ def test_another_version_in_one_process_ends_all_of_them(tmp_path):
     assert not list(tmp_path.rglob("done.json"))
 
 
+@pytest.mark.bench
 def test_a_process_that_fails_alone_ends_all_of_them(tmp_path):
     done = start_two_by_torchrun("fail", tmp_path)
     assert done.returncode != 0

@@ -154,11 +154,12 @@ def _run_in_child(folder, announce):
     experiment.run(tiny_run(folder))
 
 
-def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, tmp_path):
-    """SIGKILL at random moments until each run gets through, run after run until 20 kills are done."""
+@pytest.mark.parametrize("enough", [5, pytest.param(20, marks=pytest.mark.bench)])
+def test_killed_many_times_at_random_a_run_ends_with_the_same_bytes(enough, finished, tmp_path):
+    """SIGKILL at random moments until each run gets through, run after run until enough kills are done."""
     chance = random.Random(0)
     num_kills, longest, round_number = 0, 1.0, 0
-    while num_kills < 20:
+    while num_kills < enough:
         folder = tmp_path / f"run{round_number}"
         round_number += 1
         is_done = False
@@ -168,7 +169,7 @@ def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, 
             child.start()
             assert receiver.poll(120)
             started = time.monotonic()
-            child.join(chance.uniform(0, longest) if num_kills < 20 else None)
+            child.join(chance.uniform(0, longest) if num_kills < enough else None)
             if child.is_alive():
                 child.kill()  # it may end by itself just now
                 child.join()
@@ -180,4 +181,4 @@ def test_killed_twenty_times_at_random_a_run_ends_with_the_same_bytes(finished, 
         assert table_contents(folder) == table_contents(finished)
         assert not list(folder.glob(".*.tmp"))
         assert not (folder / "state.pt").exists()
-    assert num_kills >= 20
+    assert num_kills >= enough

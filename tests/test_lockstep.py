@@ -205,7 +205,7 @@ def test_losses_of_fifty_steps_agree_with_runs_alone(backend, request):
         def attack(model, x, y, *, factor, generator):
             assert factor is None
             return pgd(
-                model, x, y, epsilon=0.1, step_size=0.05, num_steps=3, generator=generator, ascend=backend.ascend
+                model, x, y, epsilon=0.1, step_size=0.05, num_steps=2, generator=generator, ascend=backend.ascend
             )
 
         train_epoch(

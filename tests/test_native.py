@@ -4,7 +4,6 @@ import errno
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from frl_repro.basics.atomic import SECONDS_IN_USE
 from frl_repro.models import LeNet5
 from frl_repro.models.compute import backends
 from frl_repro.models.compute.native import NativeUnavailable, build, lenet5
+from support import Other
 
 MAX_BATCH = 40
 TOLERANCE = 1e-4  # relative to the largest entry
@@ -341,21 +341,17 @@ def test_wrong_arguments_are_named(change: dict[str, object], error: type[Except
         lenet5.pgd(**{**arguments, **change})
 
 
+def answer(source: Path) -> int:
+    return build.load(source).answer()
+
+
 def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     require_compiler()
     source = tmp_path / "tiny.cpp"
     source.write_text(TINY_SOURCE)
-    program = (
-        "import sys; from pathlib import Path; from frl_repro.models.compute.native.build import load; "
-        "sys.exit(load(Path(sys.argv[1])).answer())"
-    )
-    environment = os.environ | {
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "PYTHONPATH": str(Path(build.__file__).parents[2]),
-    }
-    command = [sys.executable, "-c", program, str(source)]
-    processes = [subprocess.Popen(command, env=environment) for _ in range(2)]
-    assert [process.wait(timeout=100) for process in processes] == [42, 42]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    processes = [Other(answer, source, environment=environment) for _ in range(2)]
+    assert [process.end(100).returncode for process in processes] == [42, 42]
     left = list((tmp_path / "cache" / "frl_repro" / "native").iterdir())
     assert left
     assert all(path.name.startswith("tiny-") and path.suffix == ".so" for path in left)
