@@ -28,9 +28,11 @@ def sections_of(kind: type[Any]) -> list[str]:
     return [f.name for f in dataclasses.fields(kind) if f.name in SECTIONS]
 
 
-def choices_of(kind: type[Any], group: str) -> dict[str, type]:
+def choices_of(kind: type[Any], group: str) -> Mapping[str, type]:
     """Return the choices of a group that a program has."""
     left_out = NOT_IN_TRAINING.get(group) if kind is RunConfig else None
+    if left_out is None:
+        return GROUPS[group]  # as it is: methods are looked up one by one
     return {choice: schema for choice, schema in GROUPS[group].items() if choice != left_out}
 
 
