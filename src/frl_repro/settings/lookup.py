@@ -7,13 +7,11 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from frl_repro.basics import suggestions
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings.config import Config, EvaluateConfig, RunConfig, SanityConfig
-from frl_repro.settings.identity import dotted
-from frl_repro.settings.keys import about, hints
+from frl_repro.settings.files import settings_in
+from frl_repro.settings.keys import Key, about, hints
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import GROUPS, NOT_IN_TRAINING, SECTIONS
 
@@ -60,6 +58,17 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
     return keys
 
 
+def explanations(kind: type[Config]) -> dict[str, dict[str, Key]]:
+    """Return what is known of every key by place: ``""``, ``"tau"``, ``"attack=pgd"``, ``"retrain.attack=pgd"``."""
+    parts: dict[str, type] = {"": top_level_of(kind)}
+    parts |= {f"{group}={name}": s for group in groups_of(kind) for name, s in choices_of(kind, group).items()}
+    for section in sections_of(kind):
+        parts[section] = SECTIONS[section]
+        for item in dataclasses.fields(SECTIONS[section]):
+            parts |= {f"{section}.{item.name}={name}": s for name, s in (about(item).choices or {}).items()}
+    return {part: {item.name: about(item) for item in dataclasses.fields(schema)} for part, schema in parts.items()}
+
+
 def path_keys(kind: type[Config]) -> set[str]:
     """Return the keys that take a path: a leading ``~`` stands for the home folder, and every character for itself."""
     return {key for key, _, item in _declared(kind) if about(item).is_path}
@@ -86,13 +95,12 @@ def _declared(kind: type[Config]) -> Iterator[tuple[str, type, dataclasses.Field
 @functools.cache
 def method_keys() -> dict[str, set[str]]:
     """Return the keys that each method has under each recipe, ``"frl=reweight recipe=report"`` to dotted keys."""
-    methods = {}
-    for path in sorted((CONFIG_DIR / "retrain").glob("*/*.yaml")):
-        settings = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(settings, dict)
-        own = {name: node for name, node in settings.items() if name in (*SECTIONS, "frl")}
-        methods[f"frl={path.stem} recipe={path.parent.name}"] = set(dotted(own))
-    return methods
+    return {
+        f"frl={path.stem} recipe={path.parent.name}": {
+            key for key in settings_in(path, CONFIG_DIR) if key.split(".", maxsplit=1)[0] in (*SECTIONS, "frl")
+        }
+        for path in sorted((CONFIG_DIR / "retrain").glob("*/*.yaml"))
+    }
 
 
 def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mapping[str, str] | None = None) -> str:

@@ -187,7 +187,7 @@ class _TrainingAttackConfig(_Choice):
 class PGDConfig(_TrainingAttackConfig):
     """conf/attack/pgd.yaml."""
 
-    step_size: float = key("length of a step in pixel units; in retraining: of a class margin of 1", "(0, 1]")
+    step_size: float = key("length of a step in pixel units; in retraining it follows the radius", "(0, 1]")
     num_steps: int = key("gradient steps", COUNT)
     random_start: bool = key(_RANDOM_START)
     num_restarts: int = key(_NUM_RESTARTS, COUNT)
