@@ -2,25 +2,33 @@
 
 import itertools
 import math
+import re
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frl_repro.training import objectives
-from frl_repro.training.frl import ClassStats, Method, Weights, When, method_class
+from frl_repro.basics.errors import UserError
+from frl_repro.results.tables.records import read_classwise
+from frl_repro.runs import experiment
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.parse import parse
+from frl_repro.training import fitting, objectives
+from frl_repro.training.frl import ClassStats, Method, Weights, When, dafa, method_class
 from frl_repro.training.frl.cfol import Cfol
 from frl_repro.training.frl.cfol import Settings as CfolSettings
 from frl_repro.training.frl.dafa import Dafa, similarity
 from frl_repro.training.frl.dafa import Settings as DafaSettings
 from frl_repro.training.frl.faal import worst_shares
-from support import step_loss
+from support import composed, step_loss
 
 
-def probabilities(K, seed=0):
-    """Mean softmax outputs by true class, shape (K, K)."""
-    return torch.softmax(torch.randn(K, K, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), -1)
+def probabilities(num_classes, seed=0):
+    """Mean softmax outputs, [true class, class]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.softmax(torch.randn(num_classes, num_classes, dtype=torch.float64, generator=generator), -1)
 
 
 def stats_of(logits, y):
@@ -34,7 +42,7 @@ def when(epoch, num_runs=1):
 # --- DAFA -----------------------------------------------------------------------------------------------------------
 
 
-def dafa_by_loops(P, strength):
+def dafa_by_loops(P, strength):  # noqa: N803
     K = len(P)
     factors = []
     for i in range(K):
@@ -46,17 +54,19 @@ def dafa_by_loops(P, strength):
     return factors
 
 
-@pytest.mark.parametrize("K", [2, 3, 10])
-def test_dafas_factors_are_the_papers_double_loop_and_sum_to_the_number_of_classes(K):
-    P = probabilities(K)
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_dafas_factors_are_the_papers_double_loop_and_sum_to_the_number_of_classes(num_classes):
+    P = probabilities(num_classes)
     found = 1 + 1.5 * similarity(P)
     assert found.tolist() == pytest.approx(dafa_by_loops(P.tolist(), 1.5), rel=1e-12)
-    assert float(found.sum()) == pytest.approx(K, rel=1e-12)
+    assert float(found.sum()) == pytest.approx(num_classes, rel=1e-12)
     hard, easy = int(P.diagonal().argmin()), int(P.diagonal().argmax())
     assert found[hard] > 1 > found[easy]
 
 
-def test_dafa_waits_for_its_epoch_sets_its_factors_once_and_clips_them(caplog):
+def test_dafa_waits_for_its_epoch_sets_its_factors_once_and_clips_them(monkeypatch):
+    said = []
+    monkeypatch.setattr(dafa.LOGGER, "info", lambda text, *values: said.append(text % values))
     method = Dafa(num_runs=1, num_classes=3)
     method.configure([DafaSettings(name="dafa", strength=5.0, start_epoch=2, smallest=0.1)])
     method.state = method.start()
@@ -70,7 +80,7 @@ def test_dafa_waits_for_its_epoch_sets_its_factors_once_and_clips_them(caplog):
     expected = [max(0.1, factor) for factor in dafa_by_loops(P, 5.0)]
     assert min(expected) == 0.1
     assert method.plan(when(2)).radius[0].tolist() == pytest.approx(expected, rel=1e-6)
-    assert "frl=dafa: factors below 0.1 were set to it" in caplog.text
+    assert said == ["frl=dafa: factors below 0.1 were set to it"]
     before = method.state["factor"].clone()
     method.see_epoch(stats_of(-logits, y), when(2))
     assert torch.equal(method.state["factor"], before)
@@ -195,7 +205,12 @@ def test_weights_that_count_as_they_are_divide_by_the_number_of_images():
     x, y = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 1, 0])
     weights = Weights(torch.tensor([3.0, 1.0, 0.5]), torch.tensor([1.0, 2.0, 1.0]))
     matrix = torch.eye(3)
-    settings = {"forward": lambda x: x @ matrix, "attack": lambda x, _y, *, factor: -x, "weights": weights}
+
+    def negated(x, y, *, factor):
+        assert factor is None
+        return -x
+
+    settings = {"forward": lambda x: x @ matrix, "attack": negated, "weights": weights}
     _, found = step_loss(objectives.Paired(), x, y, **settings, scale="images")
     expected = 0.0
     for n in range(5):
@@ -216,3 +231,88 @@ def test_a_method_that_overrides_nothing_treats_every_class_alike():
     assert method.plan(when(0, 2)).radius is None
     assert torch.equal(method.weigh(when(0, 2)).nat, torch.ones(2, 3, dtype=torch.float64))
     assert method.accepts(None, when(0, 2)).tolist() == [True, True]
+
+
+# --- in a run -------------------------------------------------------------------------------------------------------
+
+OWN = {
+    "dafa": {"frl__strength": 1.5, "frl__start_epoch": 1},
+    "faal": {"frl__ball": 0.3},
+    "cfol": {"frl__eta": 0.01},
+    "cfol weigh": {"frl__eta": 0.01, "frl__acts_by": "weigh"},
+}
+WHERE = [*itertools.product(OWN, ("report", "scratch")), ("dafa", "paper"), ("faal", "paper")]
+
+
+def settings_of(folder, name, recipe, **changes):
+    """Three epochs of a method, from a base model or from scratch."""
+    values = {
+        "dataset": "synthetic", "dataset__num_classes": 3, "dataset__num_train": 120, "dataset__num_test": 45,
+        "dataset__validation_fraction": 0.25, "trainer__batch_size": 30, "attack__num_steps": 2,
+        "evaluation__num_steps": 2, "backend": "torch", "frl": name.split(maxsplit=1)[0], "recipe": recipe,
+        "output_dir": str(folder), "trainer__num_epochs": 3 if recipe == "scratch" else 1, **OWN[name],
+    }  # fmt: skip
+    if recipe != "scratch":
+        values |= {
+            "retrain__trainer__num_epochs": 3,
+            "retrain__trainer__batch_size": 30,
+            "retrain__attack__num_steps": 2,
+        }
+    return parse(composed(**values | changes), RunConfig)
+
+
+@pytest.mark.parametrize(("name", "recipe"), WHERE)
+def test_a_method_that_is_stopped_continues_to_the_same_bytes(name, recipe, tmp_path, monkeypatch):
+    straight = experiment.run(settings_of(tmp_path / "straight", name, recipe))
+    end_epoch, num = fitting._Training.end_epoch, itertools.count()
+
+    def stop(self, *arguments, **settings):
+        if self.bench.folder.parent.name == "stopped" and next(num) == 1:
+            raise KeyboardInterrupt
+        end_epoch(self, *arguments, **settings)
+
+    stopped = settings_of(tmp_path / "stopped", name, recipe, base_dir=str(tmp_path / "straight" / "bases"))
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting._Training, "end_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(stopped)
+    folder = experiment.run(stopped)
+    assert next(num) > 1
+    for file in ("classwise.csv", "history.csv", "policy.csv", "model.safetensors"):
+        assert (folder / file).read_bytes() == (straight / file).read_bytes(), file
+    rows = pd.read_csv(folder / "policy.csv")
+    assert rows["epoch"].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert rows["natural_error"].isna().all()
+    own = {"dafa": "dafa_factor", "cfol": "cfol_share"}.get(name.split(maxsplit=1)[0])
+    last = rows[rows["epoch"] == 3]
+    changed = last["weight_nat"] if own is None else last[own]
+    assert changed.nunique() > 1  # it did something
+    before = {row["epoch"] for row in read_classwise([folder / "classwise.csv"]).to_dict("records")} & {0}
+    assert before == (set() if recipe == "scratch" else {0})
+
+
+@pytest.mark.parametrize(("name", "key", "values"), [
+    ("dafa", "frl__strength", (0.5, 2.0)), ("faal", "frl__ball", (0.1, 1.0)), ("cfol", "frl__eta", (0.001, 0.1)),
+])  # fmt: skip
+def test_runs_that_differ_in_a_methods_number_train_side_by_side_as_they_do_alone(name, key, values, tmp_path):
+    together = [settings_of(tmp_path / "together", name, "scratch", **{key: value}) for value in values]
+    assert together[0].shared == together[1].shared
+    assert together[0].run_id != together[1].run_id
+    alone = [settings_of(tmp_path / "alone", name, "scratch", **{key: value}) for value in values]
+    folders = experiment.run_all(together)
+    for one, folder in zip(alone, folders, strict=True):
+        own = experiment.run(one)
+        ours, theirs = (pd.read_csv(path / "policy.csv").iloc[:, -6:] for path in (folder, own))
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-3, check_exact=False)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"recipe": "scratch", "attack": "none"}, "frl=dafa trains adversarially: attack=none attacks nothing"),
+    ({"recipe": "scratch", "init_from": "x"}, "init_from has no effect with recipe=scratch"),
+    ({"frl": "reweight", "recipe": "scratch"}, "frl=reweight has no recipe=scratch; it has: paper, report"),
+    ({"frl__strength": -1}, "frl.strength=-1: must lie in"),
+    ({"frl__eta": 1}, "unknown key frl.eta; known: name, strength, start_epoch, smallest"),
+])  # fmt: skip
+def test_what_a_method_cannot_do_is_refused_in_one_line(changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse(composed(**{"frl": "dafa", **changes}), RunConfig)

@@ -45,9 +45,15 @@ def _taken_in(defaults: Any) -> Iterator[tuple[str, str]]:
     for entry in defaults:
         named = entry if isinstance(entry, str) else next(iter(entry))
         placed = _PLACED.fullmatch(named)
-        if placed is not None:  # others are choices of groups, which have settings of their own
+        # Others are choices of groups, which have settings of their own, or what a method trains like.
+        if placed is not None and placed["place"] != "_global_":
             file = placed["file"] if isinstance(entry, str) else f"{placed['file']}/{entry[named]}"
             yield file, f"{placed['place']}." if placed["place"] else ""
+
+
+def trained_like(path: Path) -> list[str]:
+    """Return whose settings of each recipe a method's file of ``conf/frl`` takes in: ``finetune`` for most."""
+    return re.findall(r"^ *- /retrain@_global_: *\$\{recipe\}/(\w+)", path.read_text(encoding="utf-8"), flags=re.M)
 
 
 def _leaves(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,8 +10,9 @@ from typing import Any
 from frl_repro.basics import suggestions
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings.config import Config, EvaluateConfig, RunConfig, SanityConfig
-from frl_repro.settings.files import settings_in
+from frl_repro.settings.files import settings_in, trained_like
 from frl_repro.settings.keys import Key, about, hints
+from frl_repro.settings.methods import SettingsByMethod, explained
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import GROUPS, NOT_IN_TRAINING, SECTIONS
 
@@ -61,12 +62,21 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
 def explanations(kind: type[Config]) -> dict[str, dict[str, Key]]:
     """Return what is known of every key by place: ``""``, ``"tau"``, ``"attack=pgd"``, ``"retrain.attack=pgd"``."""
     parts: dict[str, type] = {"": top_level_of(kind)}
-    parts |= {f"{group}={name}": s for group in groups_of(kind) for name, s in choices_of(kind, group).items()}
+    parts |= {f"{group}={name}": s for group in groups_of(kind) for name, s in _light_choices(kind, group).items()}
     for section in sections_of(kind):
         parts[section] = SECTIONS[section]
         for item in dataclasses.fields(SECTIONS[section]):
             parts |= {f"{section}.{item.name}={name}": s for name, s in (about(item).choices or {}).items()}
-    return {part: {item.name: about(item) for item in dataclasses.fields(schema)} for part, schema in parts.items()}
+    known = {part: {item.name: about(item) for item in dataclasses.fields(schema)} for part, schema in parts.items()}
+    if kind is RunConfig:
+        known |= {f"frl={name}": explained(name) for name in GROUPS["frl"] if f"frl={name}" not in known}
+    return known
+
+
+def _light_choices(kind: type[Any], group: str) -> Mapping[str, type]:
+    """Return the choices of a group that need no import: all but methods with settings of their own."""
+    choices = choices_of(kind, group)
+    return choices.of_family() if isinstance(choices, SettingsByMethod) else choices
 
 
 def path_keys(kind: type[Config]) -> set[str]:
@@ -82,7 +92,7 @@ def list_keys(kind: type[Config]) -> set[str]:
 def _declared(kind: type[Config]) -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:
     """Yield every key with the dataclass that declares it, and how; one of several choices once for each."""
     schemas = [("", top_level_of(kind)), *((f"{name}.", SECTIONS[name]) for name in sections_of(kind))]
-    schemas += [(f"{group}.", s) for group in groups_of(kind) for s in choices_of(kind, group).values()]
+    schemas += [(f"{group}.", s) for group in groups_of(kind) for s in _light_choices(kind, group).values()]
     for prefix, schema in schemas:
         for item in dataclasses.fields(schema):
             inner = about(item).choices or {}
@@ -95,12 +105,19 @@ def _declared(kind: type[Config]) -> Iterator[tuple[str, type, dataclasses.Field
 @functools.cache
 def method_keys() -> dict[str, set[str]]:
     """Return the keys that each method has under each recipe, ``"frl=reweight recipe=report"`` to dotted keys."""
-    return {
-        f"frl={path.stem} recipe={path.parent.name}": {
-            key for key in settings_in(path, CONFIG_DIR) if key.split(".", maxsplit=1)[0] in (*SECTIONS, "frl")
-        }
+    by_recipe = {
+        path: {key for key in settings_in(path, CONFIG_DIR) if key.split(".", maxsplit=1)[0] in (*SECTIONS, "frl")}
         for path in sorted((CONFIG_DIR / "retrain").glob("*/*.yaml"))
     }
+    methods = {f"frl={path.stem} recipe={path.parent.name}": keys for path, keys in by_recipe.items()}
+    for path in sorted((CONFIG_DIR / "frl").glob("*.yaml")):
+        own = {f"frl.{key}" for key in settings_in(path, CONFIG_DIR)}
+        for like in trained_like(path):
+            names = {
+                f"frl={path.stem} recipe={p.parent.name}": own | keys for p, keys in by_recipe.items() if p.stem == like
+            }
+            methods |= names
+    return methods
 
 
 def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mapping[str, str] | None = None) -> str:

@@ -1,18 +1,22 @@
 """Settings of methods: those that FRL's family shares, and where a method's own ones are found.
 
-Files of ``conf/retrain/<recipe>/<frl>.yaml`` say which method of FRL's family has which. Another method declares its own
-in its file (``Settings``), which is imported when that method is chosen.
+Files of ``conf/retrain/<recipe>/<frl>.yaml`` say which method of FRL's family has which. Another method declares its
+own in its file (``Settings``), which is imported when that method is chosen.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from frl_repro.basics.paths import CONFIG_DIR
-from frl_repro.settings.keys import COUNT, key, own
+from frl_repro.settings import keys
+from frl_repro.settings.keys import COUNT, Key, key, own
 
 
 @dataclass
@@ -110,6 +114,10 @@ class SettingsByMethod(Mapping[str, type]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(path.stem for path in (CONFIG_DIR / "frl").glob("*.yaml")))
 
+    def of_family(self) -> dict[str, type]:
+        """Return those of FRL's family, without importing anything."""
+        return {name: FRLConfig for name in self if name in _FRL_FAMILY}
+
     def __len__(self) -> int:
         return len(list(iter(self)))
 
@@ -123,6 +131,36 @@ def _settings_of(name: str) -> type:
         return FRLConfig
     found: type = getattr(importlib.import_module(f"{_PACKAGE}.{name}"), "Settings", MethodSettings)
     return found
+
+
+def explained(name: str) -> dict[str, Key]:
+    """Return what a method's file says of its own settings, by name, without importing it: for help.
+
+    A setting whose explanation or range is no literal, or a constant of `keys`, is left out.
+    """
+    path = Path(__file__).parents[1] / "training" / "frl" / f"{name}.py"
+    if not path.exists():
+        return {}
+    found: dict[str, Key] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.ClassDef) and node.name == "Settings"):
+            continue
+        for item in node.body:
+            if (
+                isinstance(item, ast.AnnAssign)
+                and isinstance(item.target, ast.Name)
+                and isinstance(item.value, ast.Call)
+            ):
+                said = [_constant(argument) for argument in item.value.args]
+                if said and all(isinstance(text, str) for text in said):
+                    found[item.target.id] = Key(*said)
+    return found
+
+
+def _constant(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return getattr(keys, node.id, None)
+    return node.value if isinstance(node, ast.Constant) else None
 
 
 def has_own_recipes(name: str) -> bool:

@@ -262,7 +262,7 @@ def num_steering_images(config: RunConfig, validation: Split) -> int:
     UserError
         So few are asked for that a class may be missing.
     """
-    wanted = getattr(config.frl, "num_validation", None)  # of methods that look at validation images
+    wanted: int | None = getattr(config.frl, "num_validation", None)  # of methods that look at validation images
     if wanted is None or wanted >= len(validation):
         return wanted or len(validation)
     # In a stratified order of n images in K classes, two of a class of c stand at most n / c + K places apart.

@@ -66,7 +66,7 @@ class Dafa(Method):
         return {"dafa_factor": self.state["factor"]}
 
 
-def similarity(P: Tensor) -> Tensor:
+def similarity(P: Tensor) -> Tensor:  # noqa: N803 (the paper's name)
     """Return what each class gives to and takes from the others, shape (..., K); the sum over classes is 0.
 
     Parameters
