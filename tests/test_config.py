@@ -1,17 +1,20 @@
 """The configuration: every file composes, every key is documented and read, every mistake is one clear line."""
 
 import dataclasses
-import re
 from typing import get_args, get_type_hints
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
+from frl_repro.commands.helptext import help_text
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
+from frl_repro.settings.files import settings_in
+from frl_repro.settings.identity import dotted
 from frl_repro.settings.keys import about, within
-from frl_repro.settings.lookup import all_keys
+from frl_repro.settings.lookup import all_keys, explanations, method_keys
 from frl_repro.settings.parse import parse
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import GROUPS, SECTIONS, RecipeConfig
@@ -251,41 +254,51 @@ TOP_FILES = {
 
 
 @pytest.mark.parametrize("path", [*yaml_files(), *(CONFIG_DIR / f"{name}.yaml" for name in TOP_FILES)], ids=str)
-def test_every_key_is_documented_with_the_range_that_is_enforced(path):
+def test_every_file_gives_every_key_of_its_choice_a_value_and_nothing_else(path):
     if path.parent == CONFIG_DIR:
         schema = TOP_FILES[path.stem]
     else:
         schema = GROUPS[path.parent.name][path.stem]
         if path.parent.name == "frl":
             schema = RecipeConfig  # the rest stands in conf/retrain
-    text = path.read_text()
-    documented = dict(re.findall(r"^([a-z_]+): .*?  # (.+)$", text, flags=re.MULTILINE))
-    for item in dataclasses.fields(schema):
-        if item.name == "name":
-            continue
-        assert item.name in documented, f"{path}: {item.name} has no comment"
-        bounds = about(item).bounds
-        if bounds is not None:
-            assert documented[item.name].endswith(bounds), f"{path}: {item.name}"
+    keys = {key for key in settings_in(path, CONFIG_DIR) if not key.startswith("hydra.")}
+    assert keys == {item.name for item in dataclasses.fields(schema)}
+
+
+def test_every_key_is_explained():
+    for kind in (RunConfig, EvaluateConfig, SanityConfig):
+        for place, keys in explanations(kind).items():
+            for name, known in keys.items():
+                assert known.help or known.choices or name == "name", f"{place} {name}"
+
+
+@pytest.mark.parametrize("program", TOP_FILES)
+def test_help_shows_the_range_that_is_enforced(program, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    kind = {"config": RunConfig, "evaluate": EvaluateConfig, "sanity": SanityConfig}[program]
+    shown = [line.split(maxsplit=1) for line in help_text(CONFIG_DIR, program, "x").splitlines() if "=" in line]
+    for place, keys in explanations(kind).items():
+        for name, known in keys.items():
+            is_own = place.split("=")[0].split(".")[0] in (*SECTIONS, "frl")
+            if known.help and not is_own:
+                key = f"{place.split('=')[0]}.{name}".lstrip(".")
+                said = known.help + (f". {known.bounds}" if known.bounds else "")
+                assert any(line[0].startswith(f"{key}=") and line[-1].endswith(said) for line in shown), key
+    if kind is RunConfig:
+        for key in method_keys()["frl=combined recipe=report"]:
+            (line,) = [line for line in shown if line[0].startswith(f"{key}=") or key.endswith(".name")][:1]
+            assert len(line) == 2, key
 
 
 @pytest.mark.parametrize(("recipe", "frl"), METHODS)
-def test_every_key_of_a_method_is_documented_with_the_range_that_is_enforced(recipe, frl):
-    text = (CONFIG_DIR / "retrain" / recipe / f"{frl}.yaml").read_text()
-    for line in text.splitlines():
-        match = re.fullmatch(r"( *)([a-z_]+): (.*)", line)
-        if match and "name:" not in line and not line.startswith("  validation"):
-            assert "  # " in line or match[3] == "", line
-    settings = yaml.safe_load(text)
-    for section, schema in SECTIONS.items():
-        for item in dataclasses.fields(schema):
-            if settings.get(section, {}).get(item.name) is not None and about(item).bounds:
-                (line,) = [
-                    x
-                    for x in text.split(f"{section}:\n")[1].split("\n\n")[0].splitlines()
-                    if x.startswith(f"  {item.name}:")
-                ]
-                assert line.endswith(about(item).bounds), line
+def test_files_of_a_method_are_read_as_hydra_composes_them(recipe, frl):
+    """Help and messages show them without Hydra."""
+    read = settings_in(CONFIG_DIR / "retrain" / recipe / f"{frl}.yaml", CONFIG_DIR)
+    by_hydra = dotted(composed(recipe=recipe, frl=frl))
+    values = OmegaConf.to_container(OmegaConf.create("\n".join(f"{key}: {value}" for key, value in read.items())))
+    assert values == {key: value for key, value in by_hydra.items() if key in read}
+    of_methods = {key for key in by_hydra if key.split(".")[0] in (*SECTIONS, "frl")} - {"frl.name"}
+    assert of_methods <= read.keys()
 
 
 def test_the_key_list_is_a_contract():

@@ -1,4 +1,4 @@
-"""The text of ``--help``, read from the YAML files themselves. Imports nothing slow: help answers at once."""
+"""The text of ``--help``: values of the YAML files, and what the declarations of the keys say. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
-_KEY = re.compile(r"(?P<key>[a-z_]+): (?P<value>.+?)(?:  # (?P<comment>.*))?")
+from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
+from frl_repro.settings.files import headline, settings_in
+from frl_repro.settings.keys import Key
+from frl_repro.settings.lookup import explanations
+
+_Known = Mapping[str, Mapping[str, Key]]
 
 _COLUMN = 42  # where explanations start
 _FULLEST = "combined"  # the method whose settings under the default recipe are all there are
@@ -75,6 +81,7 @@ Flags
   -h, --help        this text
 """
 
+_KINDS = {"config": RunConfig, "evaluate": EvaluateConfig, "sanity": SanityConfig}
 _INTRODUCTIONS = {"config": _TRAIN, "evaluate": _EVALUATE, "sanity": _SANITY}
 
 
@@ -85,7 +92,7 @@ def program_name() -> str:
 
 
 def help_text(config_dir: Path, config_name: str, program: str) -> str:
-    """Return usage, examples, and every group, choice and key with its comment and default.
+    """Return usage, examples, and every group, choice and key with its meaning, range and default.
 
     Parameters
     ----------
@@ -96,56 +103,51 @@ def help_text(config_dir: Path, config_name: str, program: str) -> str:
     program : str
         How the program was called.
     """
-    main = (config_dir / f"{config_name}.yaml").read_text(encoding="utf-8")
-    defaults = dict(re.findall(r"^  - ([a-z]+): ([a-z0-9_]+)", main, flags=re.MULTILINE))
+    main = config_dir / f"{config_name}.yaml"
+    defaults = dict(re.findall(r"^  - ([a-z]+): ([a-z0-9_]+)", main.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    known = explanations(_KINDS[config_name])
     sections = [_INTRODUCTIONS[config_name].format(program=program)]
-    sections.append("\n".join(["Keys", *_key_lines(main, "")]))
+    sections.append("\n".join(["Keys", *_key_lines(settings_in(main, config_dir), known, {})]))
     for group, default in defaults.items():
         lines = [
             f"Group {group} (default: {default})" if default != "null" else f"Group {group} (default: none chosen)"
         ]
         for path in sorted((config_dir / group).glob("*.yaml"), key=lambda p: (p.stem != default, p.stem)):
-            text = path.read_text(encoding="utf-8")
-            lines += _aligned(f"  {group}={path.stem}", _headline(text))
+            lines += _aligned(f"  {group}={path.stem}", headline(path))
             if group not in ("experiment", "sweep", "row", "schedule"):
-                lines += _key_lines(text, f"{group}.")
+                values = {f"{group}.{key}": value for key, value in settings_in(path, config_dir).items()}
+                lines += _key_lines(values, known, {group: path.stem})
         sections.append("\n".join(lines))
     if "recipe" in defaults:
-        sections.append("\n".join(_method_lines(config_dir / "retrain")))
+        sections.append("\n".join(_method_lines(config_dir, known, defaults)))
     return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
 
 
-def _method_lines(retrain: Path) -> list[str]:
+def _method_lines(config_dir: Path, known: _Known, defaults: Mapping[str, str]) -> list[str]:
     """Return what each method does under each recipe, and every key of the one that has most."""
+    retrain = config_dir / "retrain"
     lines = ["Settings of a method under a recipe (conf/retrain/<recipe>/<frl>.yaml)"]
     for path in sorted(retrain.glob("*/*.yaml")):
         if path.stem != "none":
-            text = path.read_text(encoding="utf-8")
-            lines += _aligned(f"  frl={path.stem} recipe={path.parent.name}", _headline(text))
+            lines += _aligned(f"  frl={path.stem} recipe={path.parent.name}", headline(path))
     lines.append(f"  keys and defaults of frl={_FULLEST} recipe=report; others have part of them")
-    parents: list[str] = []
-    for line in (retrain / "report" / f"{_FULLEST}.yaml").read_text(encoding="utf-8").splitlines():
-        match = re.fullmatch(r"(?P<indent> *)(?P<key>[a-z_]+):(?: (?P<value>.+?))?(?:  # (?P<comment>.*))?", line)
-        if match is None or match["key"] == "name":
-            continue
-        parents = [*parents[: len(match["indent"]) // 2], match["key"]]
-        if match["value"] is not None:
-            lines += _aligned(f"    {'.'.join(parents)}={match['value']}", match["comment"] or "")
-    return lines
+    values = settings_in(retrain / "report" / f"{_FULLEST}.yaml", config_dir)
+    chosen = {**defaults, "frl": _FULLEST}
+    chosen |= {key.removesuffix(".name"): value for key, value in values.items() if key.endswith(".name")}
+    places = ("alpha.", "tau.", "frl.", "retrain.", "")
+    order = sorted(values, key=lambda key: next(n for n, place in enumerate(places) if key.startswith(place)))
+    return [*lines, *_key_lines({key: values[key] for key in order}, known, chosen)]
 
 
-def _headline(text: str) -> str:
-    """Return the first comment of a YAML file; empty where someone's own file has none."""
-    return next((line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line), "")
-
-
-def _key_lines(text: str, prefix: str) -> list[str]:
-    """Return one line for each documented top-level key of a YAML file."""
+def _key_lines(values: Mapping[str, str], known: _Known, chosen: Mapping[str, str]) -> list[str]:
+    """Return one line for each key, with what its declaration says; ``chosen``: the choice of each place."""
     lines = []
-    for line in text.splitlines():
-        match = _KEY.fullmatch(line)
-        if match and match["key"] != "name":
-            lines += _aligned(f"    {prefix}{match['key']}={match['value']}", match["comment"] or "")
+    for key, value in values.items():
+        place, _, name = key.rpartition(".")
+        declared = known.get(f"{place}={chosen[place]}" if place in chosen else place, {}).get(name)
+        if declared is not None and name != "name":
+            bounds = f". {declared.bounds}" if declared.bounds else ""
+            lines += _aligned(f"    {key}={value}", f"{declared.help}{bounds}")
     return lines
 
 

@@ -387,7 +387,7 @@ def _open_folder(bench: Bench, status: Status) -> None:
     LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
     if dataset.validation is not None:
         for key, settings in (("evaluation", config.evaluation), ("frl", config.frl)):
-            at_most(f"{key}.num_validation", settings.num_validation, len(dataset.validation))
+            at_most(f"{key}.num_validation", getattr(settings, "num_validation", None), len(dataset.validation))
 
 
 def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> None:
@@ -405,8 +405,9 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     records.write_table(folder / CLASSWISE_FILE, rows, records.CLASSWISE_HEADER)
     write_outcomes(folder / OUTCOMES_FILE, bench.outcomes(measured[-1]))
     records.write_table(folder / HISTORY_FILE, fitted.history, records.HISTORY_COLUMNS)
-    if config.retrain is not None:
-        records.write_table(folder / POLICY_FILE, fitted.policy_rows, records.POLICY_COLUMNS)
+    if config.has_method:
+        columns = list(dict.fromkeys([*records.POLICY_COLUMNS, *(name for row in fitted.policy_rows for name in row)]))
+        records.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
     bench.logger.update(fitted.history, rows, fitted.policy_rows)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
@@ -422,7 +423,7 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
 def _result_files(bench: Bench, fitted: Fitted) -> list[str]:
     """Return the names of a finished run's files; UserError where one was deleted while the run worked."""
     absent = {
-        POLICY_FILE: bench.config.retrain is None,
+        POLICY_FILE: not bench.config.has_method,
         SPLIT_FILE: bench.dataset.validation is None,
         BEST_FILE: fitted.best_epoch is None,
     }

@@ -6,8 +6,9 @@ import itertools
 import re
 
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
-from frl_repro.settings.methods import DeparturesConfig, TauConfig
+from frl_repro.settings.methods import DeparturesConfig, FRLConfig, TauConfig, ValidationSettings, has_own_recipes
 from frl_repro.settings.schema import (
     AttackConfig,
     AutoAttackEvaluationConfig,
@@ -115,18 +116,21 @@ def _check_attack(name: str, attack: AttackConfig, trainer: TrainerConfig) -> No
 
 def _check_retraining(config: RunConfig) -> None:
     retrain, frl = config.retrain, config.frl
+    if not config.has_method and config.recipe.name != "report":
+        raise UserError(f"recipe={config.recipe.name} has no effect with frl=none: choose a class policy")
+    if config.has_method:
+        _check_method(config)
     if retrain is None:
-        if config.recipe.name != "report":
-            raise UserError(f"recipe={config.recipe.name} has no effect with frl=none: choose a class policy")
         if config.keys.init_from is not None:
-            raise UserError("init_from has no effect with frl=none: only retraining starts from another model")
+            what = "frl=none" if not config.has_method else f"recipe={config.recipe.name}"
+            raise UserError(f"init_from has no effect with {what}: only retraining starts from another model")
+        if config.has_method and isinstance(config.attack, NoAttackConfig):
+            raise UserError(f"frl={frl.name} trains adversarially: attack=none attacks nothing")
         return
     _check_trainer("retrain.trainer", retrain.trainer)
     _check_attack("retrain.attack", retrain.attack, retrain.trainer)
     if isinstance(config.attack, NoAttackConfig) and config.keys.init_from is None:
         raise UserError(f"frl={frl.name} starts from an adversarially trained model: attack=none trains none")
-    if config.dataset.validation_fraction == 0:
-        raise UserError(f"frl={frl.name} is steered by validation images: dataset.validation_fraction must not be 0")
     if retrain.objective != "mixed" and retrain.attack.fraction != 1:
         raise UserError(f"retrain.objective={retrain.objective} attacks every image: retrain.attack.fraction must be 1")
     if retrain.objective == "trades" and retrain.beta is None:
@@ -134,13 +138,28 @@ def _check_retraining(config: RunConfig) -> None:
     if retrain.objective != "trades" and retrain.beta is not None:
         raise UserError(f"retrain.beta has no effect with retrain.objective={retrain.objective}")
     _check_departures(config.departures, config.tau, retrain.objective)
+
+
+def _check_method(config: RunConfig) -> None:
+    frl, recipe = config.frl, config.recipe.name
+    if has_own_recipes(frl.name) and recipe not in (known := _recipes_of(frl.name)):
+        raise UserError(f"frl={frl.name} has no recipe={recipe}; it has: {', '.join(known)}")
+    if not isinstance(frl, FRLConfig | ValidationSettings):
+        return
+    if config.dataset.validation_fraction == 0:
+        raise UserError(f"frl={frl.name} is steered by validation images: dataset.validation_fraction must not be 0")
     every = frl.update_every
     if every not in (None, "epoch") and not re.fullmatch(r"0*[1-9][0-9]{0,8}", every):
         raise UserError(f"frl.update_every={every}: expected a whole number of steps from 1, below 10^9, or epoch")
-    if frl.margin_bounds is not None:
+    if isinstance(frl, FRLConfig) and frl.margin_bounds is not None:
         bounds = frl.margin_bounds
         if len(bounds) != 2 or not bounds[0] <= 1 <= bounds[1]:
             raise UserError("frl.margin_bounds must be two factors, one at most and one at least 1, e.g. [0.5,2]")
+
+
+def _recipes_of(method: str) -> list[str]:
+    """Return the recipes that a method of FRL's family has a file for."""
+    return sorted(path.parent.name for path in (CONFIG_DIR / "retrain").glob(f"*/{method}.yaml"))
 
 
 def _check_departures(departures: DeparturesConfig, tau: TauConfig, objective: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from frl_repro.settings import identity
 from frl_repro.settings.keys import about
-from frl_repro.settings.methods import AlphaConfig, DeparturesConfig, FRLConfig, TauConfig
+from frl_repro.settings.methods import AlphaConfig, DeparturesConfig, FRLConfig, MethodSettings, TauConfig
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import (
     AttackConfig,
@@ -51,7 +51,7 @@ class RunConfig:
     attack: AttackConfig
     trainer: TrainerConfig
     evaluation: PGDEvaluationConfig
-    frl: FRLConfig
+    frl: MethodSettings
     recipe: RecipeConfig
     alpha: AlphaConfig
     tau: TauConfig
@@ -74,7 +74,7 @@ class RunConfig:
         """What the run stands for in tables: the class policy, else ``natural``, ``trades`` (its loss) or
         ``adversarial[_<attack>]``.
         """
-        if self.retrain is not None:
+        if self.has_method:
             return self.frl.name
         if isinstance(self.attack, NoAttackConfig):
             return "natural"
@@ -90,6 +90,15 @@ class RunConfig:
         return self.attack.beta if isinstance(self.attack, TradesTrainingConfig) else None
 
     @property
+    def objective(self) -> str:
+        """The loss of a step of the run's own training: natural, mixed, split, paired or trades."""
+        if self.trades_beta is not None:
+            return "trades"
+        if self.retrain is not None:
+            return self.retrain.objective
+        return "natural" if isinstance(self.attack, NoAttackConfig) else "mixed"
+
+    @property
     def hash(self) -> str:
         """Eight hexadecimal digits of the sha256 of every setting that is not a machine setting.
 
@@ -101,11 +110,13 @@ class RunConfig:
     def run_id(self) -> str:
         """Readable name plus hash; names the run's folder."""
         parts = [self.dataset.name, self.model.name]
-        if self.retrain is None:
-            parts += [self.attack.name, self.frl.name]
-        else:
+        if self.has_method:
             parts += [self.frl.name, self.recipe.name]
-            parts += [f"{name}{value:g}" for name, value in vars(self.alpha).items() if value is not None]
+            own = {f.name: getattr(self.frl, f.name) for f in dataclasses.fields(self.frl) if about(f).is_per_run}
+            numbers = {**vars(self.alpha), **own}
+            parts += [f"{name}{value:g}" for name, value in numbers.items() if value is not None]
+        else:
+            parts += [self.attack.name, self.frl.name]
         return "-".join([*parts, f"seed{self.seed}", self.hash])
 
     @property

@@ -65,16 +65,18 @@ def dotted(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 def shared(config: RunConfig) -> dict[str, str]:
     """Return what runs must have in common to train together: settings by dotted key, as text.
 
-    Left out are settings that each run can have for itself: seed, learning rate, how its result is measured. Of
+    Left out are settings that each run can have for itself: seed, learning rate, numbers of methods (``is_per_run``),
+    how its result is measured. Of
     alphas and taus only their being there counts.
     """
     settings = science(config)
     settings |= settings.pop("keys")
+    own = {f"frl.{f.name}" for f in dataclasses.fields(config.frl) if about(f).is_per_run}
     settings |= {name: vars(config.keys)[name] for name in _SHARED_MACHINE}
     return {
         key: str(value is not None if key.startswith(("alpha.", "tau.")) else value)
         for key, value in dotted(settings).items()
-        if _PER_RUN.fullmatch(key) is None
+        if _PER_RUN.fullmatch(key) is None and key not in own
     }
 
 

@@ -32,6 +32,8 @@ class Key:
     is_machine : bool
         It says how to compute, not what: no part of a run's hash.
     is_path : bool
+    is_per_run : bool
+        Runs that differ in it alone can train together: a number of a method, which `Method.per_run` gives of each run.
     is_optional : bool
         Files of ``conf/retrain`` have it or not; None in methods that do not read it.
     choices : mapping, optional
@@ -46,6 +48,7 @@ class Key:
     one_of: Sequence[str] | None = None
     is_machine: bool = False
     is_path: bool = False
+    is_per_run: bool = False
     is_optional: bool = False
     choices: Mapping[str, type] | None = None
     added_as: Any = IN_EVERY_HASH

@@ -7,13 +7,12 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from frl_repro.basics import suggestions
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings.config import Config, EvaluateConfig, RunConfig, SanityConfig
-from frl_repro.settings.identity import dotted
-from frl_repro.settings.keys import about, hints
+from frl_repro.settings.files import settings_in, trained_like
+from frl_repro.settings.keys import Key, about, hints
+from frl_repro.settings.methods import SettingsByMethod, explained
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import GROUPS, NOT_IN_TRAINING, SECTIONS
 
@@ -28,9 +27,11 @@ def sections_of(kind: type[Any]) -> list[str]:
     return [f.name for f in dataclasses.fields(kind) if f.name in SECTIONS]
 
 
-def choices_of(kind: type[Any], group: str) -> dict[str, type]:
+def choices_of(kind: type[Any], group: str) -> Mapping[str, type]:
     """Return the choices of a group that a program has."""
     left_out = NOT_IN_TRAINING.get(group) if kind is RunConfig else None
+    if left_out is None:
+        return GROUPS[group]  # as it is: methods are looked up one by one
     return {choice: schema for choice, schema in GROUPS[group].items() if choice != left_out}
 
 
@@ -58,6 +59,26 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
     return keys
 
 
+def explanations(kind: type[Config]) -> dict[str, dict[str, Key]]:
+    """Return what is known of every key by place: ``""``, ``"tau"``, ``"attack=pgd"``, ``"retrain.attack=pgd"``."""
+    parts: dict[str, type] = {"": top_level_of(kind)}
+    parts |= {f"{group}={name}": s for group in groups_of(kind) for name, s in _light_choices(kind, group).items()}
+    for section in sections_of(kind):
+        parts[section] = SECTIONS[section]
+        for item in dataclasses.fields(SECTIONS[section]):
+            parts |= {f"{section}.{item.name}={name}": s for name, s in (about(item).choices or {}).items()}
+    known = {part: {item.name: about(item) for item in dataclasses.fields(schema)} for part, schema in parts.items()}
+    if kind is RunConfig:
+        known |= {f"frl={name}": explained(name) for name in GROUPS["frl"] if f"frl={name}" not in known}
+    return known
+
+
+def _light_choices(kind: type[Any], group: str) -> Mapping[str, type]:
+    """Return the choices of a group that need no import: all but methods with settings of their own."""
+    choices = choices_of(kind, group)
+    return choices.of_family() if isinstance(choices, SettingsByMethod) else choices
+
+
 def path_keys(kind: type[Config]) -> set[str]:
     """Return the keys that take a path: a leading ``~`` stands for the home folder, and every character for itself."""
     return {key for key, _, item in _declared(kind) if about(item).is_path}
@@ -71,7 +92,7 @@ def list_keys(kind: type[Config]) -> set[str]:
 def _declared(kind: type[Config]) -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:
     """Yield every key with the dataclass that declares it, and how; one of several choices once for each."""
     schemas = [("", top_level_of(kind)), *((f"{name}.", SECTIONS[name]) for name in sections_of(kind))]
-    schemas += [(f"{group}.", s) for group in groups_of(kind) for s in choices_of(kind, group).values()]
+    schemas += [(f"{group}.", s) for group in groups_of(kind) for s in _light_choices(kind, group).values()]
     for prefix, schema in schemas:
         for item in dataclasses.fields(schema):
             inner = about(item).choices or {}
@@ -84,12 +105,18 @@ def _declared(kind: type[Config]) -> Iterator[tuple[str, type, dataclasses.Field
 @functools.cache
 def method_keys() -> dict[str, set[str]]:
     """Return the keys that each method has under each recipe, ``"frl=reweight recipe=report"`` to dotted keys."""
-    methods = {}
-    for path in sorted((CONFIG_DIR / "retrain").glob("*/*.yaml")):
-        settings = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(settings, dict)
-        own = {name: node for name, node in settings.items() if name in (*SECTIONS, "frl")}
-        methods[f"frl={path.stem} recipe={path.parent.name}"] = set(dotted(own))
+    by_recipe = {
+        path: {key for key in settings_in(path, CONFIG_DIR) if key.split(".", maxsplit=1)[0] in (*SECTIONS, "frl")}
+        for path in sorted((CONFIG_DIR / "retrain").glob("*/*.yaml"))
+    }
+    methods = {f"frl={path.stem} recipe={path.parent.name}": keys for path, keys in by_recipe.items()}
+    for path in sorted((CONFIG_DIR / "frl").glob("*.yaml")):
+        own = {f"frl.{key}" for key in settings_in(path, CONFIG_DIR)}
+        for like in trained_like(path):
+            names = {
+                f"frl={path.stem} recipe={p.parent.name}": own | keys for p, keys in by_recipe.items() if p.stem == like
+            }
+            methods |= names
     return methods
 
 

@@ -1,20 +1,46 @@
-"""Settings that belong to methods: files of ``conf/retrain/<recipe>/<frl>.yaml`` say which method has which.
+"""Settings of methods: those that FRL's family shares, and where a method's own ones are found.
 
-The one place that knows them. A method that brings settings of its own adds its dataclass to `SECTIONS`.
+Files of ``conf/retrain/<recipe>/<frl>.yaml`` say which method of FRL's family has which. Another method declares its
+own in its file (``Settings``), which is imported when that method is chosen.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
+import importlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from frl_repro.settings.keys import COUNT, key, own
+from frl_repro.basics.paths import CONFIG_DIR
+from frl_repro.settings import keys
+from frl_repro.settings.keys import COUNT, Key, key, own
 
 
 @dataclass
-class FRLConfig:
-    """How the class policy is steered."""
+class MethodSettings:
+    """What every method has: its name. A method's ``Settings`` derive from this."""
 
     name: str = key("")
+
+
+@dataclass
+class ValidationSettings(MethodSettings):
+    """Settings of a method that looks at validation images."""
+
+    update_every: str = key("look at them after so many steps, or once an epoch: epoch")
+    num_validation: int | None = key("images of a look, drawn anew each time; null: all", COUNT)
+    epsilon: float = key("radius of the attack that measures them, in pixel units", "(0, 1]")
+    step_size: float = key("its step, in pixel units", "(0, 1]")
+    num_steps: int = key("its steps", COUNT)
+
+
+@dataclass
+class FRLConfig(MethodSettings):
+    """How a policy of FRL's family is steered."""
+
     accumulate: bool | None = own("add each update to the multipliers (dual ascent); false: start anew at every update")
     update_every: str | None = own(f"update the policy after so many steps, or once an epoch: epoch. {COUNT}")
     num_validation: int | None = own(
@@ -70,3 +96,73 @@ class DeparturesConfig:
 
 SECTIONS: dict[str, type] = {"alpha": AlphaConfig, "tau": TauConfig, "departures": DeparturesConfig}
 """Parts of a run's configuration that hold settings of methods alone, beside the group ``frl``."""
+
+_FRL_FAMILY = ("none", "finetune", "reweight", "remargin", "combined", "baseline_reweight")
+_PACKAGE = "frl_repro.training.frl"
+
+
+class SettingsByMethod(Mapping[str, type]):
+    """The dataclass of each method's settings, by the method's name: every file of ``conf/frl``.
+
+    A method is a plug-in that is found by its name: its file is imported only where its settings are asked for, since
+    that loads PyTorch, and help and refusals of other settings need none.
+    """
+
+    def __getitem__(self, name: str) -> type:
+        return _settings_of(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(path.stem for path in (CONFIG_DIR / "frl").glob("*.yaml")))
+
+    def of_family(self) -> dict[str, type]:
+        """Return those of FRL's family, without importing anything."""
+        return {name: FRLConfig for name in self if name in _FRL_FAMILY}
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(iter(self))
+
+
+@functools.cache
+def _settings_of(name: str) -> type:
+    if name in _FRL_FAMILY:
+        return FRLConfig
+    found: type = getattr(importlib.import_module(f"{_PACKAGE}.{name}"), "Settings", MethodSettings)
+    return found
+
+
+def explained(name: str) -> dict[str, Key]:
+    """Return what a method's file says of its own settings, by name, without importing it: for help.
+
+    A setting whose explanation or range is no literal, or a constant of `keys`, is left out.
+    """
+    path = Path(__file__).parents[1] / "training" / "frl" / f"{name}.py"
+    if not path.exists():
+        return {}
+    found: dict[str, Key] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.ClassDef) and node.name == "Settings"):
+            continue
+        for item in node.body:
+            if (
+                isinstance(item, ast.AnnAssign)
+                and isinstance(item.target, ast.Name)
+                and isinstance(item.value, ast.Call)
+            ):
+                said = [_constant(argument) for argument in item.value.args]
+                if said and all(isinstance(text, str) for text in said):
+                    found[item.target.id] = Key(*said)
+    return found
+
+
+def _constant(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return getattr(keys, node.id, None)
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+def has_own_recipes(name: str) -> bool:
+    """Return whether a method's settings stand in ``conf/retrain/<recipe>/<name>.yaml``: those of FRL's family do."""
+    return name in _FRL_FAMILY

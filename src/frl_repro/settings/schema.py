@@ -5,6 +5,7 @@ Imports nothing slow: ``--help`` shows these declarations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from frl_repro.basics.paths import CONFIG_DIR
@@ -186,7 +187,7 @@ class _TrainingAttackConfig(_Choice):
 class PGDConfig(_TrainingAttackConfig):
     """conf/attack/pgd.yaml."""
 
-    step_size: float = key("length of a step in pixel units; in retraining: of a class margin of 1", "(0, 1]")
+    step_size: float = key("length of a step in pixel units; in retraining it follows the radius", "(0, 1]")
     num_steps: int = key("gradient steps", COUNT)
     random_start: bool = key(_RANDOM_START)
     num_restarts: int = key(_NUM_RESTARTS, COUNT)
@@ -352,7 +353,7 @@ def _choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
-GROUPS: dict[str, dict[str, type]] = {
+GROUPS: dict[str, Mapping[str, type]] = {
     "model": {"lenet5": LeNet5Config, "preact_resnet18": PreActResNet18Config, "wrn28_10": WRN28x10Config},
     "dataset": {
         "fashion_mnist": FashionMNISTConfig,
@@ -365,8 +366,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "attack": {"none": NoAttackConfig, "pgd": PGDConfig, "fgsm": FGSMConfig, "trades": TradesTrainingConfig},
     "trainer": {"adam": AdamConfig, "sgd": SGDConfig, "sgd_one_cycle": SGDOneCycleConfig},
     "evaluation": {"pgd": PGDEvaluationConfig, "autoattack": AutoAttackEvaluationConfig},
-    # A new class policy is a file: its keys are those of its files in conf/retrain.
-    "frl": dict.fromkeys(_choices("frl"), methods.FRLConfig),
+    "frl": methods.SettingsByMethod(),
     "recipe": dict.fromkeys(_choices("recipe"), RecipeConfig),
 }
 NOT_IN_TRAINING = {"evaluation": "autoattack"}

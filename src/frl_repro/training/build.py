@@ -18,7 +18,7 @@ from frl_repro.evaluation.evaluate import evaluate
 from frl_repro.models.compute.backends import Backend
 from frl_repro.models.networks import new_network
 from frl_repro.settings.config import RunConfig
-from frl_repro.settings.methods import FRLConfig
+from frl_repro.settings.methods import FRLConfig, ValidationSettings
 from frl_repro.settings.schema import (
     DatasetConfig,
     FGSMConfig,
@@ -117,10 +117,10 @@ def objective(
     attack = config.attack if retrain is None else retrain.attack
     if isinstance(attack, NoAttackConfig):
         return objectives.Mixed(0)
-    beta = config.trades_beta
-    if beta is not None:
-        return objectives.Trades(beta=beta, is_joint=is_joint)
-    name = "mixed" if retrain is None else retrain.objective
+    name = config.objective
+    if name == "trades":
+        assert config.trades_beta is not None
+        return objectives.Trades(beta=config.trades_beta, is_joint=is_joint)
     if name == "mixed":
         return objectives.Mixed(attack.fraction)
     if name == "paired" and departures.scrambled_labels:
@@ -240,8 +240,10 @@ def steering(
     method = method_class(config.frl.name).of_runs(configs, num_classes=dataset.num_classes, device=device)
     images = None
     if method.sees_validation is not None:
-        validation, every = dataset.validation, config.frl.update_every
+        validation, looks = dataset.validation, config.frl
         assert validation is not None
+        assert isinstance(looks, FRLConfig | ValidationSettings)
+        every = looks.update_every
         images = ValidationImages(
             validation=validation,
             measure=_measurement(config, dataset, backend, device, what=method.sees_validation),
@@ -253,14 +255,14 @@ def steering(
 
 
 def num_steering_images(config: RunConfig, validation: Split) -> int:
-    """Return how many validation images a class policy asks for at a time; there may be fewer, then it takes all.
+    """Return how many validation images a method asks for at a time; there may be fewer, then it takes all.
 
     Raises
     ------
     UserError
         So few are asked for that a class may be missing.
     """
-    wanted = config.frl.num_validation
+    wanted: int | None = getattr(config.frl, "num_validation", None)  # of methods that look at validation images
     if wanted is None or wanted >= len(validation):
         return wanted or len(validation)
     # In a stratified order of n images in K classes, two of a class of c stand at most n / c + K places apart.
@@ -280,6 +282,7 @@ def _measurement(
 ) -> Measure:
     """Return how a method's validation images are measured: their class errors, or their `ClassStats`."""
     frl, departures = config.frl, config.departures
+    assert isinstance(frl, FRLConfig | ValidationSettings)
     attack = _policy_attack(frl, backend)
     epsilon = frl.epsilon
     assert epsilon is not None
@@ -326,5 +329,5 @@ def _measurement(
     return measure if what == "errors" else measure_losses
 
 
-def _policy_attack(frl: FRLConfig, backend: Backend) -> Callable[..., Tensor]:
+def _policy_attack(frl: FRLConfig | ValidationSettings, backend: Backend) -> Callable[..., Tensor]:
     return functools.partial(pgd, step_size=frl.step_size, num_steps=frl.num_steps, ascend=backend.ascend)  # type: ignore[arg-type]

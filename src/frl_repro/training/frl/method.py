@@ -216,6 +216,8 @@ class Method:
     ----------
     state : dict of str to Tensor
         All that has to be saved, each tensor with a leading run axis.
+    objective : str
+        The loss of a step (`RunConfig.objective`).
     """
 
     sees_validation: ClassVar[Literal["errors", "losses"] | None] = None
@@ -233,12 +235,14 @@ class Method:
         self.shape: tuple[int, ...] = (num_runs, num_classes)
         self.device = torch.device(device)
         self.state: dict[str, Tensor] = {}
+        self.objective = "mixed"
 
     @classmethod
     def of_runs(cls, configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> Method:
         """Return the method of runs that share all settings but those that each run may have for itself."""
         method = cls(num_runs=len(configs), num_classes=num_classes, device=device)
         method.configure([config.frl for config in configs])
+        method.objective = configs[0].objective
         method.state = method.start()
         return method
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from frl_repro.basics.errors import UserError
+from frl_repro.settings.methods import FRLConfig
 from frl_repro.training.frl import parts
 from frl_repro.training.frl.method import ErrorRates, Method, Plan, Weights, When
 
@@ -53,6 +54,7 @@ class Rules:
     def of_runs(cls, configs: Sequence[RunConfig], *, device: torch.device) -> Rules:
         """Return the rules of runs that differ in alphas and taus alone."""
         config, frl = configs[0], configs[0].frl
+        assert isinstance(frl, FRLConfig)
         tau = _by_run([config.tau for config in configs], device)
         if config.departures.ignored_tau_nat and "bndy" in tau:
             tau["nat"] = tau["bndy"]
