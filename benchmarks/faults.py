@@ -43,7 +43,7 @@ import torch._dynamo  # the optimiser imports it on its first use, which takes l
 from frl_repro.basics import run_folder
 from frl_repro.basics.errors import UserError, reason
 from frl_repro.basics.progress import bar, set_up_logging
-from frl_repro.commands import cli, collect
+from frl_repro.commands import cli, collect, jobs
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.evaluation import evaluate
@@ -610,7 +610,7 @@ KINDS: dict[str, Callable[[Bench, str, random.Random], None]] = {
 
 
 def _configs(arguments: Sequence[str]) -> list[RunConfig]:
-    return [config for config in cli.check_command_line(arguments, "config") if isinstance(config, RunConfig)]
+    return [config for config in jobs.check_command_line(arguments, "config") if isinstance(config, RunConfig)]
 
 
 def _files(folder: Path) -> dict[str, bytes]:

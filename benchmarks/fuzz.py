@@ -36,13 +36,14 @@ import torch
 from frl_repro.basics import paths, run_folder
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import bar
-from frl_repro.commands import cli, collect, plot, report, status
+from frl_repro.commands import cli, collect, jobs, plot, report, status
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.models import build_model, checkpoints, origin
 from frl_repro.results.tables import examples, outcomes, records
 from frl_repro.runs import experiment
-from frl_repro.settings import config
+from frl_repro.settings import config, lookup
+from frl_repro.settings.parse import parse
 
 _KEYS = {
     "inputs": "how many   [10000]",
@@ -111,7 +112,7 @@ def harmed(chance: random.Random, content: bytes) -> bytes:
 @functools.cache
 def _train_tokens() -> tuple[str, ...]:
     keys = [
-        *config.all_keys(config.RunConfig),
+        *lookup.all_keys(config.RunConfig),
         "retrain",
         "hydra.sweep.dir",
         "hydra/launcher",
@@ -184,9 +185,9 @@ class Fuzz:
         torch.save(self.model.state_dict(), folder / "model.pt")
         torch.save(small["model"], folder / "legacy.pt", _use_new_zipfile_serialization=False)
         self.valid = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        (composed,) = cli.check_command_line(["dataset=synthetic", "frl=reweight"], "config")
+        (composed,) = jobs.check_command_line(["dataset=synthetic", "frl=reweight"], "config")
         self.settings = config.to_dict(composed)
-        (self.one,) = cli.check_command_line(["dataset=synthetic"], "config")
+        (self.one,) = jobs.check_command_line(["dataset=synthetic"], "config")
         self.conf = folder / "conf"
         shutil.copytree(paths.CONFIG_DIR, self.conf)
         self.number = 0
@@ -301,7 +302,7 @@ def feed_settings(fuzz: Fuzz, chance: random.Random) -> None:
         if not part:
             break
     as_kind = chance.choice([config.RunConfig, config.EvaluateConfig])
-    fuzz.read("settings", lambda: _as_run(config.parse(settings, as_kind)), settings)
+    fuzz.read("settings", lambda: _as_run(parse(settings, as_kind)), settings)
 
 
 def _as_run(parsed: Any) -> None:
@@ -332,11 +333,11 @@ def feed_yaml(fuzz: Fuzz, chance: random.Random) -> None:
         line.append("--help")
     sys.argv = ["train.py", *line]
     try:
-        config.method_keys.cache_clear()
+        lookup.method_keys.cache_clear()
         fuzz.call("yaml", cli.main, (str(path.relative_to(fuzz.conf)), new))
     finally:
         path.write_bytes(before)
-        config.method_keys.cache_clear()
+        lookup.method_keys.cache_clear()
 
 
 def feed_table(fuzz: Fuzz, chance: random.Random) -> None:
@@ -461,7 +462,7 @@ class Fence:
 @contextlib.contextmanager
 def _prepared(folder: Path) -> Iterator[Fuzz]:
     """Turn the programs to this folder: no training, its own temporary files and settings."""
-    before = os.getcwd(), sys.argv, tempfile.tempdir, experiment.run_all, cli._config_dir, paths.CONFIG_DIR  # noqa: PTH109
+    before = os.getcwd(), sys.argv, tempfile.tempdir, experiment.run_all, paths.CONFIG_DIR  # noqa: PTH109
     sys.dont_write_bytecode = True
     scratch = folder / "tmp"
     scratch.mkdir()
@@ -469,15 +470,14 @@ def _prepared(folder: Path) -> Iterator[Fuzz]:
     (folder / "cache").mkdir(exist_ok=True)
     fuzz = Fuzz(folder)
     experiment.run_all = _no_training  # type: ignore[assignment]
-    cli._config_dir = lambda: fuzz.conf
-    config.CONFIG_DIR = fuzz.conf  # type: ignore[misc]
+    paths.CONFIG_DIR = lookup.CONFIG_DIR = fuzz.conf
     try:
         yield fuzz
     finally:
         os.chdir(before[0])
-        sys.argv, tempfile.tempdir, experiment.run_all, cli._config_dir = before[1:5]  # type: ignore[assignment]
-        config.CONFIG_DIR = before[5]  # type: ignore[misc]
-        config.method_keys.cache_clear()
+        sys.argv, tempfile.tempdir, experiment.run_all = before[1:4]  # type: ignore[assignment]
+        paths.CONFIG_DIR = lookup.CONFIG_DIR = before[4]
+        lookup.method_keys.cache_clear()
 
 
 def feed(num_inputs: int, seed: int, kinds: Sequence[str], folder: Path) -> tuple[Fuzz, Counter[str], set[str]]:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import bar
-from frl_repro.commands import cli, collect, status
+from frl_repro.commands import collect, jobs, status
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import run, usage_text, whole_number
 from frl_repro.results.tables import records
@@ -77,7 +77,7 @@ def alone(folder: Path) -> float:
     """Return the median seconds of a run in this process."""
     seconds = []
     for seed in range(_NUM_ALONE):
-        config = cli.configure(*TINY, f"seed={seed}", f"output_dir={folder}")
+        config = jobs.configure(*TINY, f"seed={seed}", f"output_dir={folder}")
         started = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()):
             experiment.run(config)

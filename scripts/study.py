@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.run_folder import CLASSWISE_FILE, DONE_FILE, RUN_FILE, SPLIT_FILE, WEIGHTS_FILE, read_object
-from frl_repro.commands.cli import configure
 from frl_repro.commands.helptext import program_name
+from frl_repro.commands.jobs import configure
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.results.registration import CELLS, COLUMNS, SEEDS, registered_runs
 from frl_repro.results.registration import STUDY as REGISTERED_STUDY

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from frl_repro.basics.errors import UserError
-from frl_repro.commands import cli
+from frl_repro.commands import cli, jobs
 from frl_repro.models import COMPUTATIONS, MODELS, build_model, checkpoints
 from frl_repro.models.loading import compare_data
 from frl_repro.models.origin import read_origin
@@ -277,7 +277,7 @@ def test_a_header_holds_data_and_settings_and_equal_runs_give_equal_bytes(monkey
     origin = read_origin(trained / "model.safetensors")
     assert origin["data"]["class_names"] == ["class 0", "class 1", "class 2"]
     assert origin["data"]["image_shape"] == [1, 32, 32]
-    config = cli.configure(*TINY, "dataset.split_seed=3")
+    config = jobs.configure(*TINY, "dataset.split_seed=3")
     assert origin["data"]["digest"] == experiment.load_dataset(config.dataset).digest
     assert origin["settings"]["model"] == {"name": "lenet5"}
     assert origin["settings"]["dataset"] == {
@@ -303,7 +303,7 @@ def test_nothing_need_be_retyped_and_a_folder_stands_for_its_weights(monkeypatch
     assert (code, table(out)) == (0, table(outputs[0]))
     code, out, err = evaluate(monkeypatch, capsys, "-m", "checkpoint=moved,alone.safetensors")
     assert (code, err, out.count("synthetic-lenet5-pgd-none-seed0")) == (0, "", 4)
-    config = cli.configure_evaluation("checkpoint=moved")
+    config = jobs.configure_evaluation("checkpoint=moved")
     assert isinstance(config, EvaluateConfig)
     assert (config.dataset.num_classes, config.dataset.split_seed) == (3, 3)
 
@@ -403,9 +403,9 @@ def test_a_checkpoint_of_own_images_is_measured_on_its_classes_alone(monkeypatch
 
 
 def test_classes_in_another_order_are_refused(trained):
-    data = experiment.load_dataset(cli.configure(*TINY).dataset)
+    data = experiment.load_dataset(jobs.configure(*TINY).dataset)
     object.__setattr__(data, "class_names", tuple(reversed(data.class_names)))
-    config = cli.configure(*TINY).dataset
+    config = jobs.configure(*TINY).dataset
     with pytest.raises(UserError, match="whose classes come in another order than those of dataset=synthetic"):
         compare_data(trained / "model.safetensors", data, config, setting="checkpoint")
 

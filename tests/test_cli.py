@@ -14,12 +14,15 @@ import pytest
 import torch
 
 import frl_repro
+from frl_repro.basics import paths
 from frl_repro.basics.errors import UserError
-from frl_repro.commands import cli, collect, plot, report, status
+from frl_repro.commands import cli, collect, jobs, plot, report, status
+from frl_repro.commands.running import Task
 from frl_repro.data import fashion_mnist
 from frl_repro.results.tables import records
 from frl_repro.results.tables.examples import read_examples
 from frl_repro.results.tables.outcomes import read_outcomes
+from frl_repro.settings.config import RunConfig
 from frl_repro.settings.lookup import path_keys
 from support import ROOT, TINY, call, run_script
 
@@ -123,8 +126,8 @@ def test_a_path_may_begin_with_the_home_folder_and_hold_any_character(line, monk
 )
 def test_every_key_that_takes_a_path_knows_the_home_folder(program, chosen, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    keys = {key for key in path_keys(cli._kind_of(program)) if not key.startswith("dataset.root") or chosen}
-    (config,) = cli.check_command_line([*chosen, *(f"{key}=~/x" for key in sorted(keys))], program)
+    keys = {key for key in path_keys(jobs.KINDS[program]) if not key.startswith("dataset.root") or chosen}
+    (config,) = jobs.check_command_line([*chosen, *(f"{key}=~/x" for key in sorted(keys))], program)
     flat = {**vars(config.keys), **{f"dataset.{name}": value for name, value in vars(config.dataset).items()}}
     assert {flat[key] for key in keys} == {str(tmp_path / "x")}
     assert {"checkpoint", "output_dir", "run_dir", "base_dir", "init_from", "other"} & set(flat) <= keys
@@ -134,13 +137,13 @@ def test_a_sweep_over_files_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a,b.pt").write_text("")
     for typed, names in (("~/a.pt,~/b.pt", ["a.pt", "b.pt"]), ("~/a,b.pt", ["a,b.pt"])):
-        configs = cli.check_command_line(["-m", "frl=reweight", f"init_from={typed}"], "config")
+        configs = jobs.check_command_line(["-m", "frl=reweight", f"init_from={typed}"], "config")
         assert [config.keys.init_from for config in configs] == [str(tmp_path / name) for name in names]
 
 
 def test_a_home_folder_that_nobody_has_is_one_line():
     with pytest.raises(UserError, match=r"~nobody-here/x: this home folder is not known here, write the path in full"):
-        cli.configure("output_dir=~nobody-here/x")
+        jobs.configure("output_dir=~nobody-here/x")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_beside_a_class_policy_a_line_says_whose_trainer_was_typed(line, monkeyp
 def test_a_job_that_another_process_did_shows_its_table(monkeypatch, capsys, in_tmp):
     assert call(monkeypatch, "run_dir=outputs/run", *TINY) == 0
     capsys.readouterr()
-    task = cli._guarded(None, str(in_tmp), num_jobs=2)
+    task = Task(print, str(in_tmp), [None, None], RunConfig)
     task.note([{"job": "seed=0", "output_dir": "outputs", "reason": "", "run": "run"}])
     task.note([{"job": "seed=1", "output_dir": "outputs", "reason": "no data", "run": None}])
     out = capsys.readouterr().out
@@ -180,26 +183,26 @@ def test_a_job_that_another_process_did_shows_its_table(monkeypatch, capsys, in_
 
 
 def test_settings_composed_from_python_are_those_of_the_command_line(monkeypatch, in_tmp):
-    config = cli.configure("dataset=synthetic", "frl=reweight", "alpha.nat=5", "attack.epsilon=${px:4}")
+    config = jobs.configure("dataset=synthetic", "frl=reweight", "alpha.nat=5", "attack.epsilon=${px:4}")
     assert (config.frl.name, config.alpha.nat, config.attack.epsilon) == ("reweight", 5.0, 4 / 255)
     assert call(monkeypatch, *TINY) == 0
     (folder,) = Path("outputs").iterdir()
-    assert cli.configure(*TINY).folder == Path("outputs") / folder.name
-    evaluation = cli.configure_evaluation(f"checkpoint={folder}/model.safetensors", "dataset=synthetic")
+    assert jobs.configure(*TINY).folder == Path("outputs") / folder.name
+    evaluation = jobs.configure_evaluation(f"checkpoint={folder}/model.safetensors", "dataset=synthetic")
     assert (evaluation.keys.checkpoint, evaluation.dataset.name) == (f"{folder}/model.safetensors", "synthetic")
 
 
 @pytest.mark.parametrize("line", ["alpha.natt=5", "alpha.nat=5", "frl=reweigth", "seed=0,1", "trainer.num_epochs=-1"])
 def test_settings_composed_from_python_are_refused_alike(line):
     with pytest.raises(UserError) as refused:
-        cli.configure(*line.split())
+        jobs.configure(*line.split())
     assert REFUSED[line] in str(refused.value)
 
 
 @pytest.mark.parametrize("flag", ["-m", "--help", "--cfg=job"])
 def test_flags_configure_no_run(flag):
     with pytest.raises(UserError, match=f"'{flag}' is a flag of the command line: only settings key=value"):
-        cli.configure(flag, "seed=0,1")
+        jobs.configure(flag, "seed=0,1")
 
 
 def test_a_truncated_image_file_is_refused_by_name_and_never_cached(monkeypatch, capsys, in_tmp):
@@ -383,7 +386,7 @@ def test_a_file_of_settings_that_cannot_be_read_is_named(content, arguments, mon
     shutil.copytree(ROOT / "conf", in_tmp / "conf")
     path = in_tmp / "conf" / "attack" / "pgd.yaml"
     path.write_bytes(content)
-    monkeypatch.setattr(cli, "_config_dir", lambda: in_tmp / "conf")
+    monkeypatch.setattr(paths, "CONFIG_DIR", in_tmp / "conf")
     if arguments == ["--help"] and content != b"\xb7":  # help shows comments and keys of what is no YAML as well
         assert call(monkeypatch, *arguments) == 0
         return

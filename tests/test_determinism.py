@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from frl_repro.commands import cli
+from frl_repro.commands import jobs
 from frl_repro.models.compute.native import lenet5 as native
 from frl_repro.runs import experiment
 from support import METHODS, call, contents
@@ -80,7 +80,7 @@ def test_what_is_measured_changes_no_weight_and_no_policy(method, tmp_path):
     own = [setting for setting in SHORT if not setting.startswith("seed")]
     more = [[], ["evaluation.num_steps=5", "evaluation.epsilons=[0.1]", "evaluation.num_validation=12"]]
     plain, measured = [
-        experiment.run(cli.configure(*own, *method, *settings, f"output_dir={tmp_path / str(number)}"))
+        experiment.run(jobs.configure(*own, *method, *settings, f"output_dir={tmp_path / str(number)}"))
         for number, settings in enumerate(more)
     ]
     assert plain.name != measured.name

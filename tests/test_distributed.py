@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import distributed_worker
 from distributed_worker import RETRAINING, SMALL
 from frl_repro.basics.errors import UserError
-from frl_repro.commands import cli
+from frl_repro.commands import cli, jobs
 from frl_repro.models.compute import distributed
 from frl_repro.models.compute.backends import TORCH
 from frl_repro.runs import experiment
@@ -69,7 +69,7 @@ def found(two):
 def one(tmp_path_factory):
     """The run's folder of one process, and that of the model it starts from."""
     torch.set_num_threads(1)
-    config = cli.configure(*RETRAINING, f"output_dir={tmp_path_factory.mktemp('one')}")
+    config = jobs.configure(*RETRAINING, f"output_dir={tmp_path_factory.mktemp('one')}")
     folder = experiment.run(config)
     return folder, config.base().folder
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from frl_repro.basics.errors import UserError, reason
-from frl_repro.commands import cli
+from frl_repro.commands import jobs
 from frl_repro.data import load_dataset
 from frl_repro.evaluation.measure import measure_checkpoint
 from frl_repro.models import checkpoints
@@ -54,7 +54,7 @@ def photos(root, *, classes=("a", "b"), num_train=10, num_test=3, seed=0):
 def on(root, *settings, epochs=1):
     """The settings of a small run on a folder of pictures."""
     data = ["dataset=image_folder", f"dataset.root={root}", "dataset.image_size=32"]
-    return cli.configure(*data, *SMALL, f"trainer.num_epochs={epochs}", *settings)
+    return jobs.configure(*data, *SMALL, f"trainer.num_epochs={epochs}", *settings)
 
 
 def with_keys(config, **keys):
@@ -347,7 +347,7 @@ def test_a_run_beside_the_store_serves_as_base_of_its_own_training_images_alone(
 
 def test_a_base_of_own_pictures_without_a_digest_serves_no_longer_but_one_of_known_data_does(tmp_path):
     photos(tmp_path / "photos")
-    synthetic = cli.configure(*SYNTHETIC, *RETRAIN)
+    synthetic = jobs.configure(*SYNTHETIC, *RETRAIN)
     for config, num_bases in ((retraining("photos"), 1), (synthetic, 0)):
         base = config.base()
         experiment.run(base)
@@ -382,7 +382,7 @@ def evaluation(root, *settings):
         chosen.append("evaluation.num_steps=1")
     data = ["dataset=image_folder", f"dataset.root={root}", "dataset.image_size=32"]
     where = ["checkpoint=run/model.safetensors", "output_dir=measured"]
-    return cli.configure_evaluation(*data, *where, *chosen, *settings)
+    return jobs.configure_evaluation(*data, *where, *chosen, *settings)
 
 
 def errors(folder):
@@ -532,7 +532,7 @@ def test_no_run_is_done_without_its_files(name, mended_by, disturbed):
 
 
 def test_of_runs_side_by_side_the_one_whose_folder_goes_ends_alone(tmp_path, monkeypatch):
-    configs = [cli.configure(*SYNTHETIC, "trainer.num_epochs=3", f"seed={seed}") for seed in (0, 1)]
+    configs = [jobs.configure(*SYNTHETIC, "trainer.num_epochs=3", f"seed={seed}") for seed in (0, 1)]
     save = checkpoints.save_state
 
     def save_and_remove(path, state):

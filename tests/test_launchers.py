@@ -1,6 +1,5 @@
 """Launchers: what they keep, jobs whose process dies and that are started again, scripts for SLURM."""
 
-import gc
 import importlib.util
 import inspect
 import json
@@ -12,18 +11,20 @@ import signal
 import subprocess
 import sys
 import time
-import weakref
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from frl_repro.basics import sameness
+from frl_repro.commands.jobs import Job
+from frl_repro.commands.running import Task
+from frl_repro.settings.config import RunConfig
 from hydra_plugins.frl import local, pool
 from support import ROOT, TINY, call, contents, run_script
 
@@ -45,7 +46,7 @@ class DyingPool(pool.PoolLauncher):
         self.log.append(("start", num_jobs))
 
     def submit(self, work):
-        handles = [one[1][0][0] for one in work]
+        handles = [one.jobs[0].shown for one in work]
         self.running |= set(handles)
         self.most = max(self.most, len(self.running))
         return handles
@@ -65,12 +66,26 @@ class DyingPool(pool.PoolLauncher):
         self.log.append(("stop", None))
 
 
+def job(number, **settings):
+    return Job([f"seed={number}"], [], {"output_dir": "o", **settings}, RunConfig)
+
+
+def of_nobody(*_):
+    raise AssertionError("composed once more")
+
+
+def set_up(launcher, task, **hydra):
+    """Set a launcher up as Hydra does; jobs that were checked must not be composed again."""
+    context = SimpleNamespace(config_loader=SimpleNamespace(load_sweep_config=of_nobody))
+    settings = {"hydra_logging": None, "verbose": False, "job": {"env_set": {}}, **hydra}
+    launcher.setup(hydra_context=context, task_function=task, config=OmegaConf.create({"hydra": settings}))
+    return launcher
+
+
 def launched(deaths, *, num_workers=None, retries=2, num_jobs=5):
     noted = []
-    launcher = DyingPool(deaths, num_workers=num_workers, retries=retries)
-    loader = SimpleNamespace(load_sweep_config=lambda *_: OmegaConf.create({"hydra": {}, "output_dir": "o"}))
-    task = SimpleNamespace(work=None, note=noted.extend)
-    launcher.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=task, config=OmegaConf.create())
+    task = SimpleNamespace(work=None, note=noted.extend, jobs=[job(number) for number in range(num_jobs)])
+    launcher = set_up(DyingPool(deaths, num_workers=num_workers, retries=retries), task)
     returned = launcher.launch([[f"seed={number}"] for number in range(num_jobs)], 0)
     assert len(returned) == num_jobs
     return launcher, noted
@@ -154,34 +169,40 @@ def test_programs_sweep_with_the_launcher_that_keeps_nothing_and_the_sweeper_tha
     assert own.sweeper._target_.endswith("CheckedSweeper")
 
 
-def test_settings_of_jobs_that_have_ended_are_not_kept(monkeypatch):
+def test_a_job_is_done_as_it_was_checked_and_nothing_of_it_is_kept():
     """A thousand jobs take no more memory than ten."""
-    jobs, kept = [], []
+    jobs = [job(number) for number in range(9)]
+    done = []
 
-    def job(*, config, task_function, **_):
-        kept.append(sum(past() is not None for past in jobs))
-        jobs.append(weakref.ref(config))
-        done = JobReturn(cfg=config, hydra_cfg=config, status=JobStatus.COMPLETED)
-        done.return_value = task_function(config)
-        return done
+    def together(batch):
+        done.extend((one.shown, os.environ["FRL_TEST_SET"]) for one in batch)
 
-    monkeypatch.setattr(local, "run_job", job)
-    loader = SimpleNamespace(load_sweep_config=lambda *_: OmegaConf.create({"hydra": {"job": {}}}))
-    config = OmegaConf.create({"hydra": {"hydra_logging": None, "verbose": False}})
-    launcher = local.SerialLauncher()
-    seen = []
-
-    def task(cfg):
-        seen.append(cfg.hydra.job.num)
-        gc.collect()
-
-    task.work = None
-    launcher.setup(hydra_context=SimpleNamespace(config_loader=loader), task_function=task, config=config)
-    returned = launcher.launch([[f"seed={number}"] for number in range(6)], 3)
-    assert seen == [3, 4, 5, 6, 7, 8]
-    assert max(kept) <= 1
-    assert [one.overrides for one in returned] == [[f"seed={number}"] for number in range(6)]
+    task = SimpleNamespace(work=None, together=together, jobs=jobs)
+    launcher = set_up(local.SerialLauncher(), task, job={"env_set": {"FRL_TEST_SET": 3}})
+    returned = launcher.launch([one.overrides for one in jobs[3:]], 3)
+    assert done == [(f"seed={number}", "3") for number in range(3, 9)]
+    assert "FRL_TEST_SET" not in os.environ
+    assert [one.overrides for one in returned] == [[f"seed={number}"] for number in range(3, 9)]
     assert all(one.cfg is None and one.hydra_cfg is None and one.return_value is None for one in returned)
+
+
+def test_a_job_that_another_sweeper_made_is_composed_by_the_launcher():
+    composed = OmegaConf.create({"hydra": {}, "seed": 7})
+    done = []
+    task = SimpleNamespace(work=None, together=done.extend, jobs=[job(0)], job=lambda *given: given)
+    launcher = set_up(local.FusedLauncher(), task)
+    launcher._context = SimpleNamespace(config_loader=SimpleNamespace(load_sweep_config=lambda *_: composed))
+    launcher.launch([["seed=7"]], 0)
+    assert done == [(["seed=7"], {"seed": 7})]
+
+
+def test_what_is_sent_to_another_process_is_the_job_and_no_other():
+    hydra = OmegaConf.create({"hydra": {}})
+    jobs = [replace(job(number), hydra=hydra) for number in range(3)]
+    task = Task(print, "scratch", jobs, RunConfig)
+    work, one = pickle.loads(pickle.dumps((task.work, jobs[1])))
+    assert work.__self__.jobs == []
+    assert (one.shown, one.composed, one.kind, one.hydra) == ("seed=1", {"output_dir": "o"}, RunConfig, None)
 
 
 @pytest.mark.bench
@@ -222,8 +243,8 @@ def test_the_script_for_sbatch_asks_for_what_was_set(slurm):
     }  # fmt: skip
     launcher = pool.SlurmLauncher(**settings)
     launcher.start(16)
-    jobs = [[(f"seed={number}", OmegaConf.create())] for number in range(16)]
-    launcher.submit([pool.Work(print, job, str(slurm), {}) for job in jobs])
+    jobs = [[job(number)] for number in range(16)]
+    launcher.submit([pool.Work(print, one, str(slurm), {}) for one in jobs])
     script = (slurm / "script").read_text()
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, flags=re.MULTILINE))
     assert asked["array"] == "0-15%8"
@@ -243,8 +264,8 @@ def test_a_dead_job_is_noticed_on_a_cluster_that_keeps_no_accounts(slurm, monkey
     settings = {key: value for key, value in pool.SLURM.items() if key != "_target_"} | {"folder": str(slurm / "jobs")}
     launcher = pool.SlurmLauncher(**settings)
     launcher.start(2)
-    jobs = [[(f"seed={number}", OmegaConf.create({"output_dir": "o"}))] for number in range(2)]
-    first, second = launcher.submit([pool.Work(print, job, str(slurm), {}) for job in jobs])
+    jobs = [[job(number)] for number in range(2)]
+    first, second = launcher.submit([pool.Work(print, one, str(slurm), {}) for one in jobs])
     queue = slurm / "queue"
 
     def have_ended():
@@ -271,12 +292,11 @@ def test_a_dead_job_is_noticed_on_a_cluster_that_keeps_no_accounts(slurm, monkey
 
 def test_a_job_is_not_done_by_another_program_than_the_one_that_was_checked(in_tmp):
     done = []
-    job = ("seed=1", OmegaConf.create({"output_dir": "o"}))
-    work = pool.Work(lambda jobs: done.extend(jobs) or [], [job], str(in_tmp), sameness.code())
+    work = pool.Work(lambda jobs: done.extend(jobs) or [], [job(1)], str(in_tmp), sameness.code())
     assert pool.do(work) == []
-    assert done == [job]
+    assert done == [job(1)]
     (outcome,) = pool.do(work._replace(code={**work.code, "torch": "1.13.1"}))
-    assert done == [job]
+    assert done == [job(1)]
     assert outcome["job"] == "seed=1"
     different = f"torch is {version('torch')} there and 1.13.1 here"
     assert f"is not like the machine of the command: {different}" in outcome["reason"]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from frl_repro.basics.paths import CONFIG_DIR
-from frl_repro.commands import cli, collect, plot
+from frl_repro.commands import cli, collect, jobs, plot
 from frl_repro.results.tables import records
 from frl_repro.settings.config import RunConfig, to_dict
 from frl_repro.settings.parse import parse
@@ -22,7 +22,7 @@ def config_of(*overrides):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    cli._register_resolvers()
+    jobs.register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return parse(OmegaConf.to_container(compose("config", list(overrides)), resolve=True), RunConfig)
 
@@ -36,7 +36,7 @@ def row(name, schedule="full", experiment="paper_table", **keys):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_variant_composes_as_one_command(experiment, schedule):
-    cli.check_command_line(["-m", f"experiment={experiment}", f"schedule={schedule}", "seed=0,1"], "config")
+    jobs.check_command_line(["-m", f"experiment={experiment}", f"schedule={schedule}", "seed=0,1"], "config")
 
 
 def test_the_sweep_is_the_papers_table_in_its_order():

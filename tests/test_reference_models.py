@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from frl_repro.commands.cli import configure_evaluation
+from frl_repro.commands.jobs import configure_evaluation
 from frl_repro.evaluation.measure import measure_checkpoint
 from frl_repro.models.origin import read_origin
 from frl_repro.results.tables import records

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from frl_repro.basics.errors import UserError
-from frl_repro.commands.cli import configure
+from frl_repro.commands.jobs import configure
 from frl_repro.results import registration
 from frl_repro.results.registration import CELLS, REGISTERED_FILE, SEEDS, registered_runs
 from frl_repro.results.report import verdicts

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from frl_repro.basics.folder_lock import held
-from frl_repro.commands import cli
+from frl_repro.commands import cli, jobs
 from frl_repro.commands.status import main
 from frl_repro.runs import sweeps
 from support import ROOT, TINY, call
@@ -192,7 +192,7 @@ def test_a_sweep_that_a_launcher_gives_up_is_one_line_and_its_list_stays_only_if
     assert errors.startswith("error: the launcher gave up: unexpected RuntimeError: a worker was killed")
     assert errors.count("\n") == 1
     assert not list(in_tmp.glob("outputs/*.json"))
-    (configs,) = {tuple(map(str, cli.check_command_line(["-m", "seed=0,1", *TINY], "config")[0].folder.parts))}
+    (configs,) = {tuple(map(str, jobs.check_command_line(["-m", "seed=0,1", *TINY], "config")[0].folder.parts))}
     Path(*configs).mkdir(parents=True)
     assert call(monkeypatch, "-m", "seed=0,1", "hydra/launcher=basic", *TINY) == 1
     assert len(list(in_tmp.glob("outputs/sweep-*.json"))) == 1

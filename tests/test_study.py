@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from frl_repro.commands.cli import check_command_line
+from frl_repro.commands.jobs import check_command_line
 from frl_repro.results.figures import FIGURES
 from frl_repro.results.registration import registered_runs
 from support import ROOT

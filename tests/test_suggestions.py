@@ -7,7 +7,7 @@ import pytest
 from frl_repro.basics import suggestions
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
-from frl_repro.commands import cli
+from frl_repro.commands import jobs
 from frl_repro.commands.keyvalue import parse_arguments
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
 from frl_repro.settings.lookup import all_keys
@@ -132,7 +132,7 @@ LINES = [
 @pytest.mark.parametrize(("program", "line", "answer"), LINES, ids=str)
 def test_a_mistyped_line_is_answered_with_what_was_meant(program, line, answer):
     with pytest.raises(UserError) as refused:
-        cli.check_command_line(shlex.split(line), program)
+        jobs.check_command_line(shlex.split(line), program)
     assert answer in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -63,13 +63,7 @@ def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -
     UserError
         A flag that is unknown, without its value, refused, or at odds with another; a setting with spaces in it.
     """
-    from hydra._internal.utils import get_args_parser  # noqa: PLC0415
-
-    parser = get_args_parser()
-    # A flag that is cut short is no flag: Hydra would read --multi as a sweep, and --exp as what is refused below.
-    parser.allow_abbrev = False
-    parser.error = _refuse  # type: ignore[method-assign]
-    given = parser.parse_intermixed_args(list(arguments))
+    given = _flags_of_hydra().parse_intermixed_args(list(arguments))
     if given.help:  # -hm and the like
         return CommandLine([], [], asks_for_help=True)
     for name, why in _REFUSED.items():
@@ -87,6 +81,32 @@ def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -
     _refuse_spaces(given.overrides)
     overrides = [_with_path(text, path_keys) for text in given.overrides]
     return CommandLine(_flags(given), overrides, is_sweep=given.multirun)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; settings are written key=value, e.g. seed=3 (--help lists them)")
+
+
+def _flags_of_hydra() -> argparse.ArgumentParser:
+    """Return a parser of the flags that Hydra documents (``--hydra-help``)."""
+    # A flag that is cut short is no flag: Hydra would read --multi as a sweep, and --exp as what is refused.
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    for short, name in (
+        ("-h", "--help"), ("-r", "--run"), ("-m", "--multirun"), ("-sc", "--shell-completion"), (None, "--hydra-help"),
+        (None, "--resolve"),
+    ):  # fmt: skip
+        parser.add_argument(*filter(None, (name, short)), action="store_true")
+    for short, name in (
+        ("-p", "--package"), ("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir"),
+        (None, "--experimental-rerun"),
+    ):  # fmt: skip
+        parser.add_argument(*filter(None, (name, short)))
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    about = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=about)
+    return parser
 
 
 def _refuse_spaces(texts: Sequence[str]) -> None:
@@ -108,8 +128,8 @@ def _refuse_spaces(texts: Sequence[str]) -> None:
 
 def _with_path(text: str, path_keys: Collection[str]) -> str:
     """Return a setting; the value of a path key quoted where Hydra would read signs in it, or cannot read it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
-    from hydra.errors import HydraException  # noqa: PLC0415
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     key, equals, value = text.partition("=")
     if not equals or key.lstrip("+") not in path_keys:
@@ -130,10 +150,6 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; settings are written key=value, e.g. seed=3 (--help lists them)")
-
-
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -149,5 +165,5 @@ def _completion(overrides: Sequence[str]) -> CommandLine:
 
 
 def _flags(given: argparse.Namespace) -> list[str]:
-    flags = [_flag(name) for name in ("run", "multirun", "resolve") if getattr(given, name)]
+    flags = [_flag(name) for name in ("multirun", "resolve") if getattr(given, name)]
     return [*flags, *(f"{_flag(n)}={v}" for n in ("cfg", "package", "info") if (v := getattr(given, n)) is not None)]

@@ -116,7 +116,7 @@ def whole_number(key: str, value: str, *, least: int = 1) -> int:
 
 def parse_epsilon(text: str) -> float:
     """Return a radius in pixel units from ``"8/255"`` or ``"0.03"``; UserError outside [0, 1]."""
-    from frl_repro.results.tables.records import parse_fraction  # noqa: PLC0415 (pandas is slow to import)
+    from frl_repro.results.tables.records import parse_fraction
 
     epsilon = parse_fraction(text)
     if not 0 <= epsilon <= 1:

@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from frl_repro.basics.paths import in_home
-from hydra_plugins.frl.composing import ComposingLauncher, Job, ended
+from hydra_plugins.frl.base import JobLauncher, ended
 
 RAY: dict[str, Any] = {
     "_target_": f"{__name__}.RayLauncher",
@@ -75,7 +75,7 @@ class Work(NamedTuple):
     ----------
     function : callable
         Takes a list of jobs, returns what became of them.
-    jobs : list of (str, DictConfig)
+    jobs : list of `frl_repro.commands.jobs.Job`
     folder : str
         To do it in.
     code : dict
@@ -83,7 +83,7 @@ class Work(NamedTuple):
     """
 
     function: Any
-    jobs: list[Job]
+    jobs: list[Any]
     folder: str
     code: dict[str, str]
 
@@ -117,13 +117,13 @@ def do_under_slurm(work: Work) -> list[dict[str, Any]]:
     return do(work)
 
 
-class PoolLauncher(ComposingLauncher):
+class PoolLauncher(JobLauncher):
     """Keeps jobs running until each has ended; what became of them, it hands to the task's ``note``."""
 
     def __init__(self, *, num_workers: int | None, retries: int) -> None:
         self._num_workers, self._retries = num_workers, retries
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs."""
         self._check()
         setup_globals()
@@ -132,7 +132,9 @@ class PoolLauncher(ComposingLauncher):
         from frl_repro.basics import sameness  # noqa: PLC0415
 
         code = sameness.code()
-        work = [Work(self._task.work, [job], str(Path.cwd()), code) for job in self._jobs(job_overrides)]
+        work = [
+            Work(self._task.work, [job], str(Path.cwd()), code) for job in self._jobs(job_overrides, initial_job_idx)
+        ]
         self.start(len(work))
         try:
             self._run(work)
@@ -164,7 +166,7 @@ class PoolLauncher(ComposingLauncher):
                     name = "" if isinstance(problem, ProcessDiedError) else f"{type(problem).__name__}: "
                     why = f"{name}{str(problem).strip().splitlines()[0]}"[:300]
                     if num_starts[index] <= self._retries:
-                        _say(f"the process of {work[index].jobs[0][0]} died ({why}): it is started again")
+                        _say(f"the process of {work[index].jobs[0].shown} died ({why}): it is started again")
                         waiting.append(index)
                         continue
                     outcomes = [_lost(work[index], f"its process died: {why}")]
@@ -347,8 +349,8 @@ class SlurmLauncher(PoolLauncher):
 
 def _lost(work: Work, why: str) -> dict[str, Any]:
     """Return what is noted of a job that was not done."""
-    ((job, config),) = work.jobs
-    return {"job": job, "output_dir": in_home(str(config.output_dir)), "reason": why, "run": None}
+    (job,) = work.jobs
+    return {"job": job.shown, "output_dir": in_home(str(job.composed["output_dir"])), "reason": why, "run": None}
 
 
 def _say(message: str) -> None:
