@@ -275,7 +275,7 @@ def test_help_shows_every_key_figure_and_examples(arguments, capsys):
         ("runs", "'runs' is not of the form key=value; keys are "),
         ("runs=", "runs= has no value; it takes: folder"),
         ("figure=2", "figure= is given twice"),
-        ("epsilon=abc", "'abc' is not a number"),
+        ("epsilon=abc", "epsilon=abc: 'abc' is not a number"),
         ("epsilon=8", "epsilon=8 is outside [0, 1]: give it in pixel units, for example 8/255"),
         ("epsilon=4/255", "no rows with epsilon=4/255; the tables have 16/255"),
         ("attack=pgd", "no rows with attack='pgd'; the tables have pgd-20"),
@@ -378,6 +378,7 @@ def test_shortened_names_stay_apart():
 
 def test_characters_that_no_font_has_are_one_line(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(style, "_fonts_with", lambda missing: ((), missing))
+    monkeypatch.setattr(style, "_told", set())
     names = ["猫", "犬", "Bag"]
     style.save(figure1(frame(make_rows("natural", names=names), make_rows("adversarial", names=names)),
                        epsilon=EPSILON), tmp_path, "figure")  # fmt: skip

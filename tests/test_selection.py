@@ -16,8 +16,9 @@ from frl_repro.results.figures.settings import settings_figure, settings_numbers
 from frl_repro.results.figures.tradeoff import tradeoff_figure, tradeoff_numbers
 from frl_repro.results.figures.trajectory import trajectory_figure, trajectory_numbers
 from frl_repro.results.tables import records, text_tables
-from frl_repro.results.tables.selection import BEFORE, best_setting, by_setting, select_where, summary
+from frl_repro.results.tables.selection import BEFORE, best_setting, by_setting, summary
 from frl_repro.results.tables.variants import with_variants
+from frl_repro.results.tables.where import select_where
 from support import EPSILON, NAMES, bars, make_rows
 
 BASE = [(440, 890), (40, 120), (30, 90)]  # Shirt, Bag, Trouser: wrong of 1,000, natural and robust

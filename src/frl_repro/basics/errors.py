@@ -18,8 +18,14 @@ class UserError(ValueError):
     """
 
 
-# What torch's allocator on the processor says (Linux and macOS, then Windows), and C++ below it.
-_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_alloc|bad allocation", re.IGNORECASE)
+# What torch's allocator on the processor says (Linux and macOS, then Windows), C++ below it, and oneDNN, which says no
+# more than that; what it does not support, it says of a "primitive descriptor".
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|bad_alloc|bad allocation|could not create a (primitive$|memory)",
+    re.IGNORECASE,
+)
+_NO_ROOM_FOR_LIBRARY = "failed to map segment"  # of the system's loader
+_NO_THREAD = "can't start new thread"
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
@@ -37,6 +43,10 @@ def reason(problem: Exception) -> str:
         text = f"{os.fsdecode(problem.filename) if problem.filename else 'input/output'}: {problem.strerror or problem}"
     elif is_out_of_memory(problem):
         text = "not enough memory for one step: give a smaller trainer.batch_size, or another device"
+    elif isinstance(problem, ImportError) and _NO_ROOM_FOR_LIBRARY in str(problem):
+        text = f"not enough memory to load {str(problem).partition(':')[0]}: raise the limit (ulimit -v), or free some"
+    elif isinstance(problem, RuntimeError) and _NO_THREAD in str(problem):
+        text = "no thread can be started: the limit of memory (ulimit -v) or of processes (ulimit -u) is reached"
     else:
         if os.environ.get(_TRACEBACK):
             traceback.print_exception(problem)

@@ -108,12 +108,15 @@ def recorded_sha256(folder: Path) -> dict[str, str]:
     Raises
     ------
     UserError
-        ``done.json`` is damaged.
+        ``done.json`` is damaged, or cannot be read.
     """
     path = folder / DONE_FILE
-    if not path.is_file():
+    if not path.exists():
         return {}
-    recorded: dict[str, str] = read_object(path).get("sha256", {})
+    try:
+        recorded: dict[str, str] = read_object(path).get("sha256", {})
+    except OSError as problem:  # a pipe, for example: the message names it, not the file that is about to be read
+        raise UserError(f"{path}: {problem.strerror}") from None
     return recorded
 
 
@@ -142,6 +145,25 @@ def check_file(path: Path, content: bytes | None = None) -> None:
         )
 
 
+def check_notes(folder: Path) -> dict[str, Any]:
+    """Return what ``done.json`` says of a finished run, when it is of the run that ``run.json`` is of.
+
+    Raises
+    ------
+    UserError
+        It is not.
+    OSError
+        One cannot be read.
+    """
+    done, run = read_object(folder / DONE_FILE), read_object(folder / RUN_FILE)
+    if any(name not in run or done.get(name) != run[name] for name in ("run_id", "config_hash")):
+        raise UserError(
+            f"{folder / DONE_FILE} is damaged, or of another run than {RUN_FILE}; "
+            f"delete the folder {folder} and repeat the run"
+        )
+    return done
+
+
 def check_finished(folder: Path) -> None:
     """Refuse a finished run of which a result file is missing or no longer as it was written.
 
@@ -150,8 +172,8 @@ def check_finished(folder: Path) -> None:
     UserError
         Naming the file.
     """
-    done, run = read_object(folder / DONE_FILE), read_object(folder / RUN_FILE)
-    if not done.get("sha256") or any(done.get(name) != run.get(name) for name in ("run_id", "config_hash")):
+    done = check_notes(folder)
+    if not done.get("sha256"):
         raise UserError(
             f"{folder / DONE_FILE} is damaged, or of another run than {RUN_FILE}; "
             f"delete the folder {folder} and repeat the run"

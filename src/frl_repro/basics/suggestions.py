@@ -148,6 +148,10 @@ def keys_named(word: str, keys: Sequence[str]) -> list[str]:
         Those in the place that the word names first; all of one place where there are any in it.
     """
     head, _, tail = word.lower().replace("-", "_").rpartition(".")
+    section = tail if head in _AROUND_SECTIONS else head.rpartition(".")[2]
+    if section in SECTIONS:  # alphas stand by themselves
+        inside = [key for key in keys if key.startswith(f"{section}.") and key.count(".") == 1]
+        return [key for key in inside if key == f"{section}.{tail}"] or inside
     names = [tail, *_KEYS.get(tail, [])]
     found = [key for name in names for key in keys if key.rpartition(".")[2] == name]
     if not head:  # alpha: one of alpha.nat, alpha.bndy
@@ -156,6 +160,7 @@ def keys_named(word: str, keys: Sequence[str]) -> list[str]:
 
 
 SECTIONS = ("alpha", "tau")  # parts that hold one number for each kind of error
+_AROUND_SECTIONS = ("frl", "retrain", *_PLACES_BY_OTHER_NAMES["frl."].split())  # where people look for them
 
 
 def keys_near(word: str, keys: Sequence[str]) -> list[str]:

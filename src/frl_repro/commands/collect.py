@@ -44,17 +44,19 @@ def _collect(given: dict[str, str]) -> str:
         attacks_of,
         main_evaluation,
         select_attack,
-        select_where,
         summary,
         with_bases,
     )
     from frl_repro.results.tables.variants import read_runs
+    from frl_repro.results.tables.where import classes_alone, select_where
 
     checkpoint = choice("checkpoint", given.get("checkpoint", "last"), _CHECKPOINTS)
     errors = [choice("errors", part.strip(), _ERRORS) for part in given.get("errors", "natural,robust").split(",")]
     top = whole_number("top", given["top"]) if "top" in given else None
     wanted = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
-    df = select_where(read_runs(find_tables(given.get("runs", "outputs"))), given.get("where", ""))
+    all_rows = read_runs(find_tables(given.get("runs", "outputs")))
+    df = select_where(all_rows, given.get("where", ""))
+    classes = classes_alone(all_rows, df)
     df = select_checkpoint(df, checkpoint)
     if "attack" in given:
         df = select_attack(df, given["attack"])
@@ -77,9 +79,12 @@ def _collect(given: dict[str, str]) -> str:
             title = f"{dataset}, {model}, " if len(groups) > 1 else ""
             title += f"{attack.upper()}, " if len(attacks) > 1 else ""
             title += "best checkpoint by validation, " if checkpoint == "best" else ""
-            text += _summaries(with_bases(runs), epsilon, title=title, errors=errors, top=top)
+            title += f"classes {classes} alone, " if classes else ""
+            text += _summaries(with_bases(runs), epsilon, title=title, errors=errors, top=top, classes=classes)
             text += [f"{note}\n"] if note else []
     if "out" in given:
+        if not collected:
+            raise UserError(f"out={given['out']}: nothing to write. {' '.join(part.strip() for part in text)}")
         path = Path(in_home(given["out"]))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_frame(path, pd.concat(collected, ignore_index=True))
@@ -87,36 +92,40 @@ def _collect(given: dict[str, str]) -> str:
     return "\n".join(text)
 
 
-def _summaries(points: DataFrame, epsilon: float, *, title: str, errors: Sequence[str], top: int | None) -> list[str]:
+def _summaries(
+    points: DataFrame, epsilon: float, *, title: str, errors: Sequence[str], top: int | None, classes: str
+) -> list[str]:
     """What is said of one data set and model: a table of each split, and of each method the choice and the grid."""
     from frl_repro.results.tables.records import format_epsilon
-    from frl_repro.results.tables.selection import by_setting, setting_columns
+    from frl_repro.results.tables.selection import by_setting, choice_rows, setting_columns
 
     text = []
     after = points[points["when"] == "after"]
     for split in sorted(after["split"].unique()):
         part = by_setting(points[points["split"] == split])
         what = f"{title}{split} split, epsilon {format_epsilon(epsilon)}, errors in percent, mean (sd) over seeds"
-        text.append(_table(part, title=what, errors=errors, top=top))
-    retrained = after[(after["split"] == "validation") & (after["recipe"] != "")]
-    for _, candidates in retrained.groupby("method"):
+        text.append(_table(part, title=what, errors=errors, top=top, is_of_some_classes=bool(classes)))
+    for _, of_method in after[after["recipe"] != ""].groupby("method"):
+        candidates = choice_rows(of_method)
+        if candidates.empty:
+            continue
         if len(candidates.drop_duplicates(setting_columns(candidates))) > 1:
-            text.append(_choice(candidates))
-        text += [grid for axes in _GRIDS for grid in _grids(candidates, axes)]
+            text.append(_choice(candidates, of=f", by classes {classes} alone" if classes else ""))
+        text += [grid for axes in _GRIDS for grid in _grids(candidates, axes, classes)]
     return text
 
 
-def _choice(candidates: DataFrame) -> str:
+def _choice(candidates: DataFrame, *, of: str) -> str:
     """The setting that each criterion prefers, on the seeds that all settings have."""
     from frl_repro.basics.errors import UserError
-    from frl_repro.results.tables.selection import CRITERIA, best_settings, on_shared_seeds, setting_name
+    from frl_repro.results.tables.selection import CRITERIA, best_settings, choice_split, on_shared_seeds, setting_name
 
-    method = candidates["method"].iloc[0]
+    best_of = f"best {candidates['method'].iloc[0]} by {choice_split(candidates)}{of}"
     try:
         seeds = sorted(on_shared_seeds(candidates)["seed"].unique())
     except UserError as problem:
-        return f"best {method} by validation: {problem}\n"
-    lines = [f"best {method} by validation (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}):"]
+        return f"{best_of}: {problem}\n"
+    lines = [f"{best_of} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}):"]
     for criterion in CRITERIA:
         best = best_settings(candidates, criterion)
         tied = f" (and {len(best) - 1} more that tie)" if len(best) > 1 else ""
@@ -124,7 +133,7 @@ def _choice(candidates: DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(part: DataFrame, *, title: str, errors: Sequence[str], top: int | None) -> str:
+def _table(part: DataFrame, *, title: str, errors: Sequence[str], top: int | None, is_of_some_classes: bool) -> str:
     from frl_repro.results.tables.selection import setting_name
     from frl_repro.results.tables.text_tables import aligned, worst_and_best
 
@@ -134,7 +143,8 @@ def _table(part: DataFrame, *, title: str, errors: Sequence[str], top: int | Non
         part = part.iloc[[*shown[0], *shown[1]]]
     columns = [["setting", *(setting_name(row) for _, row in part.iterrows())]]
     columns.append(["seeds", *(str(n) for n in part["num_seeds"])])
-    for name, label in (("overall", "overall"), ("worst_class", "worst class")):
+    heads = ("these classes", "worst of these") if is_of_some_classes else ("overall", "worst class")
+    for name, label in zip(("overall", "worst_class"), heads, strict=True):
         for quantity in errors:
             mean, sd = part[f"{name}_{quantity}_error"], part[f"{name}_{quantity}_error_sd"]
             cells = [
@@ -145,8 +155,8 @@ def _table(part: DataFrame, *, title: str, errors: Sequence[str], top: int | Non
     return f"{title}\n{aligned(columns)}\n"
 
 
-def _grids(candidates: DataFrame, axes: tuple[str, str]) -> list[str]:
-    """The worst-class errors on validation as tables, one for each setting of the rest, where two alphas vary.
+def _grids(candidates: DataFrame, axes: tuple[str, str], classes: str) -> list[str]:
+    """The worst-class errors of the choice as tables, one for each setting of the rest, where two alphas vary.
 
     On the seeds that all settings have; none where there is no such seed.
     """
@@ -160,15 +170,16 @@ def _grids(candidates: DataFrame, axes: tuple[str, str]) -> list[str]:
     rest = [name for name in setting_columns(complete) if name not in axes]
     groups = complete.groupby(rest, dropna=False)
     varying = [name for name in rest if complete[name].nunique(dropna=False) > 1]
+    some = f", classes {classes} alone" if classes else ""
     return [
-        _grid(part, axes, of="".join(f", {name} {part[name].iloc[0]}" for name in varying))
+        _grid(part, axes, of="".join(f", {name} {part[name].iloc[0]}" for name in varying) + some)
         for _, part in groups
         if min(part[name].nunique() for name in axes) > 1
     ]
 
 
 def _grid(part: DataFrame, axes: tuple[str, str], *, of: str) -> str:
-    from frl_repro.results.tables.selection import by_setting
+    from frl_repro.results.tables.selection import by_setting, choice_split
     from frl_repro.results.tables.text_tables import aligned
 
     row_name, column_name = axes
@@ -178,7 +189,7 @@ def _grid(part: DataFrame, axes: tuple[str, str], *, of: str) -> str:
         columns = [[f"{row_name} \\ {column_name}", *(f"{value:g}" for value in pivot.index)]]
         for value in pivot.columns:
             columns.append([f"{value:g}", *(f"{100 * v:.1f}" if not math.isnan(v) else "-" for v in pivot[value])])
-        text.append(f"worst-class {quantity} error in percent, validation split{of}\n{aligned(columns)}\n")
+        text.append(f"worst-class {quantity} error in percent, {choice_split(part)} split{of}\n{aligned(columns)}\n")
     return "\n".join(text)
 
 

@@ -118,7 +118,10 @@ def parse_epsilon(text: str) -> float:
     """Return a radius in pixel units from ``"8/255"`` or ``"0.03"``; UserError outside [0, 1]."""
     from frl_repro.results.tables.records import parse_fraction
 
-    epsilon = parse_fraction(text)
+    try:
+        epsilon = parse_fraction(text)
+    except UserError as problem:
+        raise UserError(f"epsilon={text}: {problem}") from None
     if not 0 <= epsilon <= 1:
         raise UserError(f"epsilon={text} is outside [0, 1]: give it in pixel units, for example 8/255")
     return epsilon

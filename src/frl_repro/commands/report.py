@@ -161,7 +161,7 @@ def _pictures(
     from frl_repro.results.figures.style import save
     from frl_repro.results.report.page import Picture, alt_text, svg_of
     from frl_repro.results.tables.records import write_frame
-    from frl_repro.results.tables.selection import select_where
+    from frl_repro.results.tables.where import select_where
 
     pictures: list[Picture] = []
     written: list[Path] = []

@@ -17,6 +17,7 @@ from frl_repro.basics.run_folder import (
     RUN_FILE,
     STATE_FILE,
     check_finished,
+    check_notes,
     read_object,
     state_header,
     walk,
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(given: dict[str, str]) -> tuple[str, int]:
     text = given.get("runs", "outputs")
-    folders = [Path(in_home(part)) for part in ([text] if Path(text).exists() else text.split(","))]
+    folders = [Path(in_home(part.strip())) for part in ([text] if Path(in_home(text)).exists() else text.split(","))]
     show = choice("show", given.get("show", "open"), ("open", "all", "none"))
     verify = choice("verify", given.get("verify", "false"), ("true", "false")) == "true"
     for folder in folders:
@@ -136,8 +137,7 @@ def _run_in(folder: Path, files: Sequence[str], *, verify: bool) -> _Run | None:
         changed = max(_changed(folder / name) for name in ["", *files] if name != LOCK_FILE)  # it is renewed anyway
         num_epochs = _num_epochs(recorded)
         if DONE_FILE in files:
-            if verify:
-                check_finished(folder)
+            check_finished(folder) if verify else check_notes(folder)
             return _Run(folder, "done", f"{num_epochs}/{num_epochs}", changed)
         name = STATE_FILE if STATE_FILE in files else PREVIOUS_STATE_FILE
         epoch: object = 0

@@ -22,8 +22,8 @@ def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     channels, height, width = image_shape
     if (height, width) != (LENET5_IMAGE_SIZE, LENET5_IMAGE_SIZE):
         raise UserError(
-            f"model=lenet5 takes 32x32 images, the data set has {height}x{width}: give model=preact_resnet18, or for "
-            f"images of your own dataset.image_size={LENET5_IMAGE_SIZE}"
+            f"model=lenet5 takes 32x32 images, the data set has {height}x{width}: for images of your own give "
+            f"dataset.image_size={LENET5_IMAGE_SIZE} (they are resized), or model=preact_resnet18, which takes any size"
         )
     return LeNet5(num_classes=num_classes, in_channels=channels)
 

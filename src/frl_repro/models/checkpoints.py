@@ -61,9 +61,9 @@ def load_weights(path: Path, model: nn.Module, *, key: str | None = None, settin
     Raises
     ------
     UserError
-        The file is missing, is not a checkpoint, holds other shapes, or values that are not finite, negative variances
-        or standard deviations that are not above 0; or it belongs to a finished run and is no longer as it was
-        written.
+        The file is missing, is not a checkpoint, holds other shapes, whole numbers or booleans in place of weights, or
+        values that are not finite, negative variances or standard deviations that are not above 0; or it belongs to a
+        finished run and is no longer as it was written.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
@@ -81,7 +81,10 @@ def load_weights(path: Path, model: nn.Module, *, key: str | None = None, settin
 
 
 def _checked(tensor: Tensor, kind: torch.dtype, where: str, *, is_of: str) -> Tensor:
-    """Return a tensor in the model's precision, where it is ``is_of``; UserError where its values are of no use."""
+    """Return a tensor in the model's precision, where it is ``is_of``; UserError where it cannot be that."""
+    # Mean and standard deviation of images may well be whole numbers; weights are only when something was done to them.
+    if kind.is_floating_point and not tensor.is_floating_point() and not is_of.startswith(NORMALISATION):
+        raise UserError(f"{where} holds no weights but values of type {str(tensor.dtype).removeprefix('torch.')}")
     values = tensor.to(kind)
     if not torch.isfinite(values).all():
         raise UserError(f"{where} holds values that are not finite")

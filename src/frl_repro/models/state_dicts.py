@@ -281,6 +281,11 @@ def torch_load(source: Path | io.BytesIO, *, name: Path, what: str) -> Any:
 
 def _cause(problem: Exception) -> str:
     """Return which object of other code PyTorch's reader refused; nothing where it does not say."""
+    if "TorchScript" in str(problem):
+        return (
+            " (it is a TorchScript archive, and reading that runs code: where it was made, save the weights alone with "
+            "torch.save(torch.jit.load(path).state_dict(), path))"
+        )
     found = re.search(r"(?:Unsupported|unsupported) (?:global: )?GLOBAL ([\w.]+)", str(problem))
     if found is None:
         return ""

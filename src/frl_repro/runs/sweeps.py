@@ -10,15 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from frl_repro.basics import readback
 from frl_repro.basics.atomic import write_text
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.folder_lock import held
+from frl_repro.basics.regular_files import read_bytes
+from frl_repro.basics.run_folder import DONE_FILE
 
 FAILED_FILE = "failed.json"
 PLAN_PATTERN = "sweep-*.json"
@@ -51,7 +56,7 @@ def planned(runs: Sequence[tuple[str, Path]], *, command: str) -> Iterator[None]
     command : str
         The command line.
     """
-    plans = []
+    plans: dict[Path, str] = {}
     made = [Path(output_dir) for output_dir in {of for of, _ in runs} if not Path(output_dir).exists()]
     for output_dir in sorted({output_dir for output_dir, _ in runs}):
         names = sorted({relative(folder, output_dir) for of, folder in runs if of == output_dir})
@@ -59,19 +64,29 @@ def planned(runs: Sequence[tuple[str, Path]], *, command: str) -> Iterator[None]
         path = Path(output_dir) / PLAN_PATTERN.replace("*", digest)
         # A list is a convenience: where it cannot be written, the jobs say what they themselves cannot do.
         with suppress(OSError):
-            write_text(path, json.dumps({"command": command, "runs": names}, indent=2) + "\n")
-            plans.append(path)
+            # The process is for telling the lists of two that were started with the same runs apart.
+            plan = {"command": command, "process": f"{platform.node()} {os.getpid()}", "runs": names}
+            plans[path] = json.dumps(plan, indent=2) + "\n"
+            write_text(path, plans[path])
     try:
         yield
     except (Exception, SystemExit):
         if any(folder.exists() for _, folder in runs):
             raise
-        _remove(plans)  # nothing was begun that could be taken up again
+        # Nothing was begun that could be taken up again, but by another process that has written the list anew.
+        _remove([path for path, text in plans.items() if _text_of(path) == text])
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
         raise
     _remove(plans)
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return read_bytes(path).decode()
+    except (OSError, ValueError):
+        return None
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -89,7 +104,10 @@ def relative(folder: Path, output_dir: str | Path) -> str:
 
 
 def note_failures(outcomes: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``failed.json`` of each output folder anew, and remove it where nothing failed.
+    """Bring ``failed.json`` of each output folder up to date, and remove it where nothing is left in it.
+
+    What other sweeps have noted there stays, but for runs of this one, those that are done since, and those of which
+    there is no folder.
 
     Parameters
     ----------
@@ -104,15 +122,29 @@ def note_failures(outcomes: Iterable[Mapping[str, Any]]) -> None:
     outcomes = list(outcomes)
     for folder in sorted({outcome["output_dir"] for outcome in outcomes}):
         path = Path(folder) / FAILED_FILE
+        of_folder = [outcome for outcome in outcomes if outcome["output_dir"] == folder]
         entries = [
-            {name: outcome[name] for name in ("job", "reason", "run")}
-            for outcome in outcomes
-            if outcome["reason"] and outcome["output_dir"] == folder
+            {name: outcome[name] for name in ("job", "reason", "run")} for outcome in of_folder if outcome["reason"]
         ]
-        if entries:
-            write_text(path, json.dumps(entries, indent=2) + "\n")
-        elif path.exists():
-            path.unlink()
+        if not entries and not path.parent.is_dir():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with held(path.parent, wait=True):  # two sweeps may end at the same time
+            others = _failures_of_others(path, {outcome["run"] for outcome in of_folder})
+            if others or entries:
+                write_text(path, json.dumps([*others, *entries], indent=2) + "\n")
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _failures_of_others(path: Path, runs: Collection[str | None]) -> list[dict[str, Any]]:
+    """Return the failures in a list that still stand, but for those of ``runs``."""
+    try:
+        noted = read_list(path)
+    except (UserError, OSError):  # none, or of no use to anybody
+        return []
+    folders = [(entry, path.parent / entry["run"]) for entry in noted if entry.get("run") not in (None, *runs)]
+    return [entry for entry, folder in folders if folder.is_dir() and not (folder / DONE_FILE).exists()]
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from frl_repro.results.figures.class_bars import Series, describe, draw_class_pa
 from frl_repro.results.figures.style import GREEN, GREY
 from frl_repro.results.tables.selection import (
     before_and_after,
+    choice_rows,
     main_setting,
     one_setting,
     one_value,
@@ -29,7 +30,7 @@ _LINE_STYLES = {"before": (0, (4, 2)), "after": (0, (1, 1))}
 
 
 def main_rows(df: DataFrame, *, method: str, epsilon: float, attack: str | None) -> tuple[DataFrame, str]:
-    """Rows of the method's setting to show, and a line that says which; all rows where validation cannot choose one.
+    """Rows of the method's setting to show, and a line that says which; all rows where no images can choose one.
 
     Raises
     ------
@@ -38,10 +39,10 @@ def main_rows(df: DataFrame, *, method: str, epsilon: float, attack: str | None)
     """
     rows = df[df["method"] == method]
     one_value(rows, "dataset", "model")
-    validation = rows[rows["split"] == "validation"]
-    if validation.empty:
+    choosing = choice_rows(rows)
+    if choosing.empty:
         return rows, ""
-    runs = summary(validation, epsilon=epsilon, attack=attack)
+    runs = summary(choosing, epsilon=epsilon, attack=attack)
     return main_setting(rows, runs[runs["when"] == "after"], "worst_class_robust_error")
 
 

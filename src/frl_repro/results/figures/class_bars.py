@@ -143,6 +143,16 @@ class _Classes:
         )
         return errors.groupby(["place", "run_id"], sort=False)["value"].mean().reset_index()
 
+    def are_worst(self, series: Series) -> list[bool]:
+        """Which rows are the worst class of a series, of all its classes: a row that stands for several is none."""
+        by_class = series.rows.groupby("class_id")[f"{series.quantity}_error"].mean()
+        worst = {
+            int(class_id)
+            for class_id, is_one in zip(by_class.index, is_worst(by_class.tolist()), strict=True)
+            if is_one
+        }
+        return [len(ids) == 1 and ids[0] in worst for ids in self.rows]
+
 
 def describe(parts: Sequence[DataFrame], *, epsilon: float, first_line: str = "") -> str:
     """The caption of a figure: split, attack, radius, number of seeds of its parts."""
@@ -200,7 +210,7 @@ def _draw_panel(axes: Axes, pair: Sequence[Series], classes: _Classes) -> int:
             float(series.numbers()["mean"].iloc[-1]), color="black", linewidth=0.7, linestyle=series.line_style
         )
         # At the foot of the bar, where a star has room even beside an error of 1.
-        worst = position[is_worst(mean.tolist())]
+        worst = position[classes.are_worst(series)]
         axes.add_line(_stars(np.full(len(worst), 0.05), worst))
         num_stars += len(worst)
     axes.set_xlim(0, 1)

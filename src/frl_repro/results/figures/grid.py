@@ -14,6 +14,8 @@ from frl_repro.results.tables.records import format_epsilon
 from frl_repro.results.tables.selection import (
     best_settings,
     by_setting,
+    choice_rows,
+    choice_split,
     of_setting,
     on_shared_seeds,
     one_value,
@@ -37,14 +39,15 @@ _COMMAND = "python train.py -m frl=reweight sweep=alpha_grid"
 def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
     """Worst-class errors on the test split over the grid of step lengths, means over seeds.
 
-    A frame marks the setting that validation prefers by the sum of both worst-class errors; of a tie each one.
+    A frame marks the setting that selection images (else validation images, see `choice_rows`) prefer by the sum of
+    both worst-class errors; of a tie each one.
 
     Raises
     ------
     UserError
         As `grid_numbers`.
     """
-    numbers = grid_numbers(df, epsilon=epsilon, attack=attack)
+    numbers, split = _numbers(df, epsilon=epsilon, attack=attack)
     rows, columns = _axes(numbers)
     with paper_style():
         side = 0.32 * max(numbers[rows].nunique(), 2)
@@ -60,12 +63,12 @@ def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
         num_best = int(numbers["is_chosen"].sum())
         said = f"frames: {num_best} tied" if num_best > 1 else "frame: chosen"
         said = "no frame: all tied" if num_best == len(numbers) else said
-        figure.suptitle(wrapped(f"{what}\n{said} on validation (sum of both)"), fontsize=6.5)
+        figure.suptitle(wrapped(f"{what}\n{said} on {split} (sum of both)"), fontsize=6.5)
     return figure
 
 
 def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:
-    """One row a setting: worst-class errors on the test split, seeds, and whether validation prefers it, alone or not.
+    """One row a setting: worst-class errors on the test split, seeds, and whether it is chosen, alone or not.
 
     Only seeds that every setting has are used.
 
@@ -73,8 +76,13 @@ def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFr
     ------
     UserError
         The tables hold no method, or several, with a grid of two alphas; several data sets, recipes or variants; no
-        seed that all settings share; or no validation rows to choose by.
+        seed that all settings share; or no rows of another split to choose by.
     """
+    return _numbers(df, epsilon=epsilon, attack=attack)[0]
+
+
+def _numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> tuple[DataFrame, str]:
+    """The numbers, and the split that the setting was chosen on."""
     runs = summary(df[df["recipe"] != ""], epsilon=epsilon, attack=attack) if (df["recipe"] != "").any() else None
     if runs is None:
         raise UserError(f"the tables hold no retraining: run `{_COMMAND}`")
@@ -86,13 +94,13 @@ def grid_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFr
     after = after[after["method"] == varied[0]]
     one_value(after, *(name for name in setting_columns(after) if name not in _LABELS))
     after = on_shared_seeds(after)
-    validation = after[after["split"] == "validation"]
-    if validation.empty:
+    choosing = choice_rows(after)
+    if choosing.empty:
         raise UserError("the tables have no validation rows to choose a setting by")
-    best = best_settings(validation, _CRITERION)
+    best = best_settings(choosing, _CRITERION)
     numbers = by_setting(after[after["split"] == "test"])
     numbers["is_chosen"] = np.any([of_setting(numbers, row) for _, row in best.iterrows()], axis=0)
-    return numbers
+    return numbers, choice_split(choosing)
 
 
 def _axes(numbers: DataFrame) -> tuple[str, str]:

@@ -68,6 +68,10 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None, top: i
                 name = f"{which}_{quantity}_error"
                 if numbers["setting"].str.startswith(BEFORE).sum() == 1:
                     axes.axvline(numbers[name].iloc[0], color=colour, linewidth=0.6, linestyle=(0, (4, 2)))
+                if which == "worst_class":  # all classes alike: the mark of their mean is seen around that of the worst
+                    same = numbers[numbers[name] == numbers[f"overall_{quantity}_error"]]
+                    if not same.empty:
+                        axes.plot(same[name], list(same.index), "o", color=_WHICH["overall"][1], markersize=7)
                 axes.plot(numbers[name], range(len(numbers)), marker, color=colour, markersize=4, label=label)
                 axes.plot(
                     single[name],
@@ -81,6 +85,10 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None, top: i
             axes.set_title(title)
             axes.set_xlabel("Error")
             axes.margins(x=0.1)
+            (least, most), ticks = axes.get_xlim(), axes.get_xticks()
+            if any(least <= tick <= most and not 0 <= tick <= 1 for tick in ticks):  # around errors that are all 0 or 1
+                axes.set_xticks([tick for tick in ticks if 0 <= tick <= 1])
+                axes.set_xlim(least, most)
             axes.tick_params(axis="y", length=0)
         panels[0].set_yticks(range(len(numbers)), labels)
         panels[0].set_ylim(len(numbers) - 0.5, -0.5)

@@ -100,12 +100,13 @@ def wrapped(text: str, length: int = _LINE_LENGTH) -> str:
 
 def shortened(names: Sequence[str], length: int = _MAX_LABEL_LENGTH) -> list[str]:
     """Return labels of at most ``length`` columns for different names, different as well."""
-    names = [printable(name).replace("\n", "\\n") for name in names]
-    labels = {name: name if display_width(name) <= length else _cut(name, length) for name in names}
+    # Two names may look alike once control characters are shown by their codes.
+    texts = {name: printable(name).replace("\n", "\\n") for name in names}
+    labels = {name: _cut(text, length) for name, text in texts.items()}
     for label in set(labels.values()):
         alike = [name for name, of_name in labels.items() if of_name == label]
         if len(alike) > 1:
-            labels |= dict(zip(alike, _cut_where_they_differ(alike, length), strict=True))
+            labels |= dict(zip(alike, _cut_where_they_differ([texts[name] for name in alike], length), strict=True))
     taken: dict[str, int] = {}
     for name, label in labels.items():  # a number where even that is not enough
         taken[label] = taken.get(label, 0) + 1
@@ -116,6 +117,8 @@ def shortened(names: Sequence[str], length: int = _MAX_LABEL_LENGTH) -> list[str
 
 def _cut(name: str, length: int) -> str:
     """A name without its middle: long names of one data set tend to differ at either end ("class 1", "class 2")."""
+    if display_width(name) <= length:
+        return name
     head, tail = 1, 0
     while display_width(name[:head] + name[len(name) - tail :]) < length - 1:
         head, tail = (head + 1, tail) if head <= tail else (head, tail + 1)
@@ -162,12 +165,16 @@ def _with_glyphs(figure: Figure) -> None:
     for text in texts:
         if missing & set(text.get_text()):
             text.set_fontfamily([_FONT, *families])
-    if without:
+    if without and without not in _told:
+        _told.add(without)
         LOGGER.warning(
             "no installed font has %s: boxes stand for them in figures; install one that has, for example "
             "fonts-noto-cjk for Chinese, Japanese and Korean",
             " ".join(sorted(without)),
         )
+
+
+_told: set[frozenset[str]] = set()  # characters that a line was said about: a report draws many figures
 
 
 @cache

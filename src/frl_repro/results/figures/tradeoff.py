@@ -26,17 +26,24 @@ from frl_repro.results.tables.records import format_epsilon
 from frl_repro.results.tables.selection import setting_name, summary, with_bases
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
 _COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, PURPLE)
 _MARKERS = "osD^vPX"  # one more than colours: their pairs repeat late
 _MAX_LABELLED = 4  # settings of a method with a label each; a grid of more is labelled as a whole
 _LEGEND_COLUMNS, _LEGEND_ROW, _LEGEND_LENGTH = 2, 0.16, 32  # inches a row, characters a line
+_MARKER_SIZE, _RING_WIDTH = 4, 3  # points
+_LEAST_SPAN = 1.0  # percent that an axis shows at least
 _COLUMNS = ("method", "recipe", "alpha_nat", "alpha_bndy", "alpha_margin", "seed", "run_id")
 
 
 def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
     """One point a run on the test split: right and up is better; models before retraining are circles.
+
+    Where runs of several settings have the same accuracies, those drawn first are larger: they are seen around the
+    others.
 
     Raises
     ------
@@ -51,24 +58,49 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
         height += TITLE_LINE_HEIGHT * sum(label.count("\n") for label in labels.values())
         figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
         axes = figure.subplots()
+        num_above_each = _num_above(numbers)
+        handles: dict[str, Artist] = {}
         for (label, part), colour, marker in zip(
             numbers.groupby("label", sort=False), itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False
         ):
-            axes.plot(
-                100 * part["average_robust_accuracy"],
-                100 * part["worst_class_robust_accuracy"],
-                marker,
-                color=colour,
-                markersize=4,
-                markeredgecolor="black",
-                markeredgewidth=0.3,
-                label=labels[str(label)],
-            )
+            for num_above, points in part.groupby(num_above_each.loc[part.index], sort=True):
+                (line,) = axes.plot(
+                    100 * points["average_robust_accuracy"],
+                    100 * points["worst_class_robust_accuracy"],
+                    marker,
+                    color=colour,
+                    markersize=_MARKER_SIZE + _RING_WIDTH * int(str(num_above)),
+                    markeredgecolor="black",
+                    markeredgewidth=0.3,
+                    label=labels[str(label)],
+                )
+                handles.setdefault(str(label), line)
+        _keep_to_accuracies(axes)
         axes.set_xlabel("Average robust accuracy (%)")
         axes.set_ylabel("Worst-class robust accuracy (%)")
         axes.set_title(f"Test split, ε = {format_epsilon(epsilon)}")
-        add_legend(figure, axes.get_lines(), num_columns=_LEGEND_COLUMNS)
+        add_legend(figure, list(handles.values()), num_columns=_LEGEND_COLUMNS)
     return figure
+
+
+def _num_above(numbers: DataFrame) -> pd.Series[int]:
+    """How many other settings are drawn later at the very point of each run."""
+    order = {label: place for place, label in enumerate(numbers["label"].unique())}
+    place = numbers["label"].map(order)
+    points = [numbers[name].round(6) for name in ("average_robust_accuracy", "worst_class_robust_accuracy")]
+    same = place.groupby(points)
+    return same.transform(lambda places: [len({other for other in places if other > own}) for own in places])
+
+
+def _keep_to_accuracies(axes: Axes) -> None:
+    """Let no axis show less than 0 or more than 100 %, nor hardly anything; marks at its ends stay whole."""
+    for limits, set_limits in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
+        widened = max(0.0, _LEAST_SPAN - (limits[1] - limits[0])) / 2
+        low, high = limits[0] - widened, limits[1] + widened
+        set_limits(max(0.0, low), min(100.0, high))
+        if low < 0 or high > 100:
+            for line in axes.get_lines():
+                line.set_clip_on(False)
 
 
 def tradeoff_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:

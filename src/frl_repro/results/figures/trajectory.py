@@ -33,7 +33,7 @@ _PANELS = {
     "weight_bndy": "Weight of the boundary loss",
     "margin": "Training radius (grey levels)",
 }
-_HIGHLIGHTS = (ORANGE, BLUE)
+_HIGHLIGHTS, _POINT_SIZES = (ORANGE, BLUE), (5, 3)
 
 
 def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
@@ -126,11 +126,23 @@ def _draw(axes: Axes, numbers: DataFrame, name: str, coloured: list[str]) -> lis
             )
             line.set_label("other classes")
             lines.setdefault("other classes", line)
-    labels = shortened(coloured)
-    for class_name, label, colour, style in zip(coloured, labels, _HIGHLIGHTS, ("-", "--"), strict=False):
+    # Told apart from all classes, not only from each other.
+    names = [str(name) for name in numbers["class_name"].unique()]
+    label_of = dict(zip(names, shortened(names), strict=True))
+    labels = [label_of[name] for name in coloured]
+    # Of points at one place the first is larger: it is seen around the second, as a line is between its dashes.
+    for class_name, label, colour, style, size in zip(
+        coloured, labels, _HIGHLIGHTS, ("-", "--"), _POINT_SIZES, strict=False
+    ):
         part = numbers[numbers["class_name"] == class_name]
         (line,) = axes.plot(
-            part["epoch"], scale * part[name], color=colour, linestyle=style, linewidth=1.2, marker=marker, markersize=3
+            part["epoch"],
+            scale * part[name],
+            color=colour,
+            linestyle=style,
+            linewidth=1.2,
+            marker=marker,
+            markersize=size,
         )
         line.set_label(label)
         lines[f"class {label}"] = line

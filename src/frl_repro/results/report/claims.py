@@ -267,8 +267,8 @@ def _remarks(study: Study, claim: Claim) -> Iterator[str]:
                 f"{study.settings[other]} {_worst(study.worst_on(other, preferred.seeds))}" for other in claim.roles
             )
             yield (
-                f"Of {role}, validation prefers {preferred.setting} on {seeds}: worst-class error on test images "
-                f"{_worst(preferred.worst)}; on the same seeds {others}."
+                f"Of {role}, {preferred.split} prefers {preferred.setting} on {seeds}: worst-class error on test "
+                f"images {_worst(preferred.worst)}; on the same seeds {others}."
             )
 
 

@@ -29,6 +29,8 @@ from frl_repro.results.tables.records import (
 )
 from frl_repro.results.tables.selection import (
     best_setting,
+    choice_rows,
+    choice_split,
     comparable,
     main_data,
     main_evaluation,
@@ -36,12 +38,12 @@ from frl_repro.results.tables.selection import (
     of_setting,
     on_shared_seeds,
     select_attack,
-    select_where,
     setting_columns,
     setting_name,
     summary,
 )
 from frl_repro.results.tables.variants import read_runs
+from frl_repro.results.tables.where import classes_alone, select_where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +62,7 @@ margins."""
 QUANTITIES = ("natural", "robust")
 OUTCOMES_GLOB = "*outcomes.safetensors"
 
-_SCORE = "worst_class_robust_error"  # on validation images: what settings are chosen by
+_SCORE = "worst_class_robust_error"  # on selection or validation images: what settings are chosen by
 
 
 class Errors(NamedTuple):
@@ -106,17 +108,20 @@ class Named:
 
 @dataclass(frozen=True)
 class Preferred:
-    """A setting that validation prefers to the one that plays a role, on the seeds that both have.
+    """A setting that selection or validation images prefer to the one that plays a role, on the seeds that both have.
 
     Attributes
     ----------
     setting : str
+    split : str
+        Which images.
     seeds : list of int
     worst : dict of str to float
         Worst-class natural and robust error on test images, mean of these seeds.
     """
 
     setting: str
+    split: str
     seeds: list[int]
     worst: dict[str, float]
 
@@ -253,9 +258,13 @@ def study_rows(runs: str | Path, where: str = "") -> tuple[DataFrame, str]:
     Raises
     ------
     UserError
-        There are no tables, or none with what ``where`` asks for.
+        There are no tables, or none with what ``where`` asks for; or it asks for some classes alone.
     """
-    df = select_checkpoint(select_where(read_runs(find_tables(runs)), where), "last")
+    all_rows = read_runs(find_tables(runs))
+    df = select_where(all_rows, where)
+    if classes_alone(all_rows, df):
+        raise UserError(f"where={where!r}: claims compare the classes with each other and need all of them")
+    df = select_checkpoint(df, "last")
     return main_data(df, ROLES)
 
 
@@ -264,7 +273,7 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
 
     Of several data sets or models the one with most roles is studied, of models that were trained unlike those that can
     be compared (see `selection.comparable`). Of several settings of a method, the one with most seeds that does best on
-    validation images plays its role.
+    selection images plays its role; on validation images where runs have no others.
 
     Parameters
     ----------
@@ -275,7 +284,7 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
     attack : str, optional
         Evaluation attack; by default the one that most runs were measured with.
     where : str
-        Which rows, as in `selection.select_where`.
+        Which rows, as in `where.select_where`.
 
     Raises
     ------
@@ -318,18 +327,18 @@ def _rows_of(df: DataFrame, role: str) -> DataFrame:
 
 
 def _one_setting(rows: DataFrame, epsilon: float) -> DataFrame:
-    """Rows of the setting with most seeds that does best on validation images."""
+    """Rows of the setting with most seeds that does best on the images of the choice."""
     if len(rows.drop_duplicates(setting_columns(rows))) == 1:
         return rows
-    return main_setting(rows, _on_validation(rows, epsilon), _SCORE)[0]
+    return main_setting(rows, _to_choose_by(rows, epsilon), _SCORE)[0]
 
 
 def _preferred(rows: DataFrame, chosen: DataFrame, epsilon: float) -> Preferred | None:
-    """The setting that does best on validation images of the seeds that all have; None if it is the chosen one."""
+    """The setting that does best on the choice's images of the seeds that all have; None if it is the chosen one."""
     if len(rows.drop_duplicates(setting_columns(rows))) == 1:
         return None
     try:
-        shared = on_shared_seeds(_on_validation(rows, epsilon))
+        shared = on_shared_seeds(_to_choose_by(rows, epsilon))
     except UserError:
         return None
     best = best_setting(shared, "worst_robust")
@@ -339,13 +348,12 @@ def _preferred(rows: DataFrame, chosen: DataFrame, epsilon: float) -> Preferred 
     test = summary(rows[of_setting(rows, best) & rows["seed"].isin(seeds)], epsilon=epsilon)
     test = test[(test["split"] == "test") & (test["when"] == "after")]
     worst = {quantity: float(test[f"worst_class_{quantity}_error"].mean()) for quantity in QUANTITIES}
-    return Preferred(setting_name(best), seeds, worst)
+    return Preferred(setting_name(best), choice_split(shared), seeds, worst)
 
 
-def _on_validation(rows: DataFrame, epsilon: float) -> DataFrame:
+def _to_choose_by(rows: DataFrame, epsilon: float) -> DataFrame:
     runs = summary(rows, epsilon=epsilon)
-    selected: DataFrame = runs[(runs["split"] == "validation") & (runs["when"] == "after")]
-    return selected
+    return choice_rows(runs[runs["when"] == "after"])
 
 
 def outcomes_in(runs: str | Path) -> list[Outcomes]:

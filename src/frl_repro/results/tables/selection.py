@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.suggestions import choice_hint
 from frl_repro.results.tables.records import (
     RUN_COLUMNS,
     SETTING_COLUMNS,
     format_epsilon,
     overall,
-    parse_fraction,
     select_epsilon,
     select_last_epoch,
     select_split,
 )
-from frl_repro.results.tables.variants import BASE_COLUMN, EXTERNAL, VARIANT_COLUMN, parts_of, unquoted
+from frl_repro.results.tables.variants import BASE_COLUMN, EXTERNAL, VARIANT_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -29,12 +26,12 @@ if TYPE_CHECKING:
 
 _SETTING = ("dataset", "model", "method", *SETTING_COLUMNS, VARIANT_COLUMN)
 
-# A comma parts but within [0.5,2] and within a value in double quotes, where two of them stand for one.
-_WHERE_PART = re.compile(r'\s*([^=,]*="(?:[^"]|"")*"|(?:\[[^\]]*\]|[^,])+)\s*(?:,|$)')
 BEFORE = "before retraining"
 """What a model that retraining starts from is called among methods."""
 
-_MAX_LISTED = 4  # settings named in a message
+MAX_LISTED = 4
+"""How many settings or names a message lists."""
+
 _SCORE_DIGITS = 12  # of means of shares of counts: far below one sample
 
 AUTOATTACK = "autoattack"
@@ -45,7 +42,10 @@ CRITERIA = {
     "worst_natural": ("worst_class_natural_error",),
     "sum": ("worst_class_natural_error", "worst_class_robust_error"),
 }
-"""What a choice among settings minimises on validation: a column of `summary`, or the sum of two."""
+"""What a choice among settings minimises: a column of `summary`, or the sum of two."""
+
+CHOICE_SPLITS = ("selection", "validation")
+"""Splits that settings are chosen on, the better one first: class policies have steered by validation images."""
 
 
 def setting_columns(df: DataFrame) -> list[str]:
@@ -88,70 +88,6 @@ def attacks_of(rows: DataFrame) -> list[str]:
     return [str(attack) for attack in num_runs.sort_values(ascending=False, kind="stable").index]
 
 
-def select_where(df: DataFrame, where: str) -> DataFrame:
-    """Rows whose columns have the values of ``"alpha_nat=5,alpha_bndy=1"``, or whose variant has ``ema_decay=0.998``.
-
-    A value with a comma stands in double quotes: ``class_name="cats, dogs"``; two of these stand for one in it.
-
-    Raises
-    ------
-    UserError
-        A column does not exist, or no row has these values.
-    """
-    for part in _where_parts(where):
-        name, equals, value = part.partition("=")
-        value = unquoted(value)
-        variants = sorted(set(df[VARIANT_COLUMN])) if VARIANT_COLUMN in df.columns else []
-        if any(name in parts_of(variant) for variant in variants):
-            chosen = [variant for variant in variants if _is_alike(parts_of(variant).get(name), value)]
-            df = df[df[VARIANT_COLUMN].isin(chosen)]
-            if df.empty:
-                raise UserError(f"no rows with {part}; the tables have {'; '.join(variants)}")
-            continue
-        if not equals or name not in df.columns:
-            hint = choice_hint(name.replace(".", "_"), df.columns) if equals else ""
-            raise UserError(
-                f"where={part!r}: expected column=value; {hint}columns are {', '.join(df.columns)}; "
-                "a value with a comma stands in double quotes"
-            )
-        column = df[name]
-        wanted = parse_fraction(value) if pd.api.types.is_numeric_dtype(column) else value
-        df = df[column == wanted]
-        if df.empty:
-            cut = next((held for held in column.dropna().map(shown) if held.startswith(f"{value},")), None)
-            hint = f"; a value with a comma stands in double quotes: {name}={_in_quotes(cut)}" if cut else ""
-            raise UserError(f"no rows with {part}; the tables have {name}={listed(column.dropna().map(shown))}{hint}")
-    return df
-
-
-def _in_quotes(value: str) -> str:
-    return '"{}"'.format(value.replace('"', '""'))
-
-
-def _where_parts(where: str) -> list[str]:
-    parts, place = [], 0
-    while where[place:].strip(" ,"):
-        match = _WHERE_PART.match(where, place)
-        if match is None:
-            if where[place] != ",":
-                raise UserError(f'where={where[place:]!r}: expected column=value, or column="value, with a comma"')
-            place += 1
-            continue
-        parts.append(match[1].strip())
-        place = match.end()
-    return parts
-
-
-def _is_alike(held: str | None, wanted: str) -> bool:
-    """Whether a setting is what somebody wrote: the same text or, up to the digits that names show, the same number."""
-    if held is None or held == wanted:
-        return held is not None
-    try:
-        return math.isclose(parse_fraction(held), parse_fraction(wanted), rel_tol=1e-5)
-    except UserError:
-        return False
-
-
 def one_setting(df: DataFrame, method: str, *, command: str) -> DataFrame:
     """Rows of one method, all of one setting, every seed once.
 
@@ -165,7 +101,7 @@ def one_setting(df: DataFrame, method: str, *, command: str) -> DataFrame:
         raise UserError(f"the tables have no run of method {method!r}: run `{command}`")
     settings = [setting_name(row) for _, row in rows.drop_duplicates(setting_columns(rows)).iterrows()]
     if len(settings) > 1:
-        some = "; ".join(settings[:_MAX_LISTED]) + ("; ..." if len(settings) > _MAX_LISTED else "")
+        some = "; ".join(settings[:MAX_LISTED]) + ("; ..." if len(settings) > MAX_LISTED else "")
         raise UserError(
             f"the tables have {method!r} under {len(settings)} settings ({some}): choose one with where=, "
             "for example where=alpha_nat=5,alpha_bndy=1"
@@ -302,6 +238,29 @@ def seeds_text(num_seeds: pd.Series[int]) -> str:
     return f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
 
 
+def choice_rows(rows: DataFrame) -> DataFrame:
+    """Rows of the split that settings are chosen on: `selection` where every run has it, else `validation`.
+
+    Runs of both kinds are compared on the images that both have.
+
+    Parameters
+    ----------
+    rows
+        Of classwise tables or of `summary`, all splits; a test row is never returned.
+    """
+    run_ids = set(rows["run_id"])
+    is_kept_apart = rows["split"] == CHOICE_SPLITS[0]
+    chosen: DataFrame = rows[
+        is_kept_apart if set(rows.loc[is_kept_apart, "run_id"]) == run_ids else rows["split"] == CHOICE_SPLITS[1]
+    ]
+    return chosen
+
+
+def choice_split(rows: DataFrame) -> str:
+    """Name of the split that rows of `choice_rows` are of."""
+    return str(rows["split"].iloc[0])
+
+
 def best_setting(runs: DataFrame, criterion: str) -> pd.Series:
     """The setting with the smallest criterion on the seeds that all have; of a tie, the first in their order.
 
@@ -316,17 +275,17 @@ def best_settings(runs: DataFrame, criterion: str) -> DataFrame:
     Parameters
     ----------
     runs
-        Rows of `summary`, of the validation split after training: a choice made on test images is none.
+        Rows of `summary` after training, of one split (`choice_rows`): a choice made on test images is none.
     criterion
         A key of ``CRITERIA``.
 
     Raises
     ------
     UserError
-        The rows are not of the validation split, or the settings share no seed.
+        The rows are of another split or of several, or the settings share no seed.
     """
-    if set(runs["split"]) != {"validation"}:
-        raise UserError("settings are chosen on the validation split, never on test images")
+    if runs["split"].nunique() != 1 or choice_split(runs) not in CHOICE_SPLITS:
+        raise UserError(f"settings are chosen on one of the splits {' and '.join(CHOICE_SPLITS)}, never on test images")
     table = by_setting(on_shared_seeds(runs))
     # Rounded, so that means of the same counts tie whatever the order of their sums.
     score = table[list(CRITERIA[criterion])].sum(axis=1).round(_SCORE_DIGITS)
@@ -345,9 +304,10 @@ def main_setting(df: DataFrame, runs: DataFrame, score: str) -> tuple[DataFrame,
     df
         Rows of a table.
     runs
-        One row for each of its runs that has a score, with setting columns and ``seed``.
+        One row for each of its runs that has a score, with setting columns and ``seed``; of one split, ``split`` if it
+        is not the validation split.
     score
-        Column to compare by, measured on validation images.
+        Column to compare by, measured on images of that split.
     """
     names = setting_columns(df)
     num_seeds = df.groupby(names, dropna=False, sort=True)["seed"].nunique().rename("num_seeds").reset_index()
@@ -357,7 +317,8 @@ def main_setting(df: DataFrame, runs: DataFrame, score: str) -> tuple[DataFrame,
     scores = [round(float(runs.loc[of_setting(runs, row), score].mean()), _SCORE_DIGITS) for _, row in most.iterrows()]
     chosen = most.assign(score=scores).sort_values("score", kind="stable").iloc[0]
     if pd.notna(chosen["score"]):
-        why = "the one with most seeds that does best on validation images (worst-class robust error)"
+        split = choice_split(runs) if "split" in runs.columns else "validation"
+        why = f"the one with most seeds that does best on {split} images (worst-class robust error)"
     else:
         why = "the one with most seeds" if len(most) == 1 else "the first of those with most seeds"
     return df[of_setting(df, chosen)], (
@@ -445,7 +406,7 @@ def main_evaluation(df: DataFrame, *, epsilon: float | None, attack: str | None)
     missing = sorted(set(df["run_id"]) - measured)
     if not missing:
         return epsilon, chosen, ""
-    some = ", ".join(missing[:_MAX_LISTED]) + (", ..." if len(missing) > _MAX_LISTED else "")
+    some = ", ".join(missing[:MAX_LISTED]) + (", ..." if len(missing) > MAX_LISTED else "")
     return (
         epsilon,
         chosen,
@@ -460,7 +421,8 @@ def one_value(df: DataFrame, *names: str) -> None:
     """Refuse rows of several data sets or models in a figure of one: ``names`` are columns."""
     for name in names:
         if df[name].nunique() > 1:
-            raise UserError(f"this figure shows one {name}, the tables have {listed(df[name])}: narrow runs= or where=")
+            found = listed(df[name].replace("", "(no name)"))
+            raise UserError(f"this figure shows one {name}, the tables have {found}: narrow runs= or where=")
 
 
 def setting_name(row: pd.Series) -> str:

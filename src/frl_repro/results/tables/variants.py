@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from frl_repro.results.tables.records import SETTING_COLUMNS, format_epsilon, merged, read_json, read_sources
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
 VARIANT_COLUMN = "variant"
@@ -81,6 +84,8 @@ class _About:
         The file that scripts/evaluate.py measured; then settings are not those of a training. Empty for runs.
     settings : dict of str to _Value
         By dotted key.
+    base : str
+        Name of the folder of the starting model that was trained for this run; empty where there is none.
     root, digest : str
         Where the data were and what they held; empty where it is not known, or where a name stands for them.
     """
@@ -88,6 +93,7 @@ class _About:
     run_id: str = ""
     checkpoint: str = ""
     settings: dict[str, _Value] = field(default_factory=dict)
+    base: str = ""
     root: str = ""
     digest: str = ""
 
@@ -96,6 +102,8 @@ def read_runs(files: Sequence[Path]) -> DataFrame:
     """Return the rows of tables of runs and measured checkpoints, told apart by data set, ``variant`` and ``base``.
 
     A measurement of a run's checkpoint that repeats what the run itself measured is left out, with a line in the log.
+    So is, without one, what a starting model was measured by when it was trained, where no other run was measured by
+    that attack: the runs that start from it hold it, by their own attack, as their epoch 0.
 
     Parameters
     ----------
@@ -107,7 +115,7 @@ def read_runs(files: Sequence[Path]) -> DataFrame:
     UserError
         A table or a ``run.json`` is damaged, or two folders hold different numbers for one run.
     """
-    table, sources = read_sources(files)
+    table, sources = read_sources(files)  # all of it is checked, also what is left out
     run_of = dict(zip(sources, table["run_id"], strict=True))
     abouts = {str(file): _about(file, run_of[str(file)]) for file in files}
     classes = table.assign(source=sources).drop_duplicates(["source", "class_id"]).sort_values("class_id")
@@ -118,8 +126,24 @@ def read_runs(files: Sequence[Path]) -> DataFrame:
     # A table may hold several data sets: those that its run.json does not speak of keep their names.
     of_file = zip(sources, table["dataset"], strict=True)
     renamed = [names[source] if name == name_of[source] else name for source, name in of_file]
-    table = merged(table.assign(dataset=renamed), sources, extra=measurements)
+    table = table.assign(dataset=renamed)
+    is_left_out = _is_of_bases_alone(table, sources, abouts)
+    table = merged(table[~is_left_out].reset_index(drop=True), sources[~is_left_out], extra=measurements)
     return _named(table, list(abouts.values()))
+
+
+def _is_of_bases_alone(table: DataFrame, sources: NDArray[Any], abouts: Mapping[str, _About]) -> NDArray[np.bool_]:
+    """Which rows are a starting model's own, by an attack that no other run was measured by.
+
+    Starting models are shared by runs that are measured in different ways, so that they have a measurement of their
+    own, always the same.
+    """
+    bases = {about.base for about in abouts.values()} - {""}
+    files = [file for file, about in abouts.items() if not about.checkpoint and Path(file).parent.name in bases]
+    is_of_base = np.isin(sources, files)
+    of_others = table.loc[~is_of_base, "attack"].unique()
+    is_left_out: NDArray[np.bool_] = is_of_base & ~table["attack"].isin(of_others).to_numpy()
+    return is_left_out
 
 
 def with_variants(table: DataFrame, files: Iterable[str | Path]) -> DataFrame:
@@ -175,7 +199,9 @@ def _about(file: Path, run_id: str = "") -> _About:
     if config.get("init_from") is not None:
         of_start = str(start.get("sha256") or "") if isinstance(start, dict) else ""
         settings["init_from"] = _content(str(config["init_from"]), of_start)
-    return _About(str(run.get("run_id") or run_id), checkpoint, settings, root, digest)
+    trained_for_it = start if isinstance(start, dict) and config.get("init_from") is None else {}
+    base = PurePath(str(trained_for_it.get("file") or "")).parent.name
+    return _About(str(run.get("run_id") or run_id), checkpoint, settings, base, root, digest)
 
 
 def _flattened(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, _Value]]:
