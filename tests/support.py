@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import json
 import multiprocessing
 import os
 import runpy
@@ -229,6 +230,62 @@ STUDY_AFTER = {
     ("remargin", None, None, 5.0): [(485, 870), (40, 125), (30, 95)],
     ("combined", 5.0, 1.0, 5.0): [(355, 750), (60, 140), (40, 110)],
 }
+
+
+BASE = [(440, 890), (40, 120), (30, 90)]  # Shirt, Bag, Trouser: wrong of 1,000, natural and robust
+
+
+def run_rows(nat, bndy, *, seed=0, gain=None, validation_gain=None, method="reweight", recipe="report"):
+    """Rows of one retraining that takes ``gain`` natural and robust errors of 1,000 off Shirt."""
+    keys = {
+        "method": method,
+        "seed": seed,
+        "run_id": f"{method}-{recipe}-{nat}-{bndy}-{seed}",
+        "recipe": recipe,
+        "alpha_nat": float(nat),
+        "alpha_bndy": float(bndy),
+        "alpha_margin": None,
+    }
+    rows = []
+    gain = gain if gain is not None else (10 * nat, 10 * bndy)
+    for split, (natural, robust) in (("test", gain), ("validation", validation_gain or gain)):
+        rows += make_rows(**keys, split=split, epoch=0, errors=BASE)
+        after = [(BASE[0][0] - natural, BASE[0][1] - robust), *BASE[1:]]
+        rows += make_rows(**keys, split=split, epoch=10, errors=after)
+    return rows
+
+
+def policy_rows(nat, bndy, seed):
+    keys = {key: value for key, value in run_rows(nat, bndy, seed=seed)[0].items() if key in records.POLICY_COLUMNS}
+    return [
+        {
+            **keys,
+            "epoch": epoch,
+            "class_id": k,
+            "class_name": name,
+            "natural_error": 0.4 - 0.1 * k - 0.01 * epoch,
+            "boundary_error": 0.1 + 0.05 * k,
+            "weight_nat": 1 + 0.1 * epoch - 0.1 * k * epoch,
+            "weight_bndy": 1.0,
+            "margin": 16 / 255,
+        }
+        for epoch in (1, 2, 3)
+        for k, name in enumerate(NAMES)
+    ]
+
+
+def make_run(folder, *, epoch=None, is_done=False, num_epochs=15):
+    """Lay out a run's folder as training does."""
+    folder.mkdir(parents=True)
+    config = {"trainer": {"num_epochs": 99}, "retrain": {"trainer": {"num_epochs": num_epochs}}}
+    about = {"run_id": folder.name, "config_hash": "0"}
+    (folder / "run.json").write_text(json.dumps({**about, "config": config}))
+    if epoch is not None:
+        (folder / "state.pt").write_bytes(json.dumps({"epoch": epoch, "sha256": ""}).encode() + b"\nPK binary \xff\n")
+    if is_done:
+        (folder / "classwise.csv").write_text("a table")
+        digest = "3e3cfdde88db4c4f0a6d7d3ba5b0fd8e7e4e3d9e9d8c6b6e8c0d8e4d9b4c9d5b"
+        (folder / "done.json").write_text(json.dumps({**about, "sha256": {"classwise.csv": digest}}))
 
 
 def shifted(errors, seed):

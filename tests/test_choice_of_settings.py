@@ -12,8 +12,7 @@ from frl_repro.results.figures.grid import grid_figure, grid_numbers
 from frl_repro.results.report.study import load_study
 from frl_repro.results.tables import records
 from frl_repro.results.tables.selection import best_setting, choice_rows, summary
-from test_figures import EPSILON, make_rows
-from test_selection import run_rows
+from support import EPSILON, make_rows, run_rows
 
 CELLS = list(itertools.product((1, 5), (1, 5)))
 

@@ -22,9 +22,7 @@ from frl_repro.results.figures.trajectory import trajectory_figure
 from frl_repro.results.tables import records
 from frl_repro.results.tables.variants import read_runs
 from frl_repro.runs import sweeps
-from test_figures import EPSILON, NAMES, make_rows
-from test_selection import policy_rows, run_rows
-from test_status import make_run
+from support import EPSILON, NAMES, make_rows, make_run, policy_rows, run_rows
 
 # --- figures ------------------------------------------------------------------------------------------------------
 
@@ -70,6 +68,20 @@ def test_points_at_one_place_are_seen_around_each_other():
     last = pd.DataFrame(policy_rows(5, 1, 0)).query("epoch == 3")
     lines = {line.get_label(): line.get_markersize() for line in trajectory_figure(last).axes[0].get_lines()}
     assert lines == {"Shirt": 5, "Bag": 3, "other classes": 2}
+
+
+def test_the_legend_of_the_tradeoff_has_room_and_marks_of_one_size():
+    long = [dict(row, variant=f"num_steps={k}", base="") for k in (2, 20) for row in run_rows(0.05, 0.12, gain=(0, 0))]
+    for row in long:
+        row["run_id"] = f"{row['run_id']}-{row['variant']}"
+        row["alpha_margin"] = 0.4
+    figure = tradeoff_figure(pd.DataFrame(long), epsilon=EPSILON, attack=None)
+    (legend,) = figure.legends
+    assert {handle.get_markersize() for handle in legend.legend_handles} == {4}
+    with style.paper_style():
+        figure.draw_without_rendering()
+        box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_no_error_outside_0_to_1_is_written_on_an_axis():

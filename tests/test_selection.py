@@ -19,29 +19,7 @@ from frl_repro.results.tables import records, text_tables
 from frl_repro.results.tables.selection import BEFORE, best_setting, by_setting, summary
 from frl_repro.results.tables.variants import with_variants
 from frl_repro.results.tables.where import select_where
-from support import EPSILON, NAMES, bars, make_rows
-
-BASE = [(440, 890), (40, 120), (30, 90)]  # Shirt, Bag, Trouser: wrong of 1,000, natural and robust
-
-
-def run_rows(nat, bndy, *, seed=0, gain=None, validation_gain=None, method="reweight", recipe="report"):
-    """Rows of one retraining that takes ``gain`` natural and robust errors of 1,000 off Shirt."""
-    keys = {
-        "method": method,
-        "seed": seed,
-        "run_id": f"{method}-{recipe}-{nat}-{bndy}-{seed}",
-        "recipe": recipe,
-        "alpha_nat": float(nat),
-        "alpha_bndy": float(bndy),
-        "alpha_margin": None,
-    }
-    rows = []
-    gain = gain if gain is not None else (10 * nat, 10 * bndy)
-    for split, (natural, robust) in (("test", gain), ("validation", validation_gain or gain)):
-        rows += make_rows(**keys, split=split, epoch=0, errors=BASE)
-        after = [(BASE[0][0] - natural, BASE[0][1] - robust), *BASE[1:]]
-        rows += make_rows(**keys, split=split, epoch=10, errors=after)
-    return rows
+from support import EPSILON, bars, make_rows, policy_rows, run_rows
 
 
 @pytest.fixture
@@ -58,25 +36,6 @@ def runs(tmp_path):
         records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
         records.write_table(folder / "policy.csv", policy_rows(nat, bndy, seed), records.POLICY_COLUMNS)
     return tmp_path / "runs"
-
-
-def policy_rows(nat, bndy, seed):
-    keys = {key: value for key, value in run_rows(nat, bndy, seed=seed)[0].items() if key in records.POLICY_COLUMNS}
-    return [
-        {
-            **keys,
-            "epoch": epoch,
-            "class_id": k,
-            "class_name": name,
-            "natural_error": 0.4 - 0.1 * k - 0.01 * epoch,
-            "boundary_error": 0.1 + 0.05 * k,
-            "weight_nat": 1 + 0.1 * epoch - 0.1 * k * epoch,
-            "weight_bndy": 1.0,
-            "margin": 16 / 255,
-        }
-        for epoch in (1, 2, 3)
-        for k, name in enumerate(NAMES)
-    ]
 
 
 def test_tables_of_retraining_are_read_back_as_written(tmp_path):

@@ -1,6 +1,5 @@
 """``frl-status``: what it says of folders in every state, its exit codes, its speed; lists of sweeps."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,21 +11,7 @@ from frl_repro.basics.folder_lock import held
 from frl_repro.commands import cli, jobs
 from frl_repro.commands.status import main
 from frl_repro.runs import sweeps
-from support import ROOT, TINY, call
-
-
-def make_run(folder, *, epoch=None, is_done=False, num_epochs=15):
-    """Lay out a run's folder as training does."""
-    folder.mkdir(parents=True)
-    config = {"trainer": {"num_epochs": 99}, "retrain": {"trainer": {"num_epochs": num_epochs}}}
-    about = {"run_id": folder.name, "config_hash": "0"}
-    (folder / "run.json").write_text(json.dumps({**about, "config": config}))
-    if epoch is not None:
-        (folder / "state.pt").write_bytes(json.dumps({"epoch": epoch, "sha256": ""}).encode() + b"\nPK binary \xff\n")
-    if is_done:
-        (folder / "classwise.csv").write_text("a table")
-        digest = "3e3cfdde88db4c4f0a6d7d3ba5b0fd8e7e4e3d9e9d8c6b6e8c0d8e4d9b4c9d5b"
-        (folder / "done.json").write_text(json.dumps({**about, "sha256": {"classwise.csv": digest}}))
+from support import ROOT, TINY, call, make_run
 
 
 def lines_of(capsys, *arguments):

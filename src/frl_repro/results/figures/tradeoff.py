@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from copy import copy
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -24,16 +25,20 @@ from frl_repro.results.figures.style import (
 )
 from frl_repro.results.tables.records import format_epsilon
 from frl_repro.results.tables.selection import setting_name, summary, with_bases
+from frl_repro.results.tables.text_tables import display_width
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
     from pandas import DataFrame
 
 _COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, PURPLE)
 _MARKERS = "osD^vPX"  # one more than colours: their pairs repeat late
 _MAX_LABELLED = 4  # settings of a method with a label each; a grid of more is labelled as a whole
 _LEGEND_COLUMNS, _LEGEND_ROW, _LEGEND_LENGTH = 2, 0.16, 32  # inches a row, characters a line
+_LEGEND_WIDTH = 52  # characters of all columns together
 _MARKER_SIZE, _RING_WIDTH = 4, 3  # points
 _LEAST_SPAN = 1.0  # percent that an axis shows at least
 _COLUMNS = ("method", "recipe", "alpha_nat", "alpha_bndy", "alpha_margin", "seed", "run_id")
@@ -52,14 +57,14 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
     """
     numbers = tradeoff_numbers(df, epsilon=epsilon, attack=attack)
     with paper_style():
-        labels = {label: wrapped(label, _LEGEND_LENGTH) for label in numbers["label"].unique()}
+        labels = _legend_labels([str(label) for label in numbers["label"].unique()])
         legend_rows = math.ceil(len(labels) / _LEGEND_COLUMNS)
         height = 2.3 + _LEGEND_ROW * legend_rows
         height += TITLE_LINE_HEIGHT * sum(label.count("\n") for label in labels.values())
         figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
         axes = figure.subplots()
         num_above_each = _num_above(numbers)
-        handles: dict[str, Artist] = {}
+        handles: dict[str, Line2D] = {}
         for (label, part), colour, marker in zip(
             numbers.groupby("label", sort=False), itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False
         ):
@@ -74,13 +79,25 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
                     markeredgewidth=0.3,
                     label=labels[str(label)],
                 )
-                handles.setdefault(str(label), line)
+                # In the legend all marks are of one size.
+                handles.setdefault(str(label), copy(line)).set_markersize(_MARKER_SIZE)
         _keep_to_accuracies(axes)
         axes.set_xlabel("Average robust accuracy (%)")
         axes.set_ylabel("Worst-class robust accuracy (%)")
         axes.set_title(f"Test split, ε = {format_epsilon(epsilon)}")
         add_legend(figure, list(handles.values()), num_columns=_LEGEND_COLUMNS)
     return figure
+
+
+def _legend_labels(names: Sequence[str]) -> dict[str, str]:
+    """The label of each name, its lines short enough for the columns, which are filled one after the other."""
+    labels = {name: wrapped(name, _LEGEND_LENGTH) for name in names}
+    num_rows = math.ceil(len(names) / _LEGEND_COLUMNS)
+    widths = [
+        max(display_width(line) for name in names[first : first + num_rows] for line in labels[name].splitlines())
+        for first in range(0, len(names), num_rows)
+    ]
+    return labels if sum(widths) <= _LEGEND_WIDTH else {name: wrapped(name, _LEGEND_WIDTH // 2) for name in names}
 
 
 def _num_above(numbers: DataFrame) -> pd.Series[int]:
