@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from frl_repro.basics.paths import CONFIG_DIR
-from frl_repro.commands import cli, jobs
+from frl_repro.commands import cli
 from frl_repro.models import checkpoints
 from frl_repro.results.tables import schema, writing
 from frl_repro.results.tables.examples import Examples
@@ -57,7 +57,6 @@ _GROUPS = ("model", "dataset", "attack", "trainer", "evaluation", "frl", "recipe
 
 @functools.cache
 def _composition(*choices):
-    jobs.register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base=None):
         return OmegaConf.to_container(compose("config", list(choices)), resolve=True)
 
