@@ -18,6 +18,7 @@ from frl_repro.models import checkpoints
 from frl_repro.results.tables import records
 from frl_repro.runs import sweeps
 from frl_repro.settings import config
+from frl_repro.settings.parse import parse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -84,7 +85,7 @@ def test_a_radius_is_a_number_in_its_range_or_refused(text):
 def test_settings_are_read_or_refused(values):
     for kind in (config.RunConfig, config.EvaluateConfig):
         with pytest.raises(UserError):
-            config.parse({"model": {"name": "lenet5"}, "attack": values, **values}, kind)
+            parse({"model": {"name": "lenet5"}, "attack": values, **values}, kind)
 
 
 @given(JSON)
