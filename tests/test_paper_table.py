@@ -1,6 +1,7 @@
 """The paper's table as commands: rows, schedules and variants compose and are what they say; all rows end to end."""
 
 import csv
+import functools
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("pap
 SCHEDULES = sorted(path.stem for path in (CONFIG_DIR / "schedule").glob("*.yaml"))
 
 
+@functools.cache
 def config_of(*overrides):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
@@ -36,7 +38,7 @@ def row(name, schedule="full", experiment="paper_table", **keys):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_variant_composes_as_one_command(experiment, schedule):
-    jobs.check_command_line(["-m", f"experiment={experiment}", f"schedule={schedule}", "seed=0,1"], "config")
+    jobs.check_command_line(["-m", f"experiment={experiment}", f"schedule={schedule}", "seed=0"], "config")
 
 
 def test_the_sweep_is_the_papers_table_in_its_order():
@@ -92,6 +94,7 @@ def test_the_run_cards_quote_the_papers_table():
         assert robust == pytest.approx(natural + boundary, abs=0.35), line
 
 
+@pytest.mark.bench
 def test_every_row_trains_and_the_table_and_its_figure_come_of_it(tmp_path, monkeypatch, capsys):
     """The smoke form on even smaller data: seven rows, and one model that retraining starts from."""
     small = [

@@ -374,7 +374,7 @@ def test_the_commit_is_that_of_the_checkout_which_holds_the_package_and_no_other
     monkeypatch.delenv("GIT_WORK_TREE")
 
     # Installed into a folder of a repository that does not hold it.
-    copy = other / "lib" / Path(frl_repro.__file__).parent.name / "provenance.py"
+    copy = other / "lib" / Path(provenance.__file__).relative_to(Path(frl_repro.__file__).parents[1])
     copy.parent.mkdir(parents=True)
     copy.write_bytes(Path(provenance.__file__).read_bytes())
     assert provenance_of(copy)["git_commit"] is None
