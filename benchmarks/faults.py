@@ -49,7 +49,7 @@ from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.evaluation import evaluate
 from frl_repro.models.compute import backends, memory
 from frl_repro.models.compute.native import lenet5 as native
-from frl_repro.results.tables import records
+from frl_repro.results.tables import writing
 from frl_repro.runs import experiment
 from frl_repro.settings.config import RunConfig
 from frl_repro.training import fitting
@@ -714,7 +714,7 @@ def _act(given: dict[str, str]) -> tuple[str, int]:
     is_sound = all(not t.broken and t.num_recovered == t.num_injected for t in tallies.values())
     if "out" in given:
         out = Path(given["out"])
-        records.write_json(out / "faults.json", {
+        writing.write_json(out / "faults.json", {
             "seed": seed, "seconds": round(seconds), "kinds": {
                 kind: {**dataclasses.asdict(t), "messages": sorted(t.messages)} for kind, t in tallies.items()
             },

@@ -40,7 +40,7 @@ from frl_repro.commands import cli, collect, jobs, plot, report, status
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.models import build_model, checkpoints, origin
-from frl_repro.results.tables import examples, outcomes, records
+from frl_repro.results.tables import examples, outcomes, reading, schema, writing
 from frl_repro.runs import experiment
 from frl_repro.settings import config, lookup
 from frl_repro.settings.parse import parse
@@ -176,8 +176,8 @@ class Fuzz:
         self.num_refused: Counter[str] = Counter()
         self.milliseconds: dict[str, float] = {}
         self._rows = _classwise_rows()
-        records.write_table(folder / "classwise.csv", self._rows, records.CLASSWISE_HEADER)
-        records.write_table(folder / "policy.csv", _policy_rows(), records.POLICY_COLUMNS)
+        writing.write_table(folder / "classwise.csv", self._rows, schema.CLASSWISE_HEADER)
+        writing.write_table(folder / "policy.csv", _policy_rows(), schema.POLICY_COLUMNS)
         self.model = build_model("lenet5", num_classes=3, image_shape=(1, 32, 32), seed=0)
         checkpoints.save_weights(folder / "model.safetensors", self.model, origin={"run_id": "a", "seed": 0})
         small = {"model": {"w": torch.zeros(3)}, "epoch": 2, "policy": None, "history": [{"a": 1.5}]}
@@ -361,7 +361,7 @@ def feed_table(fuzz: Fuzz, chance: random.Random) -> None:
         content = "\n".join(",".join(row) for row in rows).encode(errors="surrogatepass")
     path = folder / name
     path.write_bytes(content)
-    reader = records.read_classwise if name == "classwise.csv" else records.read_policy
+    reader = reading.read_classwise if name == "classwise.csv" else reading.read_policy
     fuzz.read("table", lambda: reader([path]), content[:300])
 
 
@@ -521,12 +521,12 @@ def _classwise_rows() -> list[dict[str, Any]]:
     for split, epoch in (("validation", 1), ("validation", 2), ("test", 2)):
         for epsilon in (8 / 255, 16 / 255):
             more = {**keys, "split": split, "epoch": epoch, "epsilon": epsilon}
-            rows += records.classwise_rows(more, ["x", "y", "z"], [10, 10, 10], [1, 2, 3], [2, 0, 7])
+            rows += writing.classwise_rows(more, ["x", "y", "z"], [10, 10, 10], [1, 2, 3], [2, 0, 7])
     return rows
 
 
 def _policy_rows() -> list[dict[str, Any]]:
-    row = dict.fromkeys(records.POLICY_COLUMNS, 0) | {"run_id": "a", "recipe": "report", "method": "reweight"}
+    row = dict.fromkeys(schema.POLICY_COLUMNS, 0) | {"run_id": "a", "recipe": "report", "method": "reweight"}
     return [{**row, "epoch": epoch, "class_id": k, "class_name": f"c{k}"} for epoch in (1, 2) for k in range(3)]
 
 
@@ -553,7 +553,7 @@ def _act(given: dict[str, str]) -> tuple[str, int]:
     lines += ["", f"Files touched outside the input's folder: {len(outside)}"]
     text_ = "\n".join(lines) + "\n"
     if out is not None:
-        records.write_json(out / "fuzz.json", {
+        writing.write_json(out / "fuzz.json", {
             "inputs": dict(counts), "refused": dict(fuzz.num_refused), "findings": len(fuzz.found),
             "files_outside": len(outside), "seconds": round(seconds), "seed": seed,
         })  # fmt: skip

@@ -31,7 +31,7 @@ import slurm_cluster
 from frl_repro.basics.errors import UserError
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import run, usage_text
-from frl_repro.results.tables import records
+from frl_repro.results.tables import writing
 
 GRID = (
     "-m", "frl=reweight", "sweep=alpha_grid", "dataset=synthetic", "dataset.num_classes=3", "dataset.num_train=120",
@@ -199,7 +199,7 @@ def _act(values: dict[str, str]) -> tuple[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         figures = disturbed_grid(Path(folder))
     if "out" in values:
-        records.write_json(Path(values["out"]), figures)
+        writing.write_json(Path(values["out"]), figures)
     table = "\n".join(["| what | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures.items())])
     return table, 0 if figures["is_right"] else 1
 

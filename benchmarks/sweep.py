@@ -32,7 +32,7 @@ from frl_repro.basics.progress import bar
 from frl_repro.commands import collect, jobs, status
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import run, usage_text, whole_number
-from frl_repro.results.tables import records
+from frl_repro.results.tables import writing
 from frl_repro.runs import experiment
 
 TINY = (
@@ -135,7 +135,7 @@ def _resident_mebibytes(pid: int) -> float:
 def _act(given: dict[str, str]) -> str:
     figures = measured(whole_number("jobs", given.get("jobs", "1000"), least=2), given.get("launcher"))
     if "out" in given:
-        records.write_json(Path(given["out"]), figures)
+        writing.write_json(Path(given["out"]), figures)
     return "\n".join(["| what | figure |", "|---|---|", *(f"| {k} | {v} |" for k, v in figures.items())]) + "\n"
 
 

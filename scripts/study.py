@@ -161,6 +161,13 @@ def main() -> int:
     return run(None, keys=_KEYS, usage=_usage, act=act) or status
 
 
+def _seeds(text: str) -> str:
+    """Return comma-separated seeds as typed; UserError for what is none, before any part runs."""
+    for seed in text.split(","):
+        whole_number("seeds", seed.strip(), least=0)
+    return text.replace(" ", "")
+
+
 def study(given: dict[str, str]) -> int:
     """Run the chosen parts one after the other; 1 if anything failed."""
     usual = ",".join(name for name, part in STUDY.items() if not part.is_on_request)
@@ -180,7 +187,7 @@ def study(given: dict[str, str]) -> int:
     failed = []
     for name in names:
         part = STUDY[name]
-        seeds = given.get("seeds", part.seeds)
+        seeds = _seeds(given.get("seeds", part.seeds))
         turns = seeds.split(",") if part.is_by_seed else [seeds]
         is_published = published() if name == "registered" else set()
         commands = [

@@ -20,10 +20,12 @@ def in_tmp(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def root_logger():
-    """Undo what Hydra does to the root logger: its handler would write to a stream that the next test has closed."""
+def loggers():
+    """Undo what Hydra does: its handler writes to a stream that the next test has closed, and others are disabled."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name in [name for name in root.manager.loggerDict if name.startswith("frl_repro")]:
+        logging.getLogger(name).disabled = False

@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from frl_repro.basics.paths import CONFIG_DIR
-from frl_repro.commands import cli, jobs
+from frl_repro.commands import cli
 from frl_repro.models import checkpoints
-from frl_repro.results.tables import records
+from frl_repro.results.tables import schema, writing
 from frl_repro.results.tables.examples import Examples
 from frl_repro.results.tables.outcomes import Outcomes
 from frl_repro.settings.config import RunConfig
@@ -57,7 +57,6 @@ _GROUPS = ("model", "dataset", "attack", "trainer", "evaluation", "frl", "recipe
 
 @functools.cache
 def _composition(*choices):
-    jobs.register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base=None):
         return OmegaConf.to_container(compose("config", list(choices)), resolve=True)
 
@@ -218,7 +217,7 @@ def make_rows(method, *, seed=0, shift=0, errors=None, names=NAMES, **keys):
         "attack": "pgd-20",
         "epsilon": EPSILON,
     }
-    return records.classwise_rows(defaults | keys, names, [1000] * len(names), natural, boundary)
+    return writing.classwise_rows(defaults | keys, names, [1000] * len(names), natural, boundary)
 
 
 # Wrong of 1,000, natural and robust; the first class is the worst.
@@ -256,7 +255,7 @@ def run_rows(nat, bndy, *, seed=0, gain=None, validation_gain=None, method="rewe
 
 
 def policy_rows(nat, bndy, seed):
-    keys = {key: value for key, value in run_rows(nat, bndy, seed=seed)[0].items() if key in records.POLICY_COLUMNS}
+    keys = {key: value for key, value in run_rows(nat, bndy, seed=seed)[0].items() if key in schema.POLICY_COLUMNS}
     return [
         {
             **keys,
@@ -314,7 +313,7 @@ def write_run(root, method, errors, *, seed, alphas=(None, None, None), base=Non
                 )
     folder = root / run_id
     folder.mkdir(parents=True)
-    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+    writing.write_table(folder / "classwise.csv", rows, schema.CLASSWISE_HEADER)
     return folder
 
 

@@ -24,7 +24,7 @@ from frl_repro.models import build_model, checkpoints
 from frl_repro.models.compute.backends import NATIVE, TORCH, choose_backend
 from frl_repro.models.compute.native import NativeUnavailable
 from frl_repro.models.compute.native import lenet5 as native
-from frl_repro.results.tables import components, records
+from frl_repro.results.tables import components, reading
 from frl_repro.results.tables.outcomes import (
     NATURAL_ERROR,
     NOT_BROKEN,
@@ -338,7 +338,7 @@ def test_a_measurement_says_which_part_broke_which_image(quick, checkpoint):
         ]
         np.testing.assert_array_equal(outcomes.broken_by[epsilon], torch.cat(expected).numpy())
 
-    table = records.read_classwise(folder / "classwise.csv")
+    table = reading.read_classwise(folder / "classwise.csv")
     assert set(table["attack"]) == {"autoattack"}
     assert table["count"].sum() == 2 * 40
     parts = list(csv.DictReader((folder / "autoattack.csv").read_text().splitlines()))
@@ -351,7 +351,7 @@ def test_a_measurement_says_which_part_broke_which_image(quick, checkpoint):
         for part in of_class:
             assert int(part["num_attacked"]) == standing
             standing -= int(part["num_broken"])
-    run = records.read_json(folder / "run.json")
+    run = reading.read_json(folder / "run.json")
     assert run["versions"]["pyautoattack"].startswith("0.2")
     assert run["config"]["evaluation"]["batch_size"] == 10
 
@@ -423,7 +423,7 @@ def test_a_killed_measurement_continues_and_ends_with_the_same_bytes(quick, chec
     assert len(attacked) == 8 - 3  # two radii, four batches each
     assert files(folder) == straight
     assert not (folder / measure_autoattack.PARTIAL_FILE).exists()
-    assert records.read_json(folder / "run.json")["wall_seconds"] > 0
+    assert reading.read_json(folder / "run.json")["wall_seconds"] > 0
 
     # Finished: nothing is attacked again, no file is touched; other weights at the same place are.
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}

@@ -10,7 +10,7 @@ from frl_repro.commands import collect, plot, report
 from frl_repro.results.figures import FIGURES
 from frl_repro.results.figures.grid import grid_figure, grid_numbers
 from frl_repro.results.report.study import load_study
-from frl_repro.results.tables import records
+from frl_repro.results.tables import writing
 from frl_repro.results.tables.selection import best_setting, choice_rows, summary
 from support import EPSILON, make_rows, run_rows
 
@@ -37,7 +37,7 @@ def opposed(*, seeds=(0,)):
 def write(folder, rows):
     for run_id, part in pd.DataFrame(rows).groupby("run_id"):
         (folder / run_id).mkdir(parents=True)
-        records.write_frame(folder / run_id / "classwise.csv", part)
+        writing.write_frame(folder / run_id / "classwise.csv", part)
     return folder
 
 

@@ -19,7 +19,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.commands import cli, collect, jobs, plot, report, status
 from frl_repro.commands.running import Task
 from frl_repro.data import fashion_mnist
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, subsets
 from frl_repro.results.tables.examples import read_examples
 from frl_repro.results.tables.outcomes import read_outcomes
 from frl_repro.settings.config import RunConfig
@@ -286,11 +286,11 @@ def test_train_then_evaluate_gives_the_same_table(monkeypatch, capsys, in_tmp):
     assert measured.read_text() == trained
 
     outcomes = read_outcomes(measured.with_name("outcomes.safetensors"))
-    table = records.read_classwise([measured])
+    table = reading.read_classwise([measured])
     assert outcomes.about["run_id"] == table["run_id"].iloc[0]
     assert len(outcomes.is_robust_error) == table["epsilon"].nunique() > 1
     for epsilon, is_error in outcomes.is_robust_error.items():
-        rows = records.select_epsilon(table, epsilon).sort_values("class_id")
+        rows = subsets.select_epsilon(table, epsilon).sort_values("class_id")
         assert np.bincount(outcomes.labels).tolist() == rows["count"].tolist()
         natural = np.bincount(outcomes.labels[outcomes.is_natural_error], minlength=len(rows))
         robust = np.bincount(outcomes.labels[is_error], minlength=len(rows))
@@ -298,7 +298,7 @@ def test_train_then_evaluate_gives_the_same_table(monkeypatch, capsys, in_tmp):
         assert robust.tolist() == (rows["num_natural_errors"] + rows["num_boundary_errors"]).tolist()
 
     examples = read_examples(measured.with_name("examples.safetensors"))
-    largest = records.select_epsilon(table, table["epsilon"].max()).set_index("class_name")["robust_error"]
+    largest = subsets.select_epsilon(table, table["epsilon"].max()).set_index("class_name")["robust_error"]
     names = examples.about["class_names"]
     assert largest[examples.about["worst"]] == largest.max()
     assert largest[examples.about["best"]] == largest.min()

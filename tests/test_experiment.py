@@ -14,7 +14,7 @@ import torch
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.folder_lock import held
 from frl_repro.basics.progress import set_up_logging
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, writing
 from frl_repro.runs import experiment
 from support import WARM, same_weights, table_contents, tiny_run
 
@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_leaves_tidy_tables(finished):
-    table = records.read_classwise([finished / "classwise.csv"])
+    table = reading.read_classwise([finished / "classwise.csv"])
     assert set(table["split"]) == {"validation", "test"}
     assert sorted(table.loc[table["split"] == "validation", "epoch"].unique()) == [1, 2, 3]
     assert set(table.loc[table["split"] == "test", "epoch"]) == {3}
@@ -85,7 +85,7 @@ def test_a_folder_of_another_run_is_refused(finished, tmp_path):
 def test_a_damaged_state_is_named(tmp_path):
     config = tiny_run(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    records.write_json(tmp_path / "run" / "run.json", {"config_hash": config.hash, "run_id": config.run_id})
+    writing.write_json(tmp_path / "run" / "run.json", {"config_hash": config.hash, "run_id": config.run_id})
     (tmp_path / "run" / "state.pt").write_bytes(b"half of a")
     with pytest.raises(UserError, match=r"state\.pt is not a readable training state: delete it"):
         experiment.run(config)
@@ -120,7 +120,7 @@ def test_the_test_split_never_steers(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiment, "load_dataset", load_with_other_test_labels)
     experiment.run(tiny_run(tmp_path / "run"))
-    ours, other = (records.read_classwise([folder / "classwise.csv"]) for folder in (finished, tmp_path / "run"))
+    ours, other = (reading.read_classwise([folder / "classwise.csv"]) for folder in (finished, tmp_path / "run"))
     for name in ("history.csv", "split.safetensors"):
         assert (finished / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
     assert same_weights(finished, tmp_path / "run")  # their headers name the data, which differ
@@ -144,7 +144,7 @@ def test_of_fewer_validation_images_than_asked_for_all_are_measured_and_a_line_s
 
 
 def rows_without_run(folder):
-    table = records.read_classwise([folder / "classwise.csv"])
+    table = reading.read_classwise([folder / "classwise.csv"])
     return table.drop(columns=["run_id"])
 
 

@@ -16,7 +16,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.commands import plot
 from frl_repro.results.figures import FIGURES, IMAGE_FIGURES, style
 from frl_repro.results.figures.figure1 import figure1, figure1_numbers
-from frl_repro.results.tables import records
+from frl_repro.results.tables import schema, writing
 from support import EPSILON, ERRORS, NAMES, ROOT, bars, make_rows
 
 
@@ -41,7 +41,7 @@ def runs(tmp_path, one_seed):
     for run_id, rows in one_seed.groupby("run_id"):
         folder = tmp_path / "runs" / run_id
         folder.mkdir(parents=True)
-        records.write_table(folder / "classwise.csv", rows.to_dict("records"), records.CLASSWISE_COLUMNS)
+        writing.write_table(folder / "classwise.csv", rows.to_dict("records"), schema.CLASSWISE_COLUMNS)
     return tmp_path / "runs"
 
 
@@ -246,7 +246,7 @@ def test_command_writes_the_figure_and_its_numbers(runs, tmp_path, capsys):
 
 def test_command_draws_the_largest_epsilon_unless_told(tmp_path, capsys):
     rows = [row for m in ERRORS for e in (8, 16) for row in make_rows(m, epsilon=e / 255, shift=e)]
-    records.write_table(tmp_path / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
+    writing.write_table(tmp_path / "classwise.csv", rows, schema.CLASSWISE_COLUMNS)
     shirt = {}
     for extra in ([], ["epsilon=8/255"]):
         assert plot.main(["figure=1", f"runs={tmp_path}", f"out={tmp_path / 'o'}", "formats=svg,svg", *extra]) == 0
@@ -326,7 +326,7 @@ def test_figures_need_neither_torch_nor_hydra_and_help_needs_no_pandas():
         "import sys, frl_repro.commands.plot, frl_repro.results.figures\n"
         "assert frl_repro.commands.plot.main(['--help']) == 0\n"
         "assert not {'pandas', 'matplotlib', 'numpy'} & set(sys.modules)\n"
-        "import frl_repro.results.tables.records, frl_repro.results.figures.style, frl_repro.results.figures.figure1\n"
+        "import frl_repro.results.tables.reading, frl_repro.results.figures.style, frl_repro.results.figures.figure1\n"
         "assert not {'torch', 'torchvision', 'hydra', 'omegaconf', 'matplotlib.pyplot'} & set(sys.modules)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}

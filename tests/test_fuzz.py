@@ -15,7 +15,7 @@ from frl_repro.basics import run_folder
 from frl_repro.basics.errors import UserError, one_line, reason
 from frl_repro.commands import keyvalue, status
 from frl_repro.models import checkpoints
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading
 from frl_repro.runs import sweeps
 from frl_repro.settings import config
 from frl_repro.settings.parse import parse
@@ -112,7 +112,7 @@ def test_files_of_any_content_are_no_table_and_no_state(tmp_path_factory, conten
     (folder / "classwise.csv").write_bytes(content)
     (folder / "state.pt").write_bytes(content)
     with pytest.raises(UserError):
-        records.read_classwise(folder / "classwise.csv")
+        reading.read_classwise(folder / "classwise.csv")
     with pytest.raises(UserError):
         checkpoints.load_state(folder / "state.pt")
 

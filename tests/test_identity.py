@@ -16,7 +16,7 @@ from frl_repro.data import load_dataset
 from frl_repro.evaluation.measure import measure_checkpoint
 from frl_repro.models import checkpoints
 from frl_repro.models.identity import differences
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, writing
 from frl_repro.results.tables.outcomes import are_of_same_images, read_outcomes
 from frl_repro.runs import experiment
 from support import stopped
@@ -77,10 +77,10 @@ def recorded(folder, name="run.json"):
 def old(folder):
     """Make a finished run one of a version that kept no digests."""
     run = {name: value for name, value in recorded(folder).items() if name not in ("data", "segments")}
-    records.write_json(folder / "run.json", run)
+    writing.write_json(folder / "run.json", run)
     done = {name: value for name, value in recorded(folder, "done.json").items() if name not in ("data", "start")}
     done["sha256"]["run.json"] = experiment.sha256(folder / "run.json")
-    records.write_json(folder / "done.json", done)
+    writing.write_json(folder / "done.json", done)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -187,8 +187,8 @@ def test_a_relative_root_from_two_working_folders_gives_no_table_of_the_other(tm
     with pytest.raises(UserError, match=r"classes a, b, were a, b, c; .*another output_dir or run_dir keeps both"):
         experiment.run(configs[1])
     second = experiment.run(on("photos", f"output_dir={tmp_path / 'others'}"))
-    assert set(records.read_classwise(first / "classwise.csv")["class_name"]) == {"a", "b", "c"}
-    assert set(records.read_classwise(second / "classwise.csv")["class_name"]) == {"a", "b"}
+    assert set(reading.read_classwise(first / "classwise.csv")["class_name"]) == {"a", "b", "c"}
+    assert set(reading.read_classwise(second / "classwise.csv")["class_name"]) == {"a", "b"}
 
 
 def test_a_finished_run_whose_data_are_gone_is_shown_with_a_line_that_says_so(tmp_path, caplog):
@@ -365,7 +365,7 @@ def test_a_base_trained_anew_elsewhere_is_another_start(tmp_path):
     nudge(base / "model.safetensors")
     done = recorded(base, "done.json")
     done["sha256"]["model.safetensors"] = experiment.sha256(base / "model.safetensors")
-    records.write_json(base / "done.json", done)
+    writing.write_json(base / "done.json", done)
     with pytest.raises(UserError, match=r"made before a change of the weights in .*bases.* that it starts from"):
         experiment.run(config)
     shutil.rmtree(base)
@@ -386,7 +386,7 @@ def evaluation(root, *settings):
 
 
 def errors(folder):
-    table = records.read_classwise(folder / "classwise.csv")
+    table = reading.read_classwise(folder / "classwise.csv")
     return table.groupby("class_id")[["num_natural_errors", "count"]].first().to_numpy().tolist()
 
 

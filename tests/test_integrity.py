@@ -17,7 +17,7 @@ from frl_repro.basics import atomic, run_folder
 from frl_repro.basics.errors import UserError, reason
 from frl_repro.commands import cli, collect
 from frl_repro.models import build_model, checkpoints
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading
 from frl_repro.runs import experiment
 from support import TINY, call, stopped, table_contents, tiny_retraining, tiny_run
 
@@ -108,11 +108,11 @@ def test_damaged_weights_and_tables_of_a_run_are_refused_by_every_reader(damaged
     table = (damaged / "classwise.csv").read_text()
     (damaged / "classwise.csv").write_text(table.replace("test,3,", "test,4,"))  # a table that is sound in itself
     with pytest.raises(UserError, match=r"classwise\.csv is damaged"):
-        records.read_classwise(damaged / "classwise.csv")
+        reading.read_classwise(damaged / "classwise.csv")
     assert collect.main([f"runs={damaged}"]) == 1
     assert "classwise.csv is damaged" in capsys.readouterr().err
     (damaged / "done.json").unlink()  # an unfinished run, or a table from elsewhere: nothing to compare with
-    assert len(records.read_classwise(damaged / "classwise.csv"))
+    assert len(reading.read_classwise(damaged / "classwise.csv"))
 
 
 # ---------------------------------------------------------------------------------------------------------------

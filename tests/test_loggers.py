@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables import records
+from frl_repro.results.tables import writing
 from frl_repro.runs import experiment
 from frl_repro.training import fitting, loggers
 from support import TINY, call, tiny_retraining, tiny_run
@@ -210,7 +210,7 @@ def test_tags_keep_classes_and_radii_apart():
     keys = {"run_id": "a", "dataset": "d", "model": "m", "method": "x", "seed": 0, "split": "test", "epoch": 3}
     rows = []
     for epsilon in (8 / 255, 0.3):
-        rows += records.classwise_rows(
+        rows += writing.classwise_rows(
             {**keys, "attack": "pgd-20", "epsilon": epsilon}, ["T-shirt/top", "Bag"], [4, 2], [1, 1], [1, 0]
         )
     found = loggers.scalars([], rows, [])

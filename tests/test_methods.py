@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables.records import read_classwise
+from frl_repro.results.tables.reading import read_classwise
 from frl_repro.runs import experiment
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.parse import parse
@@ -309,7 +309,7 @@ def test_runs_that_differ_in_a_methods_number_train_side_by_side_as_they_do_alon
 @pytest.mark.parametrize(("changes", "message"), [
     ({"recipe": "scratch", "attack": "none"}, "frl=dafa trains adversarially: attack=none attacks nothing"),
     ({"recipe": "scratch", "init_from": "x"}, "init_from has no effect with recipe=scratch"),
-    ({"frl": "reweight", "recipe": "scratch"}, "frl=reweight has no recipe=scratch; it has: paper, report"),
+    ({"frl": "reweight", "recipe": "scratch"}, "frl=reweight has no recipe=scratch; it has recipe=paper"),
     ({"frl__strength": -1}, "frl.strength=-1: must lie in"),
     ({"frl__eta": 1}, "unknown key frl.eta; known: name, strength, start_epoch, smallest"),
 ])  # fmt: skip

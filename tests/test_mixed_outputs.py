@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from frl_repro.commands import cli, collect, plot, report, status
 from frl_repro.results.report.study import load_study
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, schema, writing
 from frl_repro.results.tables.selection import by_setting, comparable, main_evaluation, summary
 from frl_repro.results.tables.variants import read_runs
 from frl_repro.results.tables.where import select_where
@@ -141,8 +141,8 @@ def test_links_to_runs_are_followed_and_counted_once(folder, tmp_path, monkeypat
     assert printed.startswith("2 runs under outputs: 2 done")
     assert "outputs/real" in printed
     assert "outputs/a_link" in printed
-    assert len(records.find_tables("outputs")) == 2
-    assert read_runs(records.find_tables("outputs"))["seed"].nunique() == 2
+    assert len(reading.find_tables("outputs")) == 2
+    assert read_runs(reading.find_tables("outputs"))["seed"].nunique() == 2
 
 
 # --- made-up tables ---------------------------------------------------------------------------------------------------
@@ -160,13 +160,13 @@ def write_run(root, name, method="adversarial", *, seed=0, dataset=None, digest=
     about |= {"start": {"file": "start.pt", "sha256": start}} if start else {}
     called = about["config"]["dataset"]["name"]
     rows = rows or make_rows(method, seed=seed, run_id=name, dataset=called, errors=[(440, 890), (40, 120), (30, 90)])
-    records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
+    writing.write_table(folder / "classwise.csv", rows, schema.CLASSWISE_COLUMNS)
     (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
     return folder
 
 
 def settings_of(root):
-    df = read_runs(records.find_tables(root))
+    df = read_runs(reading.find_tables(root))
     return df.drop_duplicates("run_id").set_index("run_id")[["dataset", "variant"]].apply(tuple, axis=1).to_dict()
 
 
@@ -222,7 +222,7 @@ def test_starting_checkpoints_are_told_apart_by_content_and_radii_are_fractions(
         "b": "epsilon=4/255 init_from=start.pt@22222222",
         "c": "epsilon=8/255 init_from=start.pt@11111111",
     }
-    df = read_runs(records.find_tables(tmp_path))
+    df = read_runs(reading.find_tables(tmp_path))
     assert set(select_where(df, "init_from=start.pt@11111111,seed=2")["run_id"]) == {"c"}
 
 
@@ -231,7 +231,7 @@ def test_two_runs_of_a_seed_that_nothing_tells_apart_are_two_settings(tmp_path):
         write_run(tmp_path, name)
     write_run(tmp_path, "c", seed=1)
     assert {run: variant for run, (_, variant) in settings_of(tmp_path).items()} == {"a": "", "b": "run=b", "c": ""}
-    df = read_runs(records.find_tables(tmp_path))
+    df = read_runs(reading.find_tables(tmp_path))
     assert sorted(by_setting(summary(df, epsilon=EPSILON))["num_seeds"]) == [1, 2]
 
 
@@ -242,7 +242,7 @@ def test_models_are_compared_that_were_trained_alike(tmp_path):
         write_run(tmp_path, f"adv{seed}", seed=seed, dataset=plain, attack={"name": "pgd"})
     for seed in range(4):
         write_run(tmp_path, f"base{seed}", seed=seed, dataset=reduced, attack={"name": "pgd"})
-    df = comparable(read_runs(records.find_tables(tmp_path)))
+    df = comparable(read_runs(reading.find_tables(tmp_path)))
     assert set(df["run_id"]) == {f"{name}{seed}" for name in ("nat", "adv") for seed in range(3)}
     assert load_study(tmp_path).seeds(["natural", "adversarial"]) == [0, 1, 2]
 
@@ -255,7 +255,7 @@ def test_a_measurement_that_repeats_its_run_is_left_out_in_a_line(tmp_path, capl
         json.dumps({"config": {"checkpoint": "a/model.safetensors", "dataset": {"name": "fashion_mnist"}}}),
         encoding="utf-8",
     )
-    df = read_runs(records.find_tables(tmp_path))
+    df = read_runs(reading.find_tables(tmp_path))
     assert df["num_natural_errors"].max() == 440
     assert len(df) == 3
     (message,) = caplog.messages
@@ -267,7 +267,7 @@ def test_runs_without_the_largest_radius_are_named(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, f"run{seed}", seed=seed)
     write_run(tmp_path, "small", rows=make_rows("adversarial", run_id="small", epsilon=8 / 255))
-    df = read_runs(records.find_tables(tmp_path))
+    df = read_runs(reading.find_tables(tmp_path))
     epsilon, attack, note = main_evaluation(df, epsilon=None, attack=None)
     assert (epsilon, attack) == (EPSILON, "pgd-20")
     assert note.startswith("left out, not measured by pgd-20 at epsilon 16/255: 1 of 3 runs (small)")

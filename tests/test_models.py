@@ -15,7 +15,7 @@ from frl_repro.data import Dataset, Split
 from frl_repro.models import Normalise, build_model, checkpoints, stack
 from frl_repro.models.compute.backends import TORCH, choose_backend
 from frl_repro.models.networks import new_network
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading
 from frl_repro.runs import experiment
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.parse import parse
@@ -434,7 +434,7 @@ def test_a_class_policy_retrains_a_network_with_batch_norm(tmp_path):
         "frl__num_steps": 1,
     }
     folder = experiment.run(tiny(tmp_path / "run", **changes))
-    table = records.read_classwise([folder / "classwise.csv"])
+    table = reading.read_classwise([folder / "classwise.csv"])
     assert set(table["epoch"]) == {0, 1}
 
 

@@ -19,7 +19,7 @@ from frl_repro.results.figures.figure1 import figure1
 from frl_repro.results.figures.settings import settings_figure
 from frl_repro.results.figures.tradeoff import tradeoff_figure
 from frl_repro.results.figures.trajectory import trajectory_figure
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, writing
 from frl_repro.results.tables.variants import read_runs
 from frl_repro.runs import sweeps
 from support import EPSILON, NAMES, make_rows, make_run, policy_rows, run_rows
@@ -159,9 +159,9 @@ def test_glyphs_that_no_font_has_are_named_once(tmp_path, caplog, monkeypatch):
 
 def run_folder(folder, run_id, rows, *, start=None, **config):
     folder.mkdir(parents=True)
-    records.write_frame(folder / "classwise.csv", pd.DataFrame([{**row, "run_id": run_id} for row in rows]))
+    writing.write_frame(folder / "classwise.csv", pd.DataFrame([{**row, "run_id": run_id} for row in rows]))
     recorded = {"run_id": run_id, "config_hash": "0", "config": {"seed": 0, **config}, "start": start}
-    records.write_json(folder / "run.json", recorded)
+    writing.write_json(folder / "run.json", recorded)
 
 
 def test_a_starting_models_own_measurement_is_no_row_beside_runs_that_were_measured_otherwise(tmp_path, capsys):
@@ -171,7 +171,7 @@ def test_a_starting_models_own_measurement_is_no_row_beside_runs_that_were_measu
     start = {"file": str(base / "model.safetensors"), "sha256": "0" * 64}
     retrained = [{**row, "attack": "pgd-2"} for row in run_rows(1, 1)]
     run_folder(outputs / "run", "run", retrained, start=start)
-    assert set(read_runs(records.find_tables(outputs))["run_id"]) == {"run"}
+    assert set(read_runs(reading.find_tables(outputs))["run_id"]) == {"run"}
     assert collect.main([f"runs={outputs}"]) == 0
     shown = capsys.readouterr().out
     assert "PGD-20" not in shown
@@ -179,20 +179,20 @@ def test_a_starting_models_own_measurement_is_no_row_beside_runs_that_were_measu
     assert "before retraining" in shown
 
     # By itself, beside a run measured alike, or measured once more, it counts; and as a start that somebody has named.
-    assert set(read_runs(records.find_tables(outputs / "bases"))["run_id"]) == {"base"}
+    assert set(read_runs(reading.find_tables(outputs / "bases"))["run_id"]) == {"base"}
     run_folder(outputs / "alike", "alike", make_rows("natural", attack="pgd-20"))
-    assert set(read_runs(records.find_tables(outputs))["run_id"]) == {"run", "alike", "base"}
+    assert set(read_runs(reading.find_tables(outputs))["run_id"]) == {"run", "alike", "base"}
     (outputs / "alike" / "classwise.csv").unlink()
     run_folder(outputs / "aa", "base", make_rows("adversarial", attack="autoattack"), checkpoint="x")
     recorded = json.loads((outputs / "aa" / "run.json").read_text())
     del recorded["config_hash"]
     (outputs / "aa" / "run.json").write_text(json.dumps(recorded))
-    found = read_runs(records.find_tables(outputs))
+    found = read_runs(reading.find_tables(outputs))
     assert set(found.loc[found["run_id"] == "base", "attack"]) == {"autoattack"}
     named = json.loads((outputs / "run" / "run.json").read_text())
     named["config"]["init_from"] = start["file"]
     (outputs / "run" / "run.json").write_text(json.dumps(named))
-    assert "pgd-20" in set(read_runs(records.find_tables(outputs))["attack"])
+    assert "pgd-20" in set(read_runs(reading.find_tables(outputs))["attack"])
 
 
 # --- notes of runs and sweeps ---------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_a_run_is_done_only_where_both_its_notes_say_so(in_tmp, capsys):
     assert shown.startswith("4 runs under outputs: 1 done, 3 damaged")
     assert "is no file but a pipe or a device" in shown
     with pytest.raises(UserError, match=r"pipe/done\.json: is no file but a pipe"):
-        records.read_classwise(in_tmp / "outputs" / "pipe" / "classwise.csv")
+        reading.read_classwise(in_tmp / "outputs" / "pipe" / "classwise.csv")
 
 
 def test_folders_in_a_list_may_have_spaces_around_them(in_tmp, capsys):

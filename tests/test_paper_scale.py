@@ -16,7 +16,7 @@ from frl_repro.data.synthetic import load_synthetic
 from frl_repro.models.compute import speed
 from frl_repro.models.compute.backends import TORCH
 from frl_repro.models.origin import read_origin
-from frl_repro.results.tables import records, variants
+from frl_repro.results.tables import reading, subsets, variants, writing
 from frl_repro.results.tables.best import validation_errors
 from frl_repro.runs import experiment
 from frl_repro.settings.config import RunConfig
@@ -169,7 +169,7 @@ def test_batch_norm_sees_clean_and_attacked_images_apart(tmp_path, monkeypatch):
     )
     folder = experiment.run(config)
     assert sizes == [30] * 6  # 90 images: three steps of two passes
-    assert set(records.read_classwise(folder / "classwise.csv")["method"]) == {"trades"}
+    assert set(reading.read_classwise(folder / "classwise.csv")["method"]) == {"trades"}
 
 
 def with_hook(model, hook):
@@ -293,14 +293,14 @@ def test_the_best_epoch_has_the_smallest_validation_error_and_both_are_measured(
         assert torch.equal(tensor, kept[best][name]), name
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, kept[3][name]), name
-    table = records.read_classwise(folder / "classwise.csv")
+    table = reading.read_classwise(folder / "classwise.csv")
     test = table[table["split"] == "test"]
     marks = dict(zip(test["epoch"], test["checkpoint"], strict=True))
     assert marks == ({3: "best+last"} if best == 3 else {best: "best", 3: "last"})
     assert set(table.loc[table["split"] == "validation", "checkpoint"]) == {""}
     assert "best.safetensors" in json.loads((folder / "done.json").read_text())["sha256"]
     for which, at in (("last", 3), ("best", best)):
-        chosen = records.select_last_epoch(records.select_checkpoint(table, which))
+        chosen = subsets.select_last_epoch(subsets.select_checkpoint(table, which))
         assert set(chosen["epoch"]) == {at}
         assert set(chosen["split"]) == {"test", "validation"}
 
@@ -308,7 +308,7 @@ def test_the_best_epoch_has_the_smallest_validation_error_and_both_are_measured(
 def test_each_kept_checkpoint_measures_as_it_was_written_down(tmp_path):
     config = tiny(tmp_path, evaluation__keep_best_by="overall_robust", trainer__learning_rate=0.5)
     folder = experiment.run(config)
-    table = records.read_classwise(folder / "classwise.csv")
+    table = reading.read_classwise(folder / "classwise.csv")
     with (folder / "history.csv").open() as opened:
         history = list(csv.DictReader(opened))
     errors = [float(row["validation_robust_error"]) for row in history]
@@ -340,9 +340,9 @@ def test_the_best_checkpoint_never_depends_on_test_images(tmp_path, monkeypatch)
 
 
 def test_tables_without_a_best_checkpoint_say_so(tmp_path):
-    table = records.read_classwise(experiment.run(tiny(tmp_path, trainer__num_epochs=1)) / "classwise.csv")
+    table = reading.read_classwise(experiment.run(tiny(tmp_path, trainer__num_epochs=1)) / "classwise.csv")
     with pytest.raises(UserError, match=r"kept no best checkpoint, as runs with evaluation\.keep_best_by"):
-        records.select_checkpoint(table, "best")
+        subsets.select_checkpoint(table, "best")
 
 
 # --- precision, compiling, channels last ----------------------------------------------------------------------------
@@ -458,7 +458,7 @@ def test_tables_take_a_run_from_before_a_key_for_what_it_did(tmp_path):
             old["config"][section].pop(key, None)
     (folders[0] / "run.json").write_text(json.dumps(old))
     files = [folder / "classwise.csv" for folder in folders]
-    table = variants.with_variants(records.read_classwise(files), files)
+    table = variants.with_variants(reading.read_classwise(files), files)
     assert dict(zip(table["seed"], table["variant"], strict=True)) == {
         0: "precision=float32", 1: "precision=float32", 2: "precision=bfloat16",
     }  # fmt: skip
@@ -476,10 +476,10 @@ def test_tables_know_every_key_that_came_later():
 
 
 def test_rows_of_a_state_from_before_a_column_are_written_with_an_empty_cell(tmp_path):
-    records.write_table(tmp_path / "t.csv", [{"run_id": "a"}], ["run_id", "alpha_rob", "checkpoint"])
+    writing.write_table(tmp_path / "t.csv", [{"run_id": "a"}], ["run_id", "alpha_rob", "checkpoint"])
     assert (tmp_path / "t.csv").read_text() == "run_id,alpha_rob,checkpoint\na,,\n"
     with pytest.raises(ValueError, match=r"differ in \['epoch'\]"):
-        records.write_table(tmp_path / "t.csv", [{"run_id": "a"}], ["run_id", "epoch"])
+        writing.write_table(tmp_path / "t.csv", [{"run_id": "a"}], ["run_id", "epoch"])
 
 
 # --- retraining from a row of the same table ------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import yaml
 
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.commands import cli, collect, jobs, plot
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading
 from frl_repro.settings.config import RunConfig, to_dict
 from frl_repro.settings.parse import parse
 
@@ -118,7 +118,7 @@ def test_every_row_trains_and_the_table_and_its_figure_come_of_it(tmp_path, monk
         with Path("table.csv").open() as opened:
             after = [r for r in csv.DictReader(opened) if r["when"] == "after" and r["split"] == "test"]
         assert len(after) == len(ROWS)
-        tables = records.read_classwise(records.find_tables(folder))
+        tables = reading.read_classwise(reading.find_tables(folder))
         marked = tables[tables["checkpoint"].str.contains(checkpoint)]
         assert {(r["run_id"], int(r["epoch"])) for r in after} == set(
             zip(marked["run_id"], marked["epoch"], strict=True)

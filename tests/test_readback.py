@@ -14,7 +14,7 @@ from frl_repro.basics.readback import checked, entries, fields, file_name, items
 from frl_repro.basics.run_folder import check_finished, read_object
 from frl_repro.commands import collect, status
 from frl_repro.models import checkpoints
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, writing
 from frl_repro.results.tables.examples import read_examples, write_examples
 from frl_repro.results.tables.outcomes import read_outcomes, write_outcomes
 from frl_repro.results.tables.sanity_rules import read_sanity
@@ -99,8 +99,8 @@ def test_a_hostile_run_json_is_named_by_every_reader(in_tmp, capsys, change, whe
     folder = in_tmp / "outputs" / "a-run"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(run_with(**change)))
-    records.write_table(folder / "classwise.csv", make_rows("natural"), list(make_rows("natural")[0]))
-    for read in (read_object, records.read_json):
+    writing.write_table(folder / "classwise.csv", make_rows("natural"), list(make_rows("natural")[0]))
+    for read in (read_object, reading.read_json):
         with pytest.raises(UserError, match=rf"run\.json is damaged: {where}.* delete the folder .* repeat the run"):
             read(folder / "run.json")
     assert collect.main(["runs=outputs"]) == 1
@@ -265,9 +265,9 @@ def test_names_in_tables_are_one_line_without_control_characters(tmp_path, name,
     files = [tmp_path / f"{place}.csv" for place in range(num_tables)]
     for place, file in enumerate(files):
         rows = [{**row, "run_id": f"run-{place}", name: "a\x1b[2J"} for row in make_rows("natural")]
-        records.write_table(file, rows, list(rows[0]))
+        writing.write_table(file, rows, list(rows[0]))
     with pytest.raises(UserError, match=rf"0\.csv, column '{name}' is damaged: must be a text of one line") as caught:
-        records.read_classwise(files)
+        reading.read_classwise(files)
     assert str(caught.value).isprintable()
 
 
@@ -275,7 +275,7 @@ def test_names_in_a_table_of_sanity_checks_too(tmp_path):
     from frl_repro.results.tables.sanity_rules import COLUMNS
 
     path = tmp_path / "sanity.csv"
-    records.write_table(path, [{**dict.fromkeys(COLUMNS), "run_id": "a\x1b"}], COLUMNS)
+    writing.write_table(path, [{**dict.fromkeys(COLUMNS), "run_id": "a\x1b"}], COLUMNS)
     with pytest.raises(UserError, match=r"sanity\.csv, column 'run_id' is damaged"):
         read_sanity(path)
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables import records, text_tables
-from frl_repro.results.tables.records import CLASSWISE_COLUMNS
+from frl_repro.results.tables import reading, schema, subsets, text_tables, writing
+from frl_repro.results.tables.schema import CLASSWISE_COLUMNS
 
 KEYS = {
     "run_id": "run-a",
@@ -31,11 +31,11 @@ COUNT, NATURAL, BOUNDARY = [1000, 3, 7], [320, 0, 7], [570, 1, 0]
 
 
 def make_rows(**keys):
-    return records.classwise_rows({**KEYS, **keys}, NAMES, COUNT, NATURAL, BOUNDARY)
+    return writing.classwise_rows({**KEYS, **keys}, NAMES, COUNT, NATURAL, BOUNDARY)
 
 
 def write(path, rows, columns=CLASSWISE_COLUMNS):
-    records.write_table(path, rows, columns)
+    writing.write_table(path, rows, columns)
     return path
 
 
@@ -74,7 +74,7 @@ def test_rows_divide_counts_and_keep_the_keys():
 def test_robust_error_is_the_correctly_rounded_sum_of_counts(classes):
     natural, boundary, _ = (list(part) for part in zip(*classes, strict=True))
     count = [max(1, sum(one)) for one in classes]
-    rows = records.classwise_rows(KEYS, [str(i) for i in range(len(count))], count, natural, boundary)
+    rows = writing.classwise_rows(KEYS, [str(i) for i in range(len(count))], count, natural, boundary)
     for row, total, n, b in zip(rows, count, natural, boundary, strict=True):
         assert row["robust_error"] == float(Fraction(n + b, total))
         assert 0 <= row["natural_error"] <= row["robust_error"] <= 1
@@ -82,13 +82,13 @@ def test_robust_error_is_the_correctly_rounded_sum_of_counts(classes):
 
 def test_rows_refuse_what_cannot_be_counted():
     with pytest.raises(ValueError, match="keys lack run_id"):
-        records.classwise_rows({k: v for k, v in KEYS.items() if k != "run_id"}, NAMES, COUNT, NATURAL, BOUNDARY)
+        writing.classwise_rows({k: v for k, v in KEYS.items() if k != "run_id"}, NAMES, COUNT, NATURAL, BOUNDARY)
     with pytest.raises(ValueError, match=r"lengths \[2, 3\]"):
-        records.classwise_rows(KEYS, NAMES[:2], COUNT, NATURAL, BOUNDARY)
+        writing.classwise_rows(KEYS, NAMES[:2], COUNT, NATURAL, BOUNDARY)
     with pytest.raises(ValueError, match="'Bag': 0 natural and 1 boundary errors among 0 samples"):
-        records.classwise_rows(KEYS, NAMES, [1000, 0, 7], NATURAL, BOUNDARY)
+        writing.classwise_rows(KEYS, NAMES, [1000, 0, 7], NATURAL, BOUNDARY)
     with pytest.raises(ValueError, match="'None': 7 natural and 1 boundary errors among 7 samples"):
-        records.classwise_rows(KEYS, NAMES, COUNT, NATURAL, [0, 0, 1])
+        writing.classwise_rows(KEYS, NAMES, COUNT, NATURAL, [0, 0, 1])
 
 
 def test_table_has_fixed_bytes(tmp_path):
@@ -106,8 +106,8 @@ def test_table_refuses_rows_that_do_not_fit_the_header_and_leaves_the_old_file(t
 
 
 def test_reader_returns_what_was_written(table):
-    df = records.read_classwise(table)
-    assert tuple(df.columns) == (*CLASSWISE_COLUMNS, *records.SETTING_COLUMNS, records.CHECKPOINT_COLUMN)
+    df = reading.read_classwise(table)
+    assert tuple(df.columns) == (*CLASSWISE_COLUMNS, *schema.SETTING_COLUMNS, schema.CHECKPOINT_COLUMN)
     assert (
         df[list(CLASSWISE_COLUMNS)].to_dict("records") == make_rows()
     )  # exact floats, a class called "None", integers as integers
@@ -116,7 +116,7 @@ def test_reader_returns_what_was_written(table):
 def test_reader_keeps_further_columns_typed(tmp_path):
     columns = (*CLASSWISE_COLUMNS, "alpha_nat", "recipe")
     rows = make_rows(alpha_nat=5.0, recipe="report") + make_rows(epoch=3, alpha_nat=None, recipe="")
-    df = records.read_classwise(write(tmp_path / "t.csv", rows, columns))
+    df = reading.read_classwise(write(tmp_path / "t.csv", rows, columns))
     assert df["alpha_nat"].tolist()[:3] == [5.0] * 3
     assert df["alpha_nat"].isna().tolist() == [False] * 3 + [True] * 3
     assert df["recipe"].tolist() == ["report"] * 3 + [""] * 3
@@ -125,14 +125,14 @@ def test_reader_keeps_further_columns_typed(tmp_path):
 def test_reader_joins_files_and_counts_a_copied_run_once(tmp_path, table):
     copy = write(tmp_path / "copy.csv", make_rows())
     other = write(tmp_path / "other.csv", make_rows(run_id="run-b"))
-    assert records.read_classwise([table, copy, other])["run_id"].tolist() == ["run-a"] * 3 + ["run-b"] * 3
+    assert reading.read_classwise([table, copy, other])["run_id"].tolist() == ["run-a"] * 3 + ["run-b"] * 3
 
 
 def test_reader_refuses_two_versions_of_a_run(tmp_path, table):
-    changed = records.classwise_rows(KEYS, NAMES, COUNT, [321, 0, 7], BOUNDARY)
+    changed = writing.classwise_rows(KEYS, NAMES, COUNT, [321, 0, 7], BOUNDARY)
     other = write(tmp_path / "other.csv", changed)
     with pytest.raises(UserError, match=r"'run-a' has different numbers .* in .*classwise\.csv and .*other\.csv"):
-        records.read_classwise([table, other])
+        reading.read_classwise([table, other])
 
 
 @pytest.mark.parametrize(
@@ -156,20 +156,20 @@ def test_reader_refuses_two_versions_of_a_run(tmp_path, table):
 def test_reader_names_file_row_and_column(table, column, value, message):
     spoil(table, column, value)
     with pytest.raises(UserError, match=rf"classwise\.csv, .*{message}") as caught:
-        records.read_classwise(table)
+        reading.read_classwise(table)
     assert "\n" not in str(caught.value)
 
 
 def test_reader_names_a_missing_column_and_its_lookalike(table):
     table.write_text(table.read_text().replace("natural_error,", "natural_eror,", 1))
     with pytest.raises(UserError, match=r"classwise\.csv lacks column 'natural_error' \(it has 'natural_eror'\)"):
-        records.read_classwise(table)
+        reading.read_classwise(table)
 
 
 def test_reader_notices_lost_rows(tmp_path):
     path = write(tmp_path / "t.csv", (make_rows() + make_rows(epoch=3))[:-1])
     with pytest.raises(UserError, match=r"epoch 3, .* does not have each of its 3 classes exactly once"):
-        records.read_classwise(path)
+        reading.read_classwise(path)
 
 
 @pytest.mark.parametrize(
@@ -186,17 +186,17 @@ def test_reader_refuses_what_is_no_table(tmp_path, content, message):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"t\.csv {message}") as caught:
-        records.read_classwise(path)
+        reading.read_classwise(path)
     assert "\n" not in str(caught.value)
 
 
 def test_reader_refuses_a_folder_a_missing_file_and_nothing(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
-        records.read_classwise(tmp_path)
+        reading.read_classwise(tmp_path)
     with pytest.raises(UserError, match=r"cannot read .*gone\.csv: No such file"):
-        records.read_classwise(tmp_path / "gone.csv")
+        reading.read_classwise(tmp_path / "gone.csv")
     with pytest.raises(UserError, match=r"no classwise\.csv given"):
-        records.read_classwise([])
+        reading.read_classwise([])
 
 
 def test_tables_are_found_in_folders_globs_files_and_lists(tmp_path, monkeypatch):
@@ -205,39 +205,39 @@ def test_tables_are_found_in_folders_globs_files_and_lists(tmp_path, monkeypatch
     for path in [*paths, Path("a/run0/history.csv")]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert records.find_tables(".") == paths
-    assert records.find_tables("a") == paths[:2]
-    assert records.find_tables("a/run*") == paths[:2]
-    assert records.find_tables("a/run0/*") == paths[:1]  # not history.csv
-    assert records.find_tables("**/classwise.csv") == paths
-    assert records.find_tables("a/run1, a/run0/classwise.csv,a") == paths[:2]
-    assert records.find_tables("b/lr=1,2[x]") == paths[2:]  # an existing name is taken literally
-    assert records.find_tables("a", name="history.csv") == [Path("a/run0/history.csv")]
-    assert records.find_tables(tmp_path / "b") == [tmp_path / paths[2]]
+    assert reading.find_tables(".") == paths
+    assert reading.find_tables("a") == paths[:2]
+    assert reading.find_tables("a/run*") == paths[:2]
+    assert reading.find_tables("a/run0/*") == paths[:1]  # not history.csv
+    assert reading.find_tables("**/classwise.csv") == paths
+    assert reading.find_tables("a/run1, a/run0/classwise.csv,a") == paths[:2]
+    assert reading.find_tables("b/lr=1,2[x]") == paths[2:]  # an existing name is taken literally
+    assert reading.find_tables("a", name="history.csv") == [Path("a/run0/history.csv")]
+    assert reading.find_tables(tmp_path / "b") == [tmp_path / paths[2]]
 
 
 def test_finding_nothing_is_said(tmp_path):
     with pytest.raises(UserError, match=r"nothing found at .*gone"):
-        records.find_tables(tmp_path / "gone")
+        reading.find_tables(tmp_path / "gone")
     with pytest.raises(UserError, match=r"no classwise\.csv under"):
-        records.find_tables(tmp_path)
+        reading.find_tables(tmp_path)
 
 
 def test_epsilon_is_selected_up_to_rounding(tmp_path):
-    df = records.read_classwise(write(tmp_path / "t.csv", make_rows() + make_rows(epsilon=16 / 255)))
-    assert len(records.select_epsilon(df, float(np.float32(16 / 255)))) == 3
+    df = reading.read_classwise(write(tmp_path / "t.csv", make_rows() + make_rows(epsilon=16 / 255)))
+    assert len(subsets.select_epsilon(df, float(np.float32(16 / 255)))) == 3
     with pytest.raises(UserError, match="no rows with epsilon=4/255; the tables have 8/255, 16/255"):
-        records.select_epsilon(df, 4 / 255)
+        subsets.select_epsilon(df, 4 / 255)
 
 
 def test_split_and_last_epoch_are_selected(tmp_path):
     rows = make_rows() + make_rows(epoch=3) + make_rows(run_id="run-b", split="validation")
-    df = records.read_classwise(write(tmp_path / "t.csv", rows))
-    last = records.select_last_epoch(df)
+    df = reading.read_classwise(write(tmp_path / "t.csv", rows))
+    last = subsets.select_last_epoch(df)
     assert set(zip(last["run_id"], last["epoch"], strict=True)) == {("run-a", 3), ("run-b", 2)}
-    assert set(records.select_split(df, "validation")["run_id"]) == {"run-b"}
+    assert set(subsets.select_split(df, "validation")["run_id"]) == {"run-b"}
     with pytest.raises(UserError, match="no rows with split='train'; the tables have test, validation"):
-        records.select_split(df, "train")
+        subsets.select_split(df, "train")
 
 
 @pytest.mark.parametrize(
@@ -253,24 +253,24 @@ def test_split_and_last_epoch_are_selected(tmp_path):
     ],
 )
 def test_epsilons_are_written_as_people_do(epsilon, text):
-    assert records.format_epsilon(epsilon) == text
+    assert schema.format_epsilon(epsilon) == text
 
 
 @given(st.integers(1, 254))
 def test_fractions_survive_the_round_trip(levels):
-    assert records.parse_fraction(records.format_epsilon(levels / 255)) == levels / 255
+    assert schema.parse_fraction(schema.format_epsilon(levels / 255)) == levels / 255
 
 
 def test_fractions_are_parsed_or_refused():
-    assert records.parse_fraction("0.03") == 0.03
-    assert records.parse_fraction(" 8 / 255 ") == 8 / 255
+    assert schema.parse_fraction("0.03") == 0.03
+    assert schema.parse_fraction(" 8 / 255 ") == 8 / 255
     for text in ("abc", "", "1/0", "1/2/3", "nan", "inf", "/", "8/"):
         with pytest.raises(UserError, match=r"is not a number: write a decimal such as 0\.03 or a fraction"):
-            records.parse_fraction(text)
+            schema.parse_fraction(text)
 
 
 def test_overall_errors_weigh_classes_by_their_samples(table):
-    (row,) = records.overall(records.read_classwise(table)).to_dict("records")
+    (row,) = subsets.overall(reading.read_classwise(table)).to_dict("records")
     assert row["count"] == 1010
     assert row["overall_natural_error"] == 327 / 1010
     assert row["overall_boundary_error"] == 571 / 1010
@@ -282,7 +282,7 @@ def test_overall_errors_weigh_classes_by_their_samples(table):
 
 def test_overall_keeps_evaluations_apart(tmp_path):
     rows = make_rows(epsilon=16 / 255) + make_rows() + make_rows(run_id="run-b")
-    result = records.overall(records.read_classwise(write(tmp_path / "t.csv", rows)))
+    result = subsets.overall(reading.read_classwise(write(tmp_path / "t.csv", rows)))
     assert list(zip(result["run_id"], result["epsilon"], strict=True)) == [
         ("run-a", 8 / 255),
         ("run-a", 16 / 255),
@@ -291,8 +291,8 @@ def test_overall_keeps_evaluations_apart(tmp_path):
 
 
 def test_class_table_for_people(tmp_path):
-    wider = records.classwise_rows({**KEYS, "epsilon": 16 / 255}, NAMES, COUNT, NATURAL, [680, 3, 0])
-    df = records.read_classwise(write(tmp_path / "t.csv", make_rows(epoch=1) + make_rows() + wider))
+    wider = writing.classwise_rows({**KEYS, "epsilon": 16 / 255}, NAMES, COUNT, NATURAL, [680, 3, 0])
+    df = reading.read_classwise(write(tmp_path / "t.csv", make_rows(epoch=1) + make_rows() + wider))
     assert text_tables.class_table(df) == (
         "run-a: errors in percent, test split, epoch 2, 1010 samples (* worst class)\n"
         "class    natural  boundary  robust  boundary  robust\n"
@@ -309,7 +309,7 @@ def test_class_table_for_people(tmp_path):
 
 def test_class_table_shows_one_run_and_its_split(tmp_path):
     rows = make_rows(split="validation") + make_rows(run_id="run-b", split="validation")
-    df = records.read_classwise(write(tmp_path / "t.csv", rows))
+    df = reading.read_classwise(write(tmp_path / "t.csv", rows))
     with pytest.raises(UserError, match="shows one run, got 2: run-a, run-b"):
         text_tables.class_table(df)
     with pytest.raises(UserError, match="no rows with split='test'"):
@@ -319,71 +319,71 @@ def test_class_table_shows_one_run_and_its_split(tmp_path):
 
 def test_json_is_sorted_and_ends_with_a_newline(tmp_path):
     path = tmp_path / "run.json"
-    records.write_json(path, {"b": [1, 0.1], "a": "ε"})
+    writing.write_json(path, {"b": [1, 0.1], "a": "ε"})
     assert path.read_text(encoding="utf-8") == '{\n  "a": "ε",\n  "b": [\n    1,\n    0.1\n  ]\n}\n'
-    assert records.read_json(path) == {"a": "ε", "b": [1, 0.1]}
+    assert reading.read_json(path) == {"a": "ε", "b": [1, 0.1]}
     with pytest.raises(ValueError, match="JSON compliant"):
-        records.write_json(path, {"loss": math.nan})
+        writing.write_json(path, {"loss": math.nan})
     assert json.loads(path.read_text(encoding="utf-8"))["a"] == "ε"
 
 
 def test_damaged_json_is_named(tmp_path):
     path = tmp_path / "run.json"
     with pytest.raises(UserError, match=r"cannot read .*run\.json: No such file"):
-        records.read_json(path)
+        reading.read_json(path)
     for content in (b'{"a": ', b"\xff\xfe"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"run\.json is damaged, not valid JSON"):
-            records.read_json(path)
+            reading.read_json(path)
 
 
 @pytest.mark.parametrize("num_files", [1, 4])
 def test_tables_as_runs_write_them_are_read_at_once_and_the_same(tmp_path, num_files):
     files = []
     for number in range(num_files):
-        settings = dict.fromkeys(records.SETTING_COLUMNS) | {"alpha_nat": number / 3}
+        settings = dict.fromkeys(schema.SETTING_COLUMNS) | {"alpha_nat": number / 3}
         rows = make_rows(run_id=f"run {number}", **settings) + make_rows(run_id=f"run {number}", epoch=3, **settings)
-        files.append(write(tmp_path / f"{number}.csv", rows, records.CLASSWISE_HEADER))
-    at_once, one_by_one = records._read_as_written(files), records._read_one_by_one(files)
+        files.append(write(tmp_path / f"{number}.csv", rows, schema.CLASSWISE_HEADER))
+    at_once, one_by_one = reading._read_as_written(files), reading._read_one_by_one(files)
     pd.testing.assert_frame_equal(at_once[0], one_by_one[0])
     assert at_once[1] == one_by_one[1] == [6] * num_files
-    assert records.read_classwise(files).equals(one_by_one[0])
+    assert reading.read_classwise(files).equals(one_by_one[0])
 
 
 def test_one_table_in_another_shape_is_read_and_named_all_the_same(tmp_path):
-    settings = dict.fromkeys(records.SETTING_COLUMNS)
-    sound = write(tmp_path / "sound.csv", make_rows(**settings), records.CLASSWISE_HEADER)
+    settings = dict.fromkeys(schema.SETTING_COLUMNS)
+    sound = write(tmp_path / "sound.csv", make_rows(**settings), schema.CLASSWISE_HEADER)
     short = write(tmp_path / "short.csv", make_rows(run_id="b"))
-    assert records._read_as_written([sound, short]) is None
-    assert len(records.read_classwise([sound, short])) == 6
-    other = write(tmp_path / "other.csv", make_rows(run_id="c", **settings), records.CLASSWISE_HEADER)
+    assert reading._read_as_written([sound, short]) is None
+    assert len(reading.read_classwise([sound, short])) == 6
+    other = write(tmp_path / "other.csv", make_rows(run_id="c", **settings), schema.CLASSWISE_HEADER)
     spoil(other, "count", "7.5")
     with pytest.raises(UserError, match=r"other\.csv, row 1, column 'count': 7.5 is not a whole number"):
-        records.read_classwise([sound, other])
+        reading.read_classwise([sound, other])
     other.write_text(other.read_text().replace("7.5", "1000").replace("Bag", 'B"ag'))
-    assert len(records.read_classwise([sound, other])) == 6
+    assert len(reading.read_classwise([sound, other])) == 6
 
 
 def test_names_that_a_spreadsheet_would_run_are_written_as_text_and_read_back(tmp_path):
     names = ["=cmd()", "-x", "+1", "@a", "'=b", "'quoted'", "-1.5", "plain"]
-    rows = records.classwise_rows(
-        {**dict.fromkeys(records.MEASUREMENT_COLUMNS, "a"), "seed": 0, "epoch": 1, "epsilon": 0.1},
+    rows = writing.classwise_rows(
+        {**dict.fromkeys(schema.MEASUREMENT_COLUMNS, "a"), "seed": 0, "epoch": 1, "epsilon": 0.1},
         names, *([[n] * len(names) for n in (4, 1, 1)]),
     )  # fmt: skip
-    records.write_table(tmp_path / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
+    writing.write_table(tmp_path / "classwise.csv", rows, schema.CLASSWISE_COLUMNS)
     text = (tmp_path / "classwise.csv").read_text(encoding="utf-8")
     assert ",'=cmd(),4" in text
     assert ",plain,4" in text
-    fast = records.read_classwise(tmp_path / "classwise.csv")
+    fast = reading.read_classwise(tmp_path / "classwise.csv")
     assert fast["class_name"].tolist() == names
     (tmp_path / "classwise.csv").write_text(text.replace("\n", "\r\n"), encoding="utf-8", newline="")
-    assert records.read_classwise(tmp_path / "classwise.csv")["class_name"].tolist() == names
+    assert reading.read_classwise(tmp_path / "classwise.csv")["class_name"].tolist() == names
 
 
 def test_a_table_of_many_classes_shows_the_worst_and_the_best_and_no_name_steers_the_terminal(tmp_path):
     names = [f"c{k:02d}" for k in range(49)] + ["a\x1b[31m\n\u202eb"]
-    keys = {**dict.fromkeys(records.MEASUREMENT_COLUMNS, "a"), "seed": 0, "epoch": 1, "epsilon": 0.1, "split": "test"}
-    rows = records.classwise_rows(keys, names, [100] * 50, list(range(50)), [0] * 50)
+    keys = {**dict.fromkeys(schema.MEASUREMENT_COLUMNS, "a"), "seed": 0, "epoch": 1, "epsilon": 0.1, "split": "test"}
+    rows = writing.classwise_rows(keys, names, [100] * 50, list(range(50)), [0] * 50)
     text = text_tables.class_table(pd.DataFrame(rows), top=2)
     lines = text.splitlines()
     assert "the 2 worst and the 2 best of 50 classes by the last column, top= changes how many" in lines[0]

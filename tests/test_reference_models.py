@@ -9,7 +9,7 @@ import torch
 from frl_repro.commands.jobs import configure_evaluation
 from frl_repro.evaluation.measure import measure_checkpoint
 from frl_repro.models.origin import read_origin
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, subsets
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, read_outcomes
 from frl_repro.results.tables.selection import select_attack
 from support import ROOT
@@ -22,7 +22,7 @@ TOLERANCE = 0.001  # 0.1 point of a class's error: other processors round otherw
 
 @pytest.fixture(scope="module")
 def published():
-    return select_attack(records.read_classwise(records.find_tables(ROOT / REFERENCE)), "pgd-20")
+    return select_attack(reading.read_classwise(reading.find_tables(ROOT / REFERENCE)), "pgd-20")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_there_are_three_seeds_of_every_model(published):
 def test_outcomes_count_the_published_errors(path, published):
     outcomes = read_outcomes(ROOT / path.with_suffix(f".{OUTCOMES_FILE}"))
     for epsilon, is_robust_error in outcomes.is_robust_error.items():
-        of_radius = records.select_epsilon(rows_of(published, path).reset_index(), epsilon)
+        of_radius = subsets.select_epsilon(rows_of(published, path).reset_index(), epsilon)
         masks = (np.ones_like(is_robust_error), outcomes.is_natural_error, is_robust_error & ~outcomes.is_natural_error)
         counts = np.stack([np.bincount(outcomes.labels[mask], minlength=10) for mask in masks], axis=1)
         np.testing.assert_array_equal(counts, of_radius[COUNTS].to_numpy())
@@ -71,7 +71,7 @@ def test_a_published_model_gives_its_published_table(path, published, tmp_path, 
     settings = [f"checkpoint={path}", f"output_dir={tmp_path}", "num_threads=1", "device=cpu"]
     folder = measure_checkpoint(configure_evaluation(*settings))
     expected = rows_of(published, path)
-    measured = records.read_classwise([folder / "classwise.csv"]).set_index(["epsilon", "class_id"]).sort_index()
+    measured = reading.read_classwise([folder / "classwise.csv"]).set_index(["epsilon", "class_id"]).sort_index()
     assert measured.index.equals(expected.index)
     assert (measured["count"] == expected["count"]).all()
     assert (measured["attack"] == expected["attack"]).all()

@@ -14,7 +14,7 @@ from frl_repro.results.registration import CELLS, REGISTERED_FILE, SEEDS, regist
 from frl_repro.results.report import verdicts
 from frl_repro.results.report.registered import CANDIDATES, load_registered
 from frl_repro.results.report.verdicts import RADII, holm, verdict_of
-from frl_repro.results.tables import records
+from frl_repro.results.tables import schema, writing
 from frl_repro.results.tables.outcomes import Outcomes, write_outcomes
 
 NAMES = ("coat", "bag", "shirt")
@@ -79,7 +79,7 @@ def write_study(root, levels=LEVELS, *, seeds=SEEDS, other_base=None, outcomes=T
         keys = {
             "run_id": row["run_id"], "dataset": "d", "model": "m", "method": cell.split()[0], "seed": seed,
             "attack": "pgd-20", "recipe": None, "checkpoint": None,
-            **dict.fromkeys(records.SETTING_COLUMNS),
+            **dict.fromkeys(schema.SETTING_COLUMNS),
         }  # fmt: skip
         noise = np.random.default_rng(len(cell) * 100 + seed).integers(-4, 5)
         rows = []
@@ -90,14 +90,14 @@ def write_study(root, levels=LEVELS, *, seeds=SEEDS, other_base=None, outcomes=T
                     continue
                 for place, epsilon in enumerate(RADII):
                     counts = errors_of(level)
-                    rows += records.classwise_rows(
+                    rows += writing.classwise_rows(
                         {**keys, "split": split, "epoch": epoch, "epsilon": epsilon},
                         NAMES,
                         [1000] * 3,
                         [wrong[0] for wrong in counts],
                         [wrong[1 + place] - wrong[0] for wrong in counts],
                     )
-        records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+        writing.write_table(folder / "classwise.csv", rows, schema.CLASSWISE_HEADER)
         if outcomes:
             write_outcomes(folder / "outcomes.safetensors", as_outcomes(levels[cell] + noise, row["run_id"], seed))
         if outcomes and cell == "equal weights":

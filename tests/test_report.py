@@ -13,7 +13,7 @@ from frl_repro.results.report.autoattack import autoattack_grids
 from frl_repro.results.report.claims import judge
 from frl_repro.results.report.page import Cell, Grid, alt_text
 from frl_repro.results.report.study import load_study
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, schema, writing
 from frl_repro.results.tables.components import COMPONENT_COLUMNS, class_rows, component_rows
 from frl_repro.results.tables.outcomes import Outcomes, write_outcomes
 from support import EPSILON, NAMES, STUDY_AFTER, STUDY_BASE, STUDY_NATURAL, shifted, write_run, write_study
@@ -28,7 +28,7 @@ def runs(tmp_path):
 
 def change(path, **values):
     """Rewrite the row of the first class, test split, last epoch."""
-    table = records.read_classwise(path)
+    table = reading.read_classwise(path)
     last = table["epoch"] == table["epoch"].max()
     place = table.index[last & (table["split"] == "test") & (table["class_id"] == 0)]
     for name, value in values.items():
@@ -36,7 +36,7 @@ def change(path, **values):
     for quantity in ("natural", "boundary"):
         table[f"{quantity}_error"] = table[f"num_{quantity}_errors"] / table["count"]
     table["robust_error"] = (table["num_natural_errors"] + table["num_boundary_errors"]) / table["count"]
-    records.write_frame(path, table)
+    writing.write_frame(path, table)
 
 
 def verdicts(root):
@@ -92,13 +92,13 @@ def test_two_seeds_and_missing_models_are_undecided(runs, tmp_path):
 def test_validation_images_name_the_class(runs):
     """On test images of one run another class is worse after retraining: the named class stays, the maximum moves."""
     path = runs / "reweight-5.0-1.0-None-0" / "classwise.csv"
-    table = records.read_classwise(path)
+    table = reading.read_classwise(path)
     of_other = (table["epoch"] == 10) & (table["split"] == "test") & (table["class_id"] == 1)
     table.loc[of_other, ["num_natural_errors", "num_boundary_errors"]] = [700, 250]
     table["natural_error"] = table["num_natural_errors"] / table["count"]
     table["boundary_error"] = table["num_boundary_errors"] / table["count"]
     table["robust_error"] = (table["num_natural_errors"] + table["num_boundary_errors"]) / table["count"]
-    records.write_frame(path, table)
+    writing.write_frame(path, table)
     evidence = judge(load_study(runs))[2].evidence[0]
     assert evidence.class_name == NAMES[0]
     assert evidence.values[0] == pytest.approx(-0.12)
@@ -200,9 +200,9 @@ def add_autoattack(root):
     keys = {name: part.about[name] for name in ("run_id", "split", "attack", "seed", "method", "recipe")}
     keys |= {"dataset": "fashion_mnist", "model": "lenet5", "epoch": 10}
     keys |= dict.fromkeys(("alpha_nat", "alpha_bndy", "alpha_margin"))
-    records.write_table(folder / "classwise.csv", class_rows(part, keys, NAMES), records.CLASSWISE_HEADER)
+    writing.write_table(folder / "classwise.csv", class_rows(part, keys, NAMES), schema.CLASSWISE_HEADER)
     rows = component_rows(part, {**keys, "batch_size": 12, "attack_seed": 0}, NAMES)
-    records.write_table(folder / "autoattack.csv", rows, COMPONENT_COLUMNS)
+    writing.write_table(folder / "autoattack.csv", rows, COMPONENT_COLUMNS)
 
 
 def test_autoattack_stands_beside_pgd_and_changes_no_verdict(runs, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from frl_repro.data import Split, stratified_order
 from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.models import build_model
 from frl_repro.models.compute.backends import TORCH
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading
 from frl_repro.results.tables.outcomes import read_outcomes
 from frl_repro.runs import experiment
 from frl_repro.training import build, steering
@@ -89,7 +89,7 @@ def is_enough(config, number, validation):
 @pytest.mark.parametrize(("frl", "recipe"), METHODS)
 def test_every_method_of_every_recipe_trains_and_writes_its_tables(frl, recipe, tmp_path, bases):
     folder = experiment.run(tiny_retraining(tmp_path, frl, recipe, base_dir=str(bases)))
-    table = records.read_classwise(folder / "classwise.csv")
+    table = reading.read_classwise(folder / "classwise.csv")
     assert set(table["method"]) == {frl}
     assert set(table["recipe"]) == {recipe}
     assert set(table.loc[table["split"] == "test", "epoch"]) == {0, 2}
@@ -109,10 +109,10 @@ def test_before_is_the_base_model(finished, bases):
         for path in bases.iterdir()
         if json.loads((path / "run.json").read_text())["config"]["dataset"]["validation_fraction"]
     ]
-    before = records.read_classwise(finished / "classwise.csv").query("epoch == 0 and split == 'test'")
+    before = reading.read_classwise(finished / "classwise.csv").query("epoch == 0 and split == 'test'")
     recorded = json.loads((finished / "run.json").read_text())
     assert recorded["start"]["file"] == str(base / "model.safetensors")
-    own = records.read_classwise(base / "classwise.csv").query("split == 'test'")
+    own = reading.read_classwise(base / "classwise.csv").query("split == 'test'")
     counts = ["class_id", "num_natural_errors"]
     assert before.query("epsilon < 0.04")[counts].values.tolist() == own.query("epsilon < 0.04")[counts].values.tolist()
 
@@ -279,7 +279,7 @@ def test_every_attacked_sample_stays_within_its_own_classs_margin(recipe, follow
 def test_selection_images_are_measured_before_and_after_and_steer_nothing(tmp_path, bases, monkeypatch):
     settings = {"base_dir": str(bases), "dataset__selection_fraction": 0.5, "dataset__num_train": 240}
     first = experiment.run(tiny_retraining(tmp_path / "first", **settings))
-    table = records.read_classwise(first / "classwise.csv")
+    table = reading.read_classwise(first / "classwise.csv")
     assert set(table.loc[table["split"] == "selection", "epoch"]) == {0, 2}
     counts = table.groupby("split")["count"].max()
     assert counts["selection"] == counts["validation"] == 10  # of 60 validation images in 3 classes, half each
@@ -297,13 +297,13 @@ def test_selection_images_are_measured_before_and_after_and_steer_nothing(tmp_pa
         assert (first / name).read_bytes() == (other / name).read_bytes(), name
     weights, others = (load_file(folder / "model.safetensors") for folder in (first, other))  # headers name the data
     assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
-    other_table = records.read_classwise(other / "classwise.csv")
+    other_table = reading.read_classwise(other / "classwise.csv")
     differing = table[(table != other_table).any(axis=1) & (table["natural_error"] != other_table["natural_error"])]
     assert set(differing["split"]) == {"selection"}
 
 
 def test_a_run_keeps_which_test_images_are_wrong(finished):
-    table = records.read_classwise(finished / "classwise.csv").query("split == 'test' and epoch == 2")
+    table = reading.read_classwise(finished / "classwise.csv").query("split == 'test' and epoch == 2")
     kept = read_outcomes(finished / "outcomes.safetensors")
     assert kept.about["run_id"] == table["run_id"].iloc[0]
     for epsilon, rows in table.groupby("epsilon"):

@@ -446,7 +446,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(line, trained, monkeypatch
 
 
 def table_of(evidence, path):
-    from frl_repro.results.tables.records import write_table
+    from frl_repro.results.tables.writing import write_table
 
     keys = {"run_id": "a-b", "dataset": "d", "model": "lenet5", "method": "combined", "seed": 3}
     write_table(path, sanity_rules.rows(evidence, keys, ["Shirt", "Bag"]), sanity_rules.COLUMNS)

@@ -15,7 +15,7 @@ from frl_repro.results.figures.grid import grid_figure, grid_numbers
 from frl_repro.results.figures.settings import settings_figure, settings_numbers
 from frl_repro.results.figures.tradeoff import tradeoff_figure, tradeoff_numbers
 from frl_repro.results.figures.trajectory import trajectory_figure, trajectory_numbers
-from frl_repro.results.tables import records, text_tables
+from frl_repro.results.tables import reading, schema, text_tables, writing
 from frl_repro.results.tables.selection import BEFORE, best_setting, by_setting, summary
 from frl_repro.results.tables.variants import with_variants
 from frl_repro.results.tables.where import select_where
@@ -33,23 +33,23 @@ def runs(tmp_path):
         folder = tmp_path / "runs" / f"{nat}-{bndy}-{seed}"
         folder.mkdir(parents=True)
         rows = run_rows(nat, bndy, seed=seed, gain=(10 * nat + seed, 10 * bndy))
-        records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
-        records.write_table(folder / "policy.csv", policy_rows(nat, bndy, seed), records.POLICY_COLUMNS)
+        writing.write_table(folder / "classwise.csv", rows, schema.CLASSWISE_HEADER)
+        writing.write_table(folder / "policy.csv", policy_rows(nat, bndy, seed), schema.POLICY_COLUMNS)
     return tmp_path / "runs"
 
 
 def test_tables_of_retraining_are_read_back_as_written(tmp_path):
     rows = run_rows(5, 1)
-    records.write_table(tmp_path / "classwise.csv", rows, records.CLASSWISE_HEADER)
-    table = records.read_classwise(tmp_path / "classwise.csv")
+    writing.write_table(tmp_path / "classwise.csv", rows, schema.CLASSWISE_HEADER)
+    table = reading.read_classwise(tmp_path / "classwise.csv")
     assert table["alpha_nat"].unique().tolist() == [5.0]
     assert table["alpha_margin"].isna().all()
     assert set(table["recipe"]) == {"report"}
 
 
 def test_tables_without_settings_get_empty_ones(tmp_path):
-    records.write_table(tmp_path / "classwise.csv", make_rows("natural"), records.CLASSWISE_COLUMNS)
-    table = records.read_classwise(tmp_path / "classwise.csv")
+    writing.write_table(tmp_path / "classwise.csv", make_rows("natural"), schema.CLASSWISE_COLUMNS)
+    table = reading.read_classwise(tmp_path / "classwise.csv")
     assert set(table["recipe"]) == {""}
     assert table["alpha_nat"].isna().all()
 
@@ -124,7 +124,7 @@ def controls(tmp_path):
         rows = [{**row, "run_id": f"{ema}-{seed}"} for row in run_rows(0, 0, seed=seed, gain=gain, method="finetune")]
         for row in rows:
             row["alpha_nat"] = row["alpha_bndy"] = None
-        records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+        writing.write_table(folder / "classwise.csv", rows, schema.CLASSWISE_HEADER)
         config = {
             "seed": seed,
             "backend": "native" if seed else "torch",
@@ -132,13 +132,13 @@ def controls(tmp_path):
             "frl": {"margin_bounds": [0.5, 2] if ema else None},
             "retrain": {"trainer": {"ema_decay": ema, "num_epochs": 10}},
         }
-        records.write_json(folder / "run.json", {"run_id": f"{ema}-{seed}", "config": config})
+        writing.write_json(folder / "run.json", {"run_id": f"{ema}-{seed}", "config": config})
     return tmp_path / "controls"
 
 
 def test_runs_that_tables_call_alike_are_told_apart_by_their_settings(controls, capsys):
-    files = records.find_tables(controls)
-    table = with_variants(records.read_classwise(files), files)
+    files = reading.find_tables(controls)
+    table = with_variants(reading.read_classwise(files), files)
     variants = table.groupby("run_id")["variant"].first().to_dict()
     averaged = "margin_bounds=[0.5,2] ema_decay=0.998"
     plain = "margin_bounds=null ema_decay=null"
@@ -156,8 +156,8 @@ def test_runs_that_tables_call_alike_are_told_apart_by_their_settings(controls, 
 
 
 def test_settings_figure_compares_settings_with_the_model_before(controls, tmp_path):
-    files = records.find_tables(controls)
-    numbers = settings_numbers(with_variants(records.read_classwise(files), files), epsilon=EPSILON, attack=None)
+    files = reading.find_tables(controls)
+    numbers = settings_numbers(with_variants(reading.read_classwise(files), files), epsilon=EPSILON, attack=None)
     assert numbers["setting"].str.split().str[-1].tolist() == ["retraining", "ema_decay=0.998", "ema_decay=null"]
     assert numbers["num_seeds"].tolist() == [2, 2, 2]
     assert numbers["worst_class_natural_error"].tolist() == pytest.approx([0.44, 0.41, 0.44])
@@ -180,7 +180,7 @@ def test_of_many_settings_the_worst_and_the_best_stand_beside_the_model_before()
 
 
 def test_a_run_without_its_settings_has_no_variant(grid, controls):
-    assert set(with_variants(grid, records.find_tables(controls))["variant"]) == {""}
+    assert set(with_variants(grid, reading.find_tables(controls))["variant"]) == {""}
 
 
 def test_where_names_a_class_with_a_comma_in_double_quotes():
@@ -220,16 +220,16 @@ def test_models_of_other_images_are_no_seeds_of_one_setting(tmp_path):
         folder = tmp_path / str(seed)
         folder.mkdir()
         rows = make_rows("adversarial", seed=seed, run_id=f"run{seed}")
-        records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_COLUMNS)
+        writing.write_table(folder / "classwise.csv", rows, schema.CLASSWISE_COLUMNS)
         dataset = {
             "name": "fashion_mnist",
             "validation_fraction": fraction,
             "root": f"/data{seed}",
             "download": seed > 0,
         }
-        records.write_json(folder / "run.json", {"run_id": f"run{seed}", "config": {"dataset": dataset}})
-    files = records.find_tables(tmp_path)
-    table = with_variants(records.read_classwise(files), files)
+        writing.write_json(folder / "run.json", {"run_id": f"run{seed}", "config": {"dataset": dataset}})
+    files = reading.find_tables(tmp_path)
+    table = with_variants(reading.read_classwise(files), files)
     assert set(table["variant"]) == {"validation_fraction=0", "validation_fraction=0.2"}
 
 
@@ -396,7 +396,7 @@ def test_collect_keeps_data_sets_and_recipes_apart_and_leaves_published_tables_a
     published = run_rows(1, 2, seed=1, gain=(0, 0))  # the run of `other` with other numbers
     for name, rows in (("all", everything), ("other", other), ("reference", published)):
         (tmp_path / name).mkdir()
-        records.write_table(tmp_path / name / "classwise.csv", rows, records.CLASSWISE_HEADER)
+        writing.write_table(tmp_path / name / "classwise.csv", rows, schema.CLASSWISE_HEADER)
     assert collect.main([f"runs={tmp_path}"]) == 0
     text = capsys.readouterr().out
     titles = [line.split(" split")[0] for line in text.splitlines() if "mean (sd)" in line]

@@ -166,6 +166,9 @@ def capsys_cleared(capsys):
 def test_a_sweep_that_a_launcher_gives_up_is_one_line_and_its_list_stays_only_if_something_was_begun(
     monkeypatch, in_tmp, capsys
 ):
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # loads the launchers' modules anew, whoever has imported them before
     from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
     def breaks(*_, **__):

@@ -58,6 +58,7 @@ def test_parallel_jobs_and_settings_reach_every_sweep():
         ("jobs=0", "jobs=0 is not a whole number from 1"),
         ("part=exp1", "did you mean 'parts'"),
         ("dry=yes", "dry=yes is unknown"),
+        ("seeds=0,a", "seeds=a is not a whole number from 0"),
         ("jobs=2 launcher=fused", "jobs=2 has no effect with launcher=fused"),
     ],
 )

@@ -23,7 +23,7 @@ from frl_repro.commands import cli, collect, status
 from frl_repro.data import cache
 from frl_repro.models import checkpoints
 from frl_repro.models.compute import distributed
-from frl_repro.results.tables import records
+from frl_repro.results.tables import reading, writing
 from frl_repro.runs import sweeps
 from support import ROOT, TINY, call
 
@@ -257,9 +257,9 @@ def read_examples(path):
     [
         run_folder.read_object,
         run_folder.sha256,
-        records.read_json,
-        records.read_classwise,
-        lambda path: records.read_policy([path]),
+        reading.read_json,
+        reading.read_classwise,
+        lambda path: reading.read_policy([path]),
         sweeps.read_list,
         sweeps.read_plan,
         checkpoints.load_state,
@@ -327,10 +327,10 @@ def test_temporary_files_of_killed_processes_go_by_age(tmp_path):
 
 def test_names_that_are_no_utf8_are_kept_in_notes_and_tables(tmp_path):
     name = os.fsdecode(b"caf\xe9")
-    records.write_json(tmp_path / "run.json", {"output_dir": name})
+    writing.write_json(tmp_path / "run.json", {"output_dir": name})
     assert run_folder.read_object(tmp_path / "run.json") == {"output_dir": name}
-    assert records.read_json(tmp_path / "run.json") == {"output_dir": name}
-    records.write_table(tmp_path / "table.csv", [{"file": name}], ["file"])
+    assert reading.read_json(tmp_path / "run.json") == {"output_dir": name}
+    writing.write_table(tmp_path / "table.csv", [{"file": name}], ["file"])
     assert (tmp_path / "table.csv").read_bytes() == b"file\ncaf\\udce9\n"
 
 

@@ -39,7 +39,7 @@ def _collect(given: dict[str, str]) -> str:
     import pandas as pd
 
     from frl_repro.basics.errors import UserError
-    from frl_repro.results.tables.records import find_tables, select_checkpoint, select_epsilon, write_frame
+    from frl_repro.results.tables.reading import find_tables
     from frl_repro.results.tables.selection import (
         attacks_of,
         main_evaluation,
@@ -47,8 +47,10 @@ def _collect(given: dict[str, str]) -> str:
         summary,
         with_bases,
     )
+    from frl_repro.results.tables.subsets import select_checkpoint, select_epsilon
     from frl_repro.results.tables.variants import read_runs
     from frl_repro.results.tables.where import classes_alone, select_where
+    from frl_repro.results.tables.writing import write_frame
 
     checkpoint = choice("checkpoint", given.get("checkpoint", "last"), _CHECKPOINTS)
     errors = [choice("errors", part.strip(), _ERRORS) for part in given.get("errors", "natural,robust").split(",")]
@@ -96,7 +98,7 @@ def _summaries(
     points: DataFrame, epsilon: float, *, title: str, errors: Sequence[str], top: int | None, classes: str
 ) -> list[str]:
     """What is said of one data set and model: a table of each split, and of each method the choice and the grid."""
-    from frl_repro.results.tables.records import format_epsilon
+    from frl_repro.results.tables.schema import format_epsilon
     from frl_repro.results.tables.selection import by_setting, choice_rows, setting_columns
 
     text = []

@@ -61,10 +61,6 @@ def _form_of(text: str) -> str:
 def missing_choice(error: MissingConfigException) -> str:
     """Return what to choose instead of a file of settings that does not exist."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    place, _, recipe = group.rpartition("/")
-    if place == "retrain":
-        recipes = [path.parent.name for path in sorted((paths.CONFIG_DIR / place).glob(f"*/{choice}.yaml"))]
-        return f"frl={choice} has no recipe={recipe}; it has {' and '.join(f'recipe={name}' for name in recipes)}"
     if not group or not error.options:
         return in_one_line(error)
     hint = suggestions.choice_hint(choice, error.options)

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(given: dict[str, str]) -> str:
     from frl_repro.results.figures.style import save
-    from frl_repro.results.tables.records import write_frame
+    from frl_repro.results.tables.writing import write_frame
 
     options = _options(given)
     if options.figure in IMAGE_FIGURES:
@@ -105,7 +105,8 @@ def _draw(given: dict[str, str]) -> str:
 
 def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
     """Draw from the rows that the options choose; with it the errors by class of each run as text, where asked for."""
-    from frl_repro.results.tables.records import find_tables, read_policy, select_checkpoint
+    from frl_repro.results.tables.reading import find_tables, read_policy
+    from frl_repro.results.tables.subsets import select_checkpoint
     from frl_repro.results.tables.text_tables import class_table
     from frl_repro.results.tables.variants import read_runs, with_variants
     from frl_repro.results.tables.where import classes_alone, select_where
@@ -128,7 +129,7 @@ def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
 
 def _from_images(entry: ImageFigureEntry, options: _Options) -> Drawing:
     """Draw from the one file of images that ``runs=`` stands for."""
-    from frl_repro.results.tables.records import find_tables
+    from frl_repro.results.tables.reading import find_tables
 
     paths = find_tables(options.runs, entry.file, hint=f"keep one with `{entry.keep}`")
     if len(paths) > 1:

@@ -87,10 +87,11 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.results.report.page import render
     from frl_repro.results.report.sanity import sanity_grids, sanity_pictures, sanity_table
     from frl_repro.results.report.study import load_study, study_rows
-    from frl_repro.results.tables.records import find_tables, read_policy, write_table
+    from frl_repro.results.tables.reading import find_tables, read_policy
     from frl_repro.results.tables.sanity_rules import SANITY_FILE
     from frl_repro.results.tables.selection import select_attack
     from frl_repro.results.tables.variants import with_variants
+    from frl_repro.results.tables.writing import write_table
 
     runs = given.get("runs", _DEFAULT_RUNS)
     where = given.get("where", "")
@@ -145,7 +146,7 @@ def _folders(text: str) -> list[Path]:
 
 def _found(runs: str, name: str) -> list[Path]:
     """Files of a name that not every study has."""
-    from frl_repro.results.tables.records import find_tables
+    from frl_repro.results.tables.reading import find_tables
 
     try:
         return find_tables(runs, name)
@@ -160,8 +161,8 @@ def _pictures(
     from frl_repro.results.figures import FIGURES, draw
     from frl_repro.results.figures.style import save
     from frl_repro.results.report.page import Picture, alt_text, svg_of
-    from frl_repro.results.tables.records import write_frame
     from frl_repro.results.tables.where import select_where
+    from frl_repro.results.tables.writing import write_frame
 
     pictures: list[Picture] = []
     written: list[Path] = []
@@ -236,8 +237,8 @@ def _settings(df: DataFrame, study: Study) -> Grid:
 
 def _class_errors(df: DataFrame, runs: DataFrame, study: Study) -> list[float]:
     """Mean robust error of each class over runs given by `summary`, at the moment that their ``epoch`` names."""
-    from frl_repro.results.tables.records import select_epsilon, select_split
     from frl_repro.results.tables.selection import select_attack
+    from frl_repro.results.tables.subsets import select_epsilon, select_split
 
     rows = select_attack(select_epsilon(select_split(df, "test"), study.epsilon), study.attack)
     chosen = rows.merge(runs[["run_id", "epoch"]].drop_duplicates())

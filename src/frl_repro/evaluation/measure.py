@@ -29,7 +29,7 @@ from frl_repro.models.compute.backends import Backend, choose_backend
 from frl_repro.models.identity import differences, weights_record
 from frl_repro.models.loading import network_of, refuse_other_model
 from frl_repro.models.origin import checkpoint_file, read_origin
-from frl_repro.results.tables import records, text_tables
+from frl_repro.results.tables import reading, schema, text_tables, writing
 from frl_repro.results.tables.components import COMPONENTS_FILE
 from frl_repro.results.tables.examples import EXAMPLES_FILE, Examples, write_examples
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, SPLIT_DIGEST, Outcomes, write_outcomes
@@ -80,7 +80,7 @@ def evaluation_name(settings: PGDEvaluationConfig) -> str:
     if settings.num_restarts > 1:
         name += f"x{settings.num_restarts}"
     if settings.step_size != USUAL_STEP_SIZE:
-        name += f"-step_{records.format_epsilon(settings.step_size)}"
+        name += f"-step_{schema.format_epsilon(settings.step_size)}"
     if not settings.random_start:
         name += "-no_random_start"
     return name + ("-early_stop" if settings.early_stop else "")
@@ -142,7 +142,7 @@ def measure(
     say_not_finite(samples.is_not_finite)
     rows: list[dict[str, Any]] = []
     for epsilon, class_errors in zip(settings.epsilons, samples.by_class(len(class_names)), strict=True):
-        rows += records.classwise_rows(
+        rows += writing.classwise_rows(
             {**keys, "attack": evaluation_name(settings), "epsilon": epsilon},
             class_names,
             class_errors.count.tolist(),
@@ -198,8 +198,8 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
         )
     else:
         _measure_with_pgd(model, dataset, config, seed=seed, device=device, backend=backend, keys=keys, folder=folder)
-        records.write_json(folder / "run.json", run_record)
-    LOGGER.info("%s", text_tables.class_table(records.read_classwise([folder / "classwise.csv"]), top=config.keys.top))
+        writing.write_json(folder / "run.json", run_record)
+    LOGGER.info("%s", text_tables.class_table(reading.read_classwise([folder / "classwise.csv"]), top=config.keys.top))
     LOGGER.info("tables: %s", folder)
     return folder
 
@@ -240,7 +240,7 @@ def _measure_with_pgd(
         keys=keys,
     )
     about = {**keys, "attack": evaluation_name(settings), SPLIT_DIGEST: dataset.split_digest("test")}
-    records.write_table(folder / "classwise.csv", measured.rows, records.CLASSWISE_HEADER)
+    writing.write_table(folder / "classwise.csv", measured.rows, schema.CLASSWISE_HEADER)
     write_outcomes(folder / OUTCOMES_FILE, measured.outcomes(about))
     if config.keys.num_examples:
         examples = _examples(model, dataset, measured.samples, config, seed=seed, backend=backend, about=about)
@@ -303,7 +303,7 @@ def worst_and_best_class(errors: Tensor) -> tuple[int, int]:
     return worst, int(others.argmin())
 
 
-_ORIGIN = ("run_id", "method", "seed", "epoch", records.CHECKPOINT_COLUMN, *records.SETTING_COLUMNS)
+_ORIGIN = ("run_id", "method", "seed", "epoch", schema.CHECKPOINT_COLUMN, *schema.SETTING_COLUMNS)
 """What a checkpoint says of its run."""
 
 _CONTROL, _MAX_STEM = r"[\x00-\x1f\x7f]", 100  # a file's name becomes part of a folder's, and of a line on a terminal

@@ -18,7 +18,7 @@ from frl_repro.data import Dataset, Split
 from frl_repro.data.splits import subset
 from frl_repro.evaluation import autoattack
 from frl_repro.models.compute.backends import Backend
-from frl_repro.results.tables import components, records
+from frl_repro.results.tables import components, schema, writing
 from frl_repro.results.tables.outcomes import (
     NATURAL_ERROR,
     NOT_ATTACKED,
@@ -136,12 +136,12 @@ def measure_with_autoattack(
     if not is_finished:
         found, class_names = outcomes(), dataset.class_names
         rows = components.class_rows(found, keys, class_names)
-        records.write_table(folder / "classwise.csv", rows, records.CLASSWISE_HEADER)
+        writing.write_table(folder / "classwise.csv", rows, schema.CLASSWISE_HEADER)
         rows = components.component_rows(found, {**keys, **attack_keys}, class_names)
-        records.write_table(folder / components.COMPONENTS_FILE, rows, components.COMPONENT_COLUMNS)
+        writing.write_table(folder / components.COMPONENTS_FILE, rows, components.COMPONENT_COLUMNS)
         record = {**run_record, "versions": {**run_record["versions"], **package}}
         record[_SECONDS] = round(time.monotonic() - started, 1)
-        records.write_json(folder / "run.json", record)
+        writing.write_json(folder / "run.json", record)
         write_outcomes(finished, found)
     partial.unlink(missing_ok=True)
 
@@ -173,6 +173,6 @@ def _earlier(path: Path, about: Mapping[str, Any], split: Split, images: NDArray
 
 def _codes_of(earlier: Outcomes, epsilons: Sequence[float]) -> dict[float, NDArray[np.uint8]]:
     """Return the codes by the radii of the settings; a file holds these as text, which may round them."""
-    by_text = {records.format_epsilon(epsilon): codes for epsilon, codes in earlier.broken_by.items()}
-    wanted = {epsilon: by_text.get(records.format_epsilon(epsilon)) for epsilon in epsilons}
+    by_text = {schema.format_epsilon(epsilon): codes for epsilon, codes in earlier.broken_by.items()}
+    wanted = {epsilon: by_text.get(schema.format_epsilon(epsilon)) for epsilon in epsilons}
     return {epsilon: codes.copy() for epsilon, codes in wanted.items() if codes is not None}

@@ -33,7 +33,7 @@ from frl_repro.evaluation.measure import USUAL_STEP_SIZE, origin_of, resolve_dev
 from frl_repro.models.compute.backends import Backend, choose_backend
 from frl_repro.models.loading import network_of, refuse_other_model
 from frl_repro.models.origin import checkpoint_file
-from frl_repro.results.tables import records
+from frl_repro.results.tables import writing
 from frl_repro.results.tables.sanity_rules import (
     COLUMNS,
     DIRECTIONS,
@@ -334,9 +334,9 @@ def check_checkpoint(config: SanityConfig, *, command: str = "") -> Path:
     run_keys |= {"dataset": config.dataset.name, "model": config.model.name}
     folder = Path(keys.output_dir) / f"{origin['run_id']}-{config.hash}" if keys.run_dir is None else Path(keys.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_table(folder / SANITY_FILE, rows(evidence, run_keys, dataset.class_names), COLUMNS)
+    writing.write_table(folder / SANITY_FILE, rows(evidence, run_keys, dataset.class_names), COLUMNS)
     checkpoints_used = {str(used): _digest(used) for used in (path, other_path) if used is not None}
-    records.write_json(
+    writing.write_json(
         folder / "run.json",
         {
             "config": to_dict(config),

@@ -47,7 +47,7 @@ from frl_repro.models.compute.backends import choose_backend
 from frl_repro.models.identity import differences, recorded_start, refuse_changes, weights_record
 from frl_repro.models.loading import compare_data, load_weights_and_say
 from frl_repro.models.origin import checkpoint_file
-from frl_repro.results.tables import records, text_tables
+from frl_repro.results.tables import schema, text_tables, writing
 from frl_repro.results.tables.best import BEST, BEST_FILE, BOTH, LAST
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, write_outcomes
 from frl_repro.runs.fused import grouped, runs_at_once, share_out
@@ -402,12 +402,12 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     rows = [*fitted.rows, *(row for one in measured for row in one.rows)]
     origin = bench.origin(epoch=num_epochs, checkpoint=rows[-1]["checkpoint"])
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
-    records.write_table(folder / CLASSWISE_FILE, rows, records.CLASSWISE_HEADER)
+    writing.write_table(folder / CLASSWISE_FILE, rows, schema.CLASSWISE_HEADER)
     write_outcomes(folder / OUTCOMES_FILE, bench.outcomes(measured[-1]))
-    records.write_table(folder / HISTORY_FILE, fitted.history, records.HISTORY_COLUMNS)
+    writing.write_table(folder / HISTORY_FILE, fitted.history, schema.HISTORY_COLUMNS)
     if config.has_method:
-        columns = list(dict.fromkeys([*records.POLICY_COLUMNS, *(name for row in fitted.policy_rows for name in row)]))
-        records.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
+        columns = list(dict.fromkeys([*schema.POLICY_COLUMNS, *(name for row in fitted.policy_rows for name in row)]))
+        writing.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
     bench.logger.update(fitted.history, rows, fitted.policy_rows)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
@@ -415,7 +415,7 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     checksums = {name: sha256(folder / name) for name in _result_files(bench, fitted)}
     inputs = {"data": {"digest": bench.dataset.digest}, "start": bench.start}
     done = {"run_id": config.run_id, "config_hash": config.hash, **inputs, "sha256": checksums}
-    records.write_json(folder / DONE_FILE, done)
+    writing.write_json(folder / DONE_FILE, done)
     forget_state(folder)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder, top=config.keys.top))
 

@@ -143,7 +143,8 @@ def _check_retraining(config: RunConfig) -> None:
 def _check_method(config: RunConfig) -> None:
     frl, recipe = config.frl, config.recipe.name
     if has_own_recipes(frl.name) and recipe not in (known := _recipes_of(frl.name)):
-        raise UserError(f"frl={frl.name} has no recipe={recipe}; it has: {', '.join(known)}")
+        has = " and ".join(f"recipe={name}" for name in known)
+        raise UserError(f"frl={frl.name} has no recipe={recipe}; it has {has}")
     if not isinstance(frl, FRLConfig | ValidationSettings):
         return
     if config.dataset.validation_fraction == 0:
@@ -179,7 +180,7 @@ def _check_evaluation(evaluation: EvaluationConfig) -> None:
             raise UserError("evaluation.subset_seed has no effect with evaluation.num_images=null: all are taken")
     elif not evaluation.random_start and evaluation.num_restarts > 1:
         raise UserError("evaluation.num_restarts > 1 needs evaluation.random_start=true: without it all are the same")
-    from frl_repro.results.tables.records import format_epsilon, is_same_radius  # noqa: PLC0415 (pandas is slow to import)
+    from frl_repro.results.tables.schema import format_epsilon, is_same_radius  # noqa: PLC0415 (pandas is slow to import)
 
     if not evaluation.epsilons:
         raise UserError("evaluation.epsilons must name at least one radius, and each once")

@@ -33,7 +33,7 @@ from frl_repro.models.compute.backends import Backend
 from frl_repro.models.networks import new_network
 from frl_repro.models.origin import data_facts
 from frl_repro.results import registration
-from frl_repro.results.tables import records
+from frl_repro.results.tables import writing
 from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
 from frl_repro.results.tables.outcomes import SPLIT_DIGEST, Outcomes
 from frl_repro.settings.config import RunConfig, rebuilding_settings, to_dict
@@ -108,7 +108,7 @@ class Bench:
         names["registration"] = registration.record_of(config.run_id)
         inputs = {"data": self.dataset.content, "start": self.start}
         record = {**names, **inputs, **self.process, "segments": list(segments), **more}
-        records.write_json(self.folder / RUN_FILE, record)
+        writing.write_json(self.folder / RUN_FILE, record)
 
     def measure(
         self, model: nn.Module, split: Split, split_name: str, epoch: int, *, checkpoint: str | None = None

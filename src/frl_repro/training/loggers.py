@@ -16,7 +16,7 @@ import pandas as pd
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER
-from frl_repro.results.tables import records
+from frl_repro.results.tables import schema, subsets
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -154,7 +154,7 @@ def scalars(history: Rows, rows: Rows, policy_rows: Rows) -> dict[tuple[str, int
         for quantity in _QUANTITIES:
             tag = f"{row['split']}_{_at(quantity, row['epsilon'])}/{_word(row['class_name'])}"
             found[tag, row["epoch"]] = row[quantity]
-    for total in records.overall(pd.DataFrame(list(rows))).to_dict("records") if rows else []:
+    for total in subsets.overall(pd.DataFrame(list(rows))).to_dict("records") if rows else []:
         for quantity in _QUANTITIES:
             for name in (f"overall_{quantity}", f"worst_class_{quantity}"):
                 found[f"{total['split']}/{_at(name, total['epsilon'])}", total["epoch"]] = total[name]
@@ -165,7 +165,7 @@ def scalars(history: Rows, rows: Rows, policy_rows: Rows) -> dict[tuple[str, int
 
 
 def _at(name: str, epsilon: float) -> str:
-    return name if name.endswith("natural_error") else f"{name}_{_word(records.format_epsilon(epsilon))}"
+    return name if name.endswith("natural_error") else f"{name}_{_word(schema.format_epsilon(epsilon))}"
 
 
 def _word(name: str) -> str:

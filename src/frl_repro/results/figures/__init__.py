@@ -119,8 +119,8 @@ def draw(
     UserError
         The rows do not hold what the figure shows.
     """
-    from frl_repro.results.tables.records import select_epsilon
     from frl_repro.results.tables.selection import main_data, main_evaluation, select_attack
+    from frl_repro.results.tables.subsets import select_epsilon
 
     is_shown = df["method"].isin(entry.methods) if entry.methods else df["recipe"] != ""
     rows = df[is_shown] if (entry.methods or entry.is_of_retraining) and is_shown.any() else df

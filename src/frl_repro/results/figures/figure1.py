@@ -10,8 +10,9 @@ from frl_repro.basics.errors import UserError
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.class_bars import Series, describe, draw_class_panels
 from frl_repro.results.figures.style import BLUE, ORANGE
-from frl_repro.results.tables.records import format_epsilon, select_epsilon, select_last_epoch, select_split
+from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import comparable, listed, main_setting, select_attack
+from frl_repro.results.tables.subsets import select_epsilon, select_last_epoch, select_split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from frl_repro.basics.errors import UserError
 from frl_repro.results.figures.style import COLUMN_WIDTH, RED, paper_style, wrapped
-from frl_repro.results.tables.records import format_epsilon
+from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import (
     best_settings,
     by_setting,

@@ -23,7 +23,7 @@ from frl_repro.results.figures.style import (
     paper_style,
     wrapped,
 )
-from frl_repro.results.tables.records import format_epsilon
+from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import setting_name, summary, with_bases
 from frl_repro.results.tables.text_tables import display_width
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from frl_repro.basics.errors import UserError
 from frl_repro.results.tables import statistics
-from frl_repro.results.tables.records import overall, select_epsilon, select_last_epoch, select_split
+from frl_repro.results.tables.subsets import overall, select_epsilon, select_last_epoch, select_split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,10 +14,12 @@ import pandas as pd
 from frl_repro.basics.errors import UserError
 from frl_repro.results import registration
 from frl_repro.results.registration import ADVERSARIAL, BASE, COMBINED, EQUAL, MARGINS, NATURAL, REMARGIN, REWEIGHT
+from frl_repro.results.report.questions import CHOSEN, NATURAL_ERROR, RADII, Errors, Quantity
 from frl_repro.results.report.study import at_radius, counts_of, outcomes_in
-from frl_repro.results.report.verdicts import CHOSEN, NATURAL_ERROR, RADII, Answer, Errors, Quantity, judge
+from frl_repro.results.report.verdicts import Answer, judge
 from frl_repro.results.tables import statistics
-from frl_repro.results.tables.records import find_tables, overall, read_classwise, select_checkpoint, select_epsilon
+from frl_repro.results.tables.reading import find_tables, read_classwise
+from frl_repro.results.tables.subsets import overall, select_checkpoint, select_epsilon
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

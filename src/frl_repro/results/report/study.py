@@ -20,13 +20,7 @@ from frl_repro.basics.paths import in_home
 from frl_repro.basics.run_folder import walk
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.outcomes import Outcomes, are_of_same_images, read_outcomes
-from frl_repro.results.tables.records import (
-    find_tables,
-    select_checkpoint,
-    select_epsilon,
-    select_last_epoch,
-    select_split,
-)
+from frl_repro.results.tables.reading import find_tables
 from frl_repro.results.tables.selection import (
     best_setting,
     choice_rows,
@@ -42,6 +36,7 @@ from frl_repro.results.tables.selection import (
     setting_name,
     summary,
 )
+from frl_repro.results.tables.subsets import select_checkpoint, select_epsilon, select_last_epoch, select_split
 from frl_repro.results.tables.variants import read_runs
 from frl_repro.results.tables.where import classes_alone, select_where
 

@@ -1,4 +1,4 @@
-"""The registered questions, their criteria at both radii, and what the numbers say; docs/registration.md explains them.
+"""What the numbers say of the registered questions; docs/registration.md explains it.
 
 Each criterion compares a number of every seed with a threshold. Four things can come of it: it holds, its opposite
 does, there is no difference worth the name, or the data are too uncertain to say. A verdict sums up a question's
@@ -13,18 +13,22 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.registration import ADVERSARIAL, BASE, EQUAL, EQUAL_MARGINS, NATURAL
+from frl_repro.results.registration import NATURAL
+from frl_repro.results.report.questions import (
+    QUESTIONS,
+    RADII,
+    Criterion,
+    Errors,
+    Numbers,
+    Question,
+    robust_error,
+)
 from frl_repro.results.tables import statistics
 
-Numbers = NDArray[np.float64]
 _UNKNOWN = statistics.Interval(math.nan, math.nan, math.nan)
-
-TOLERATED_GAP = 0.05
-"""tau of both sources: the gap to the overall error up to which they count a class as treated like the others."""
 
 SMALLEST_OF_INTEREST = 0.01
 """One point: differences whose whole interval is smaller are called none."""
@@ -34,117 +38,8 @@ CEILING = 0.98
 
 FAMILY_LEVEL = 0.05
 
-CHOSEN = {name: f"{name}, chosen" for name in ("reweight", "margins", "combined", "remargin")}
-"""Methods with several registered settings: each seed's best on its selection images plays this role."""
-
-REWEIGHT_51, REWEIGHT_55 = "reweight 5:1", "reweight 5:5"
-COMBINED_51, COMBINED_55 = "combined 5:1", "combined 5:5"
-
-Quantity = tuple[str, float | None]
-"""``("natural", None)`` or ``("robust", radius)``."""
-
 Outcome = Literal["holds", "opposite", "no difference", "uncertain", "ceiling", "not run"]
 Verdict = Literal["reproduced", "mixed", "contradicted", "too uncertain to say", "incomplete"]
-
-
-class Errors:
-    """Test errors of every role on common seeds, and the class that held-back images name as each model's worst.
-
-    Parameters
-    ----------
-    by_class : dict of (role, quantity) to array, shape (..., S, K)
-        Errors in [0, 1]; leading axes are bootstrap samples, if any.
-    worst_class : dict of (role, quantity) to array, shape (S,), integer
-        Class ids; named on images that no result is computed from.
-    shares : array, shape (K,)
-        Share of each class among the test images.
-    """
-
-    def __init__(
-        self,
-        by_class: dict[tuple[str, Quantity], Numbers],
-        worst_class: dict[tuple[str, Quantity], NDArray[np.int64]],
-        shares: Numbers,
-    ) -> None:
-        self.by_class, self.worst_class, self.shares = by_class, worst_class, shares
-
-    def worst(self, role: str, quantity: Quantity) -> Numbers:
-        """Error of each seed's worst class, shape (..., S)."""
-        errors, named = self.by_class[role, quantity], self.worst_class[role, quantity]
-        return errors[..., np.arange(len(named)), named]
-
-    def maximum(self, role: str, quantity: Quantity) -> Numbers:
-        """Largest class error on the test images themselves, biased upwards, shape (..., S)."""
-        largest: Numbers = self.by_class[role, quantity].max(-1)
-        return largest
-
-    def overall(self, role: str, quantity: Quantity) -> Numbers:
-        """Error over all test images, shape (..., S)."""
-        total: Numbers = self.by_class[role, quantity] @ self.shares
-        return total
-
-
-Worst = Callable[[Errors, str, Quantity], Numbers]
-Value = Callable[[Errors, Worst], Numbers]
-"""(errors, how the worst class's error is taken) -> one number a seed, shape (..., S)."""
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A number that must lie on one side of a threshold.
-
-    Attributes
-    ----------
-    text : str
-        What must hold.
-    roles : tuple of str
-        Models it compares.
-    radius : float or None
-        Of the robust error it is about; None where only natural error enters.
-    value : callable
-    is_above : bool
-        The side of the threshold on which the criterion holds.
-    threshold : float
-    unit : str
-        ``points`` of error, or ``%`` for relative changes.
-    needs_room : bool
-        Whether it says nothing where the natural model is at its ceiling.
-    """
-
-    text: str
-    roles: tuple[str, ...]
-    radius: float | None
-    value: Value
-    is_above: bool = False
-    threshold: float = 0.0
-    unit: str = "points"
-    needs_room: bool = False
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question with the criteria that answer it.
-
-    Attributes
-    ----------
-    name : str
-        ``"1"`` to ``"5"`` for the report's claims, with a letter for what the study adds.
-    text : str
-    criteria : tuple of Criterion
-        They decide.
-    beside : tuple of Criterion
-        They are shown and decide nothing: prices, other comparators.
-    """
-
-    name: str
-    text: str
-    criteria: tuple[Criterion, ...]
-    beside: tuple[Criterion, ...] = ()
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Models that the question is about."""
-        return tuple(dict.fromkeys(role for criterion in self.criteria for role in criterion.roles))
 
 
 @dataclass(frozen=True)
@@ -198,223 +93,6 @@ class Answer:
     beside: tuple[Evidence, ...]
     verdict: Verdict
     by_radius: dict[float, Verdict]
-
-
-NATURAL_ERROR: Quantity = ("natural", None)
-RADII = (8 / 255, 16 / 255)
-
-
-def _robust(radius: float) -> Quantity:
-    return "robust", radius
-
-
-def _quantities() -> tuple[Quantity, ...]:
-    return (NATURAL_ERROR, *(_robust(radius) for radius in RADII))
-
-
-def _change(after: str, before: str, quantity: Quantity) -> Value:
-    return lambda errors, worst: worst(errors, after, quantity) - worst(errors, before, quantity)
-
-
-def _overall_change(after: str, before: str, quantity: Quantity) -> Value:
-    return lambda errors, _: errors.overall(after, quantity) - errors.overall(before, quantity)
-
-
-def _gap(role: str, quantity: Quantity) -> Value:
-    return lambda errors, worst: worst(errors, role, quantity) - errors.overall(role, quantity)
-
-
-def _gap_difference(quantity: Quantity) -> Value:
-    wide, narrow = _gap(ADVERSARIAL, quantity), _gap(NATURAL, quantity)
-    return lambda errors, worst: wide(errors, worst) - narrow(errors, worst)
-
-
-def _relative(after: str, before: str, quantity: Quantity) -> Value:
-    return lambda errors, worst: worst(errors, after, quantity) / worst(errors, before, quantity) - 1
-
-
-def _relative_difference(after: str, before: str, radius: float) -> Value:
-    natural, robust = _relative(after, before, NATURAL_ERROR), _relative(after, before, _robust(radius))
-    return lambda errors, worst: natural(errors, worst) - robust(errors, worst)
-
-
-def _spread_difference(quantity: Quantity) -> Value:
-    """Normalised deviation of class accuracies (NSD), adversarial less natural model."""
-
-    def value(errors: Errors, _: Worst) -> Numbers:
-        def spread(role: str) -> Numbers:
-            accuracy = 1 - errors.by_class[role, quantity]
-            nsd: Numbers = accuracy.std(-1) / accuracy.mean(-1)
-            return nsd
-
-        return spread(ADVERSARIAL) - spread(NATURAL)
-
-    return value
-
-
-def _rank_correlation(quantity: Quantity) -> Value:
-    """Spearman's correlation over classes between the two models' errors."""
-
-    def value(errors: Errors, _: Worst) -> Numbers:
-        ranks = [stats.rankdata(errors.by_class[role, quantity], axis=-1) for role in (NATURAL, ADVERSARIAL)]
-        centred = [rank - rank.mean(-1, keepdims=True) for rank in ranks]
-        correlation: Numbers = (centred[0] * centred[1]).sum(-1) / np.sqrt(
-            (centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1)
-        )
-        return correlation
-
-    return value
-
-
-def _shown(quantity: Quantity) -> str:
-    name, radius = quantity
-    return f"{name} error" if radius is None else f"{name} error at {round(255 * radius)}/255"
-
-
-def _falls(after: str, before: str, quantity: Quantity) -> Criterion:
-    text = f"worst class's {_shown(quantity)}: {after} below {before}"
-    return Criterion(text, (after, before), quantity[1], _change(after, before, quantity))
-
-
-def _all_fall(after: str, before: str) -> tuple[Criterion, ...]:
-    return tuple(_falls(after, before, quantity) for quantity in _quantities())
-
-
-def _robust_falls(after: str, before: str) -> tuple[Criterion, ...]:
-    return tuple(_falls(after, before, _robust(radius)) for radius in RADII)
-
-
-def _price(after: str, before: str) -> tuple[Criterion, ...]:
-    """What a method costs: natural error of the worst class, and errors of all classes together."""
-    everyone = tuple(
-        Criterion(
-            f"{_shown(quantity)} of all classes: {after} below {before}",
-            (after, before),
-            quantity[1],
-            _overall_change(after, before, quantity),
-        )
-        for quantity in _quantities()
-    )
-    return (_falls(after, before, NATURAL_ERROR), *everyone)
-
-
-def _gaps(role: str) -> tuple[Criterion, ...]:
-    return tuple(
-        Criterion(
-            f"{role} training: worst class's {_shown(quantity)} more than 5 points above that of all classes",
-            (role,),
-            quantity[1],
-            _gap(role, quantity),
-            is_above=True,
-            threshold=TOLERATED_GAP,
-        )
-        for quantity in _quantities()
-    )
-
-
-_BEST = CHOSEN
-QUESTIONS = (
-    Question(
-        "1",
-        "Adversarial training leaves classes unequal in natural and in robust error.",
-        _gaps(ADVERSARIAL),
-        _gaps(NATURAL),
-    ),
-    Question(
-        "2",
-        "It widens what natural training already shows: hard classes get harder.",
-        tuple(
-            Criterion(
-                f"gap of the worst class to all classes in {_shown(quantity)}: adversarial above natural training",
-                (ADVERSARIAL, NATURAL),
-                quantity[1],
-                _gap_difference(quantity),
-                is_above=True,
-                needs_room=quantity[1] is not None,
-            )
-            for quantity in _quantities()
-        ),
-        (
-            *(
-                Criterion(
-                    f"spread over classes (NSD of accuracy) in {_shown(quantity)}: adversarial above natural training",
-                    (ADVERSARIAL, NATURAL),
-                    quantity[1],
-                    _spread_difference(quantity),
-                    is_above=True,
-                    unit="",
-                )
-                for quantity in _quantities()
-            ),
-            *(
-                Criterion(
-                    f"rank correlation over classes of {_shown(quantity)}, natural and adversarial training, above 0",
-                    (ADVERSARIAL, NATURAL),
-                    quantity[1],
-                    _rank_correlation(quantity),
-                    is_above=True,
-                    unit="",
-                )
-                for quantity in _quantities()
-            ),
-        ),
-    ),
-    Question(
-        "3",
-        "Reweight (5:1) lowers the worst class's natural error and, to a lesser degree, its robust error.",
-        (
-            *_all_fall(REWEIGHT_51, BASE),
-            *_all_fall(REWEIGHT_51, EQUAL),
-            *(
-                Criterion(
-                    f"relative change against the base: natural error below robust error at {round(255 * radius)}/255",
-                    (REWEIGHT_51, BASE),
-                    radius,
-                    _relative_difference(REWEIGHT_51, BASE, radius),
-                    unit="%",
-                )
-                for radius in RADII
-            ),
-        ),
-        (*_price(REWEIGHT_51, EQUAL)[1:], *_all_fall(_BEST["reweight"], EQUAL), *_price(_BEST["reweight"], EQUAL)[1:]),
-    ),
-    Question(
-        "4",
-        "Remargin lowers the worst class's robust error.",
-        (*_robust_falls(_BEST["remargin"], EQUAL_MARGINS), *_robust_falls(_BEST["remargin"], BASE)),
-        _price(_BEST["remargin"], EQUAL_MARGINS),
-    ),
-    Question(
-        "4b",
-        "Margins lower the worst class's robust error more than weights do, at equal radius, loss and steps.",
-        _robust_falls(_BEST["margins"], _BEST["reweight"]),
-        (*_price(_BEST["margins"], _BEST["reweight"]), *_robust_falls(_BEST["margins"], EQUAL)),
-    ),
-    Question(
-        "5",
-        "Weights and margins combined do better for the worst class than either, each at its best setting.",
-        (
-            *_robust_falls(_BEST["combined"], _BEST["reweight"]),
-            *_robust_falls(_BEST["combined"], _BEST["margins"]),
-            replace(
-                _falls(_BEST["combined"], _BEST["reweight"], NATURAL_ERROR),
-                text="worst class's natural error: combined, chosen less than 5 points above reweight, chosen",
-                threshold=TOLERATED_GAP,
-            ),
-        ),
-        _price(_BEST["combined"], _BEST["reweight"]),
-    ),
-    Question(
-        "5m",
-        "At matched alphas (5:1, 5:5), margins on top of weights lower the worst class's robust error.",
-        (*_robust_falls(COMBINED_51, REWEIGHT_51), *_robust_falls(COMBINED_55, REWEIGHT_55)),
-        (
-            *_price(COMBINED_51, REWEIGHT_51),
-            *_price(COMBINED_55, REWEIGHT_55),
-            *_robust_falls(COMBINED_51, REWEIGHT_55),
-        ),
-    ),
-)
 
 
 def judge(
@@ -532,7 +210,7 @@ def _is_at_ceiling(
     if NATURAL not in roles:
         return False
     found, seeds = errors((NATURAL,))
-    return bool(seeds) and bool(found.worst(NATURAL, _robust(radius)).mean() >= CEILING)
+    return bool(seeds) and bool(found.worst(NATURAL, robust_error(radius)).mean() >= CEILING)
 
 
 def _decided(evidence: Evidence, adjusted_p: float, at_ceiling: set[float]) -> Evidence:

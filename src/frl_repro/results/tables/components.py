@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frl_repro.results.tables.outcomes import NATURAL_ERROR, NOT_BROKEN
-from frl_repro.results.tables.records import (
-    CHECKPOINT_COLUMN,
-    MEASUREMENT_COLUMNS,
-    RUN_COLUMNS,
-    SETTING_COLUMNS,
-    classwise_rows,
-)
+from frl_repro.results.tables.schema import CHECKPOINT_COLUMN, MEASUREMENT_COLUMNS, RUN_COLUMNS, SETTING_COLUMNS
+from frl_repro.results.tables.writing import classwise_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -20,7 +20,7 @@ from frl_repro.basics import readback
 from frl_repro.basics.atomic import write_bytes
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.regular_files import check_regular
-from frl_repro.results.tables.records import format_epsilon, parse_fraction
+from frl_repro.results.tables.schema import format_epsilon, parse_fraction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,8 @@ import pandas as pd
 
 from frl_repro.basics import readback
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables.records import RUN_COLUMNS, format_epsilon, is_same_radius, unescaped
+from frl_repro.results.tables.reading import unescaped
+from frl_repro.results.tables.schema import RUN_COLUMNS, format_epsilon, is_same_radius
 from frl_repro.results.tables.text_tables import aligned
 
 if TYPE_CHECKING:

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables.records import (
-    RUN_COLUMNS,
-    SETTING_COLUMNS,
-    format_epsilon,
-    overall,
-    select_epsilon,
-    select_last_epoch,
-    select_split,
-)
+from frl_repro.results.tables.schema import RUN_COLUMNS, SETTING_COLUMNS, format_epsilon
+from frl_repro.results.tables.subsets import overall, select_epsilon, select_last_epoch, select_split
 from frl_repro.results.tables.variants import BASE_COLUMN, EXTERNAL, VARIANT_COLUMN
 
 if TYPE_CHECKING:

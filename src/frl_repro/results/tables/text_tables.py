@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from frl_repro.basics.errors import UserError, one_line, printable
 from frl_repro.basics.run_folder import CLASSWISE_FILE
 from frl_repro.results import DEFAULT_TOP
-from frl_repro.results.tables.records import format_epsilon, overall, read_classwise, select_last_epoch, select_split
+from frl_repro.results.tables.reading import read_classwise
+from frl_repro.results.tables.schema import format_epsilon
+from frl_repro.results.tables.subsets import overall, select_last_epoch, select_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from frl_repro.results.tables.records import SETTING_COLUMNS, format_epsilon, merged, read_json, read_sources
+from frl_repro.results.tables.reading import merged, read_json, read_sources
+from frl_repro.results.tables.schema import SETTING_COLUMNS, format_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

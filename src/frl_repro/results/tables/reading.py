@@ -1,4 +1,4 @@
-"""Tidy result tables: what a run writes and what figures and reports read. Needs neither torch nor a data set."""
+"""Find and read result tables, checked cell by cell before anything is believed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import difflib
 import glob
 import io
-import json
 import logging
 import math
 import re
@@ -17,63 +16,28 @@ import numpy as np
 import pandas as pd
 
 from frl_repro.basics import readback
-from frl_repro.basics.atomic import replacing, write_text
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import in_home
 from frl_repro.basics.regular_files import read_bytes
 from frl_repro.basics.run_folder import check_file, read_object, walk
+from frl_repro.results.tables.schema import (
+    _RATIO_TOLERANCE,
+    CHECKPOINT_COLUMN,
+    CLASSWISE_COLUMNS,
+    CLASSWISE_HEADER,
+    MEASUREMENT_COLUMNS,
+    POLICY_COLUMNS,
+    SETTING_COLUMNS,
+    format_epsilon,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
     from pandas import DataFrame
 
 LOGGER = logging.getLogger(__name__)
-
-RUN_COLUMNS = ("run_id", "dataset", "model", "method", "seed")
-"""What tells one trained model from another."""
-
-MEASUREMENT_COLUMNS = (*RUN_COLUMNS, "split", "epoch", "attack", "epsilon")
-"""What tells one evaluation from another; each has one row per class."""
-
-CLASSWISE_COLUMNS = (
-    *MEASUREMENT_COLUMNS,
-    "class_id",
-    "class_name",
-    "count",
-    "num_natural_errors",
-    "num_boundary_errors",
-    "natural_error",
-    "boundary_error",
-    "robust_error",
-)
-"""Columns of ``classwise.csv`` that readers require; they keep any others."""
-
-SETTING_COLUMNS = ("recipe", "alpha_nat", "alpha_bndy", "alpha_margin", "alpha_rob")
-"""How a class policy was steered; empty where there is none. Readers add them, empty, to tables without."""
-
-CHECKPOINT_COLUMN = "checkpoint"
-"""Which kept checkpoint rows of the selection and of the test split are of: ``last``, ``best`` (by validation) or
-``best+last``, where these are one; empty elsewhere. Readers add it, empty, to tables without."""
-
-CLASSWISE_HEADER = (*RUN_COLUMNS, *SETTING_COLUMNS, CHECKPOINT_COLUMN, *CLASSWISE_COLUMNS[len(RUN_COLUMNS) :])
-"""Columns of ``classwise.csv`` as written, in order."""
-
-HISTORY_COLUMNS = (
-    "run_id", "epoch", "num_steps", "learning_rate", "train_loss", "train_clean_error", "train_attacked_error",
-    "validation_natural_error", "validation_robust_error",
-)  # fmt: skip
-"""Columns of ``history.csv``: one row an epoch."""
-
-POLICY_COLUMNS = (
-    *RUN_COLUMNS, *SETTING_COLUMNS, "epoch", "class_id", "class_name",
-    "natural_error", "boundary_error", "weight_nat", "weight_bndy", "margin",
-)  # fmt: skip
-"""Columns of ``policy.csv``: one row an epoch and class; errors are those of the epoch's last update."""
-
-_ADDED_COLUMNS = frozenset({"alpha_rob", CHECKPOINT_COLUMN, "validation_natural_error", "validation_robust_error"})
-"""Columns that came later: rows without them, of an unfinished run for example, are written with empty cells."""
 
 _INTEGER_COLUMNS = ("seed", "epoch", "class_id", "count", "num_natural_errors", "num_boundary_errors")
 _FLOAT_COLUMNS = ("epsilon", "natural_error", "boundary_error", "robust_error")
@@ -86,106 +50,6 @@ _ERROR_COLUMNS = ("natural_error", "boundary_error", "robust_error")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 _PUBLISHED = "reference"  # folder in outputs/ that holds committed tables
-
-# Tables hold shortest round-trip floats, so stored and recomputed ratios differ by rounding only.
-_RATIO_TOLERANCE = 1e-9
-# Wide enough for an epsilon that went through float32, far narrower than one step of 1/255.
-_EPSILON_TOLERANCE = 1e-6
-
-
-def classwise_rows(
-    keys: Mapping[str, Any],
-    class_names: Sequence[str],
-    count: Sequence[int],
-    num_natural_errors: Sequence[int],
-    num_boundary_errors: Sequence[int],
-) -> list[dict[str, Any]]:
-    """Rows of ``classwise.csv`` for one evaluation, one per class.
-
-    Parameters
-    ----------
-    keys
-        ``MEASUREMENT_COLUMNS`` and their values; further columns (say ``alpha_nat``) are copied to every row.
-    class_names
-        Names of the K classes, in the order of their labels.
-    count, num_natural_errors, num_boundary_errors
-        Samples, samples wrong when clean, and samples right when clean but wrong when attacked: K integers each.
-
-    Raises
-    ------
-    ValueError
-        A key is missing, a sequence is not of length K, a class has no samples, or errors exceed samples.
-    """
-    missing = [name for name in MEASUREMENT_COLUMNS if name not in keys]
-    if missing:
-        raise ValueError(f"keys lack {', '.join(missing)}; a row needs {', '.join(MEASUREMENT_COLUMNS)}")
-    lengths = {len(class_names), len(count), len(num_natural_errors), len(num_boundary_errors)}
-    if len(lengths) != 1:
-        raise ValueError(f"one name and three counts a class are needed, got sequences of lengths {sorted(lengths)}")
-
-    rows = []
-    for class_id, class_name in enumerate(class_names):
-        total, natural, boundary = (int(c[class_id]) for c in (count, num_natural_errors, num_boundary_errors))
-        if total <= 0 or natural < 0 or boundary < 0 or natural + boundary > total:
-            raise ValueError(
-                f"class {class_name!r}: {natural} natural and {boundary} boundary errors among {total} samples; "
-                "counts must be at least 0, samples at least 1, and errors at most samples"
-            )
-        rows.append(
-            {
-                **keys,
-                "class_id": class_id,
-                "class_name": class_name,
-                "count": total,
-                "num_natural_errors": natural,
-                "num_boundary_errors": boundary,
-                "natural_error": natural / total,
-                "boundary_error": boundary / total,
-                # One division of the summed counts: the identity natural + boundary holds in integers.
-                "robust_error": (natural + boundary) / total,
-            }
-        )
-    return rows
-
-
-def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write ``rows`` as a CSV file, atomically; equal rows give equal bytes on every platform.
-
-    Parameters
-    ----------
-    path
-        File to write or replace.
-    rows
-        One mapping per line with exactly the keys ``columns``, save that those which came later may be missing;
-        ``None`` becomes an empty cell. Texts that a spreadsheet would run as a formula get an apostrophe before them,
-        which `read_classwise` and the other readers take off.
-    columns
-        The header, in order.
-
-    Raises
-    ------
-    ValueError
-        A row lacks a column or holds one that is not in ``columns``.
-    """
-    path = Path(path)
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            differing = (row.keys() - set(columns)) | (set(columns) - row.keys() - _ADDED_COLUMNS)
-            if differing:
-                raise ValueError(f"{path.name}: row and header differ in {sorted(differing)}")
-            writer.writerow([_cell(row.get(name)) for name in columns])
-
-
-def write_frame(path: str | Path, df: DataFrame) -> None:
-    """Write a data frame as `write_table` does; missing values become empty cells."""
-    objects = df.astype(object).where(df.notna(), None)
-    rows = [{str(name): value for name, value in row.items()} for row in objects.to_dict("records")]
-    write_table(path, rows, [str(name) for name in df.columns])
 
 
 def read_classwise(paths: str | Path | Iterable[str | Path]) -> DataFrame:
@@ -309,143 +173,6 @@ def find_tables(runs: str | Path, name: str = "classwise.csv", *, hint: str = "i
     return sorted(found)
 
 
-def select_epsilon(df: DataFrame, epsilon: float) -> DataFrame:
-    """Rows of ``df`` evaluated at ``epsilon`` ([0,1] pixel units), up to rounding.
-
-    Raises
-    ------
-    UserError
-        No row has this epsilon; the message names those there are.
-    """
-    is_selected = np.isclose(df["epsilon"].to_numpy(dtype=float), epsilon, rtol=0, atol=_EPSILON_TOLERANCE)
-    if not is_selected.any():
-        available = ", ".join(format_epsilon(value) for value in sorted(df["epsilon"].unique()))
-        raise UserError(f"no rows with epsilon={format_epsilon(epsilon)}; the tables have {available}")
-    selected: DataFrame = df[is_selected]
-    return selected
-
-
-def select_split(df: DataFrame, split: str) -> DataFrame:
-    """Rows of ``df`` measured on ``split``.
-
-    Raises
-    ------
-    UserError
-        No row has this split; the message names those there are.
-    """
-    selected: DataFrame = df[df["split"] == split]
-    if selected.empty:
-        raise UserError(f"no rows with split={split!r}; the tables have {', '.join(sorted(df['split'].unique()))}")
-    return selected
-
-
-def select_last_epoch(df: DataFrame) -> DataFrame:
-    """Rows of each run's last measured epoch."""
-    last: DataFrame = df[df["epoch"] == df.groupby("run_id")["epoch"].transform("max")]
-    return last
-
-
-def select_checkpoint(df: DataFrame, which: str) -> DataFrame:
-    """Rows of ``df`` up to the chosen checkpoint of each run, so that its last epoch there is that checkpoint's.
-
-    Parameters
-    ----------
-    df
-        Rows of ``classwise.csv``.
-    which
-        ``"last"`` leaves out the rows of the test split that are of another checkpoint. ``"best"`` leaves out every
-        epoch after the best one, of the test and of the validation split.
-
-    Raises
-    ------
-    UserError
-        Runs that kept no best checkpoint, where it is asked for.
-    """
-    marks = df[CHECKPOINT_COLUMN]
-    if which == "last":
-        last: DataFrame = df[marks != "best"]
-        return last
-    best = df[marks.isin(["best", "best+last"])].groupby("run_id")["epoch"].max()
-    missing = sorted(set(df["run_id"]) - set(best.index))
-    if missing:
-        raise UserError(
-            f"{', '.join(missing)}: kept no best checkpoint, as runs with evaluation.keep_best_by=... do; narrow runs= "
-            "or where= to these"
-        )
-    selected: DataFrame = df[df["epoch"] <= df["run_id"].map(best)]
-    return selected
-
-
-def format_epsilon(epsilon: float) -> str:
-    """An epsilon as people write it: ``"8/255"`` where it is a whole number of 8-bit grey levels, else ``%g``."""
-    levels = epsilon * 255
-    nearest = round(levels)
-    is_whole = abs(levels - nearest) < 255 * _EPSILON_TOLERANCE
-    return f"{nearest}/255" if is_whole and 0 < nearest < 255 else f"{epsilon:g}"
-
-
-def is_same_radius(one: float, other: float) -> bool:
-    """Whether tables and files, which keep a radius by its name or find it up to rounding, cannot tell two apart."""
-    return abs(one - other) <= _EPSILON_TOLERANCE or format_epsilon(one) == format_epsilon(other)
-
-
-def parse_fraction(text: str) -> float:
-    """The number that ``"8/255"`` or ``"0.03"`` stands for.
-
-    Raises
-    ------
-    UserError
-        ``text`` is neither a finite decimal number nor a fraction of two.
-    """
-    numerator, slash, denominator = text.partition("/")
-    try:
-        value = float(numerator) / (float(denominator) if slash else 1.0)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{text!r} is not a number: write a decimal such as 0.03 or a fraction such as 8/255")
-    return value
-
-
-def overall(df: DataFrame) -> DataFrame:
-    """Errors over all samples and of the worst class, one row per evaluation.
-
-    Returns
-    -------
-    DataFrame
-        ``MEASUREMENT_COLUMNS``, ``count``, and for each of natural, boundary and robust error
-        ``overall_*`` (from summed counts, so classes weigh by their samples), ``worst_class_*`` (the maximum over
-        classes) and ``worst_class_*_name`` (the first class that attains it). Errors are shares in [0, 1].
-    """
-    keys = list(MEASUREMENT_COLUMNS)
-    totals = df.groupby(keys, sort=True)[["count", "num_natural_errors", "num_boundary_errors"]].sum()
-    result = totals[["count"]].copy()
-    errors = {
-        "natural_error": totals["num_natural_errors"],
-        "boundary_error": totals["num_boundary_errors"],
-        "robust_error": totals["num_natural_errors"] + totals["num_boundary_errors"],
-    }
-    for quantity, num_errors in errors.items():
-        worst = df.sort_values([quantity, "class_id"], ascending=[False, True]).groupby(keys, sort=True).first()
-        result[f"overall_{quantity}"] = num_errors / totals["count"]
-        result[f"worst_class_{quantity}"] = worst[quantity]
-        result[f"worst_class_{quantity}_name"] = worst["class_name"]
-    return result.reset_index()
-
-
-def write_json(path: str | Path, obj: Any) -> None:
-    """Write ``obj`` as JSON, atomically: sorted keys, two-space indent, newline at the end.
-
-    Raises
-    ------
-    ValueError
-        ``obj`` holds a number that JSON cannot (NaN, infinity).
-    TypeError
-        ``obj`` holds a type that JSON cannot.
-    """
-    write_text(Path(path), json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
 def read_json(path: str | Path) -> dict[str, Any]:
     """The content of a ``run.json``, the fields that anyone reads of it checked.
 
@@ -458,15 +185,6 @@ def read_json(path: str | Path) -> dict[str, Any]:
         return read_object(Path(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return f"'{value}" if _FORMULA.match(value) else value
-    # numpy's floats derive from float or convert to it; float's repr is the shortest that reads back the same.
-    return repr(float(value)) if isinstance(value, float | np.floating) else str(value)
 
 
 def unescaped(cell: str) -> str:
