@@ -174,10 +174,10 @@ def test_a_job_is_done_as_it_was_checked_and_nothing_of_it_is_kept():
     jobs = [job(number) for number in range(9)]
     done = []
 
-    def together(batch):
+    def do_here(batch):
         done.extend((one.shown, os.environ["FRL_TEST_SET"]) for one in batch)
 
-    task = SimpleNamespace(work=None, together=together, jobs=jobs)
+    task = SimpleNamespace(work=None, do_here=do_here, jobs=jobs)
     launcher = set_up(local.SerialLauncher(), task, job={"env_set": {"FRL_TEST_SET": 3}})
     returned = launcher.launch([one.overrides for one in jobs[3:]], 3)
     assert done == [(f"seed={number}", "3") for number in range(3, 9)]
@@ -189,7 +189,7 @@ def test_a_job_is_done_as_it_was_checked_and_nothing_of_it_is_kept():
 def test_a_job_that_another_sweeper_made_is_composed_by_the_launcher():
     composed = OmegaConf.create({"hydra": {}, "seed": 7})
     done = []
-    task = SimpleNamespace(work=None, together=done.extend, jobs=[job(0)], job=lambda *given: given)
+    task = SimpleNamespace(work=None, do_here=done.extend, jobs=[job(0)], job=lambda *given: given)
     launcher = set_up(local.FusedLauncher(), task)
     launcher._context = SimpleNamespace(config_loader=SimpleNamespace(load_sweep_config=lambda *_: composed))
     launcher.launch([["seed=7"]], 0)

@@ -36,7 +36,7 @@ class Task:
     """What launchers are given to do: the jobs of a sweep, here or in other processes.
 
     Launchers of Hydra's call it with settings that they compose themselves. Ours take `jobs`, as they were checked:
-    `together` does jobs here; `work` does jobs anywhere, also on another machine, and returns what became of them, and
+    `do_here` does jobs here; `work` does jobs anywhere, also on another machine, and returns what became of them, and
     `note` takes that down here.
 
     Parameters
@@ -64,14 +64,14 @@ class Task:
         """Do a job that a launcher of Hydra's has composed."""
         from hydra.core.hydra_config import HydraConfig
 
-        self.together([self.job(list(HydraConfig.get().overrides.task), settings)])
+        self.do_here([self.job(list(HydraConfig.get().overrides.task), settings)])
 
     def job(self, overrides: Sequence[str], settings: DictConfig) -> Job:
         """Return a job that was composed elsewhere."""
         register_resolvers()
         return Job(list(overrides), [], plain(settings), self._kind)
 
-    def together(self, jobs: Sequence[Job]) -> None:
+    def do_here(self, jobs: Sequence[Job]) -> None:
         """Do jobs in this process, at once where they can be, and take down what became of them."""
         self.note(self.work(jobs), is_elsewhere=False)
 

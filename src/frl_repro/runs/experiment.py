@@ -50,8 +50,8 @@ from frl_repro.models.origin import checkpoint_file
 from frl_repro.results.tables import schema, text_tables, writing
 from frl_repro.results.tables.best import BEST, BEST_FILE, BOTH, LAST
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, write_outcomes
+from frl_repro.runs.fused import grouped, runs_at_once, share_out
 from frl_repro.runs.inputs import DataSets, compare_finished, find_base
-from frl_repro.runs.lockstep import grouped, runs_at_once, share_out
 from frl_repro.settings.config import RunConfig, to_dict
 from frl_repro.training.build import check_batches, num_steering_images
 from frl_repro.training.fitting import Bench, Fitted, fit, new_model

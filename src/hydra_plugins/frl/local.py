@@ -32,7 +32,7 @@ class SerialLauncher(JobLauncher):
         with env_override({str(name): str(value) for name, value in settings.job.env_set.items()}):
             for index, job in enumerate(self._jobs(job_overrides, initial_job_idx), start=initial_job_idx):
                 _LOGGER.info("#%d : %s", index, job.shown)
-                self._task.together([job])
+                self._task.do_here([job])
         return ended(job_overrides)
 
 
@@ -42,5 +42,5 @@ class FusedLauncher(JobLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs."""
         setup_globals()
-        self._task.together(self._jobs(job_overrides, initial_job_idx))
+        self._task.do_here(self._jobs(job_overrides, initial_job_idx))
         return ended(job_overrides)

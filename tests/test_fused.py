@@ -20,7 +20,7 @@ from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.models import build_model, stack
 from frl_repro.models.compute.backends import NATIVE, TORCH
 from frl_repro.models.compute.native import lenet5 as native
-from frl_repro.runs import experiment, lockstep
+from frl_repro.runs import experiment, fused
 from frl_repro.training import fitting, objectives, report_code
 from frl_repro.training.frl import Rules, Weights
 from frl_repro.training.steering import RunErrors
@@ -380,7 +380,7 @@ def test_runs_that_differ_in_more_than_per_run_settings_train_one_after_the_othe
     caplog.set_level(logging.INFO, "frl_repro")
     ours = variants(tmp_path, bases)
     other = [tiny_retraining(tmp_path, retrain__trainer__batch_size=40), tiny_retraining(tmp_path, "remargin")]
-    groups = lockstep.grouped([ours[0], other[0], *ours[1:], other[1]])
+    groups = fused.grouped([ours[0], other[0], *ours[1:], other[1]])
     assert groups == [ours, [other[0]], [other[1]]]
     assert (
         "6 runs in 3 groups, one after the other: they differ in alpha.bndy, alpha.margin, alpha.nat, ..."
@@ -410,13 +410,13 @@ def test_runs_that_cannot_be_stacked_stay_on_one_thread(two_threads, bases, tmp_
         callers.append((threading.current_thread() is threading.main_thread(), len(part)))
 
     configs = variants(tmp_path, bases)
-    lockstep.share_out(configs, work, at_once=1, device=torch.device("cpu"))
+    fused.share_out(configs, work, at_once=1, device=torch.device("cpu"))
     assert callers == [(True, 1)] * 4
     callers.clear()
-    lockstep.share_out(configs, work, at_once=3, device=torch.device("cpu"))
+    fused.share_out(configs, work, at_once=3, device=torch.device("cpu"))
     assert callers == [(False, 1)] * 4
     callers.clear()
-    lockstep.share_out(configs[:3], work, at_once=100, device=torch.device("cpu"))
+    fused.share_out(configs[:3], work, at_once=100, device=torch.device("cpu"))
     assert sorted(callers) == [(False, 1), (False, 2)]
 
 
@@ -425,19 +425,19 @@ def test_runs_that_do_not_fit_into_memory_at_once_train_in_parts(alone, bases, t
     config = variants(tmp_path, bases)[0]
     model = models()[0]
     enough = next(free for free in range(0, 2**26, 2**16) if _at_once(monkeypatch, model, config, free) == 2)
-    monkeypatch.setattr(lockstep, "_free_memory", lambda _: enough)
+    monkeypatch.setattr(fused, "_free_memory", lambda _: enough)
     folders = experiment.run_all(variants(tmp_path, bases))
     assert caplog.text.count("4 runs train side by side, 2 at a time") == 1
     assert [json.loads((folder / "run.json").read_text())["num_side_by_side"] for folder in folders] == [2] * 4
     for together, separate in zip(folders, alone, strict=True):
         assert contents(together) == contents(separate)
-    assert lockstep.runs_at_once(torch.nn.BatchNorm2d(1), config, (1, 32, 32), torch.device("cpu")) == 1
+    assert fused.runs_at_once(torch.nn.BatchNorm2d(1), config, (1, 32, 32), torch.device("cpu")) == 1
 
 
 def _at_once(monkeypatch, model, config, free):
     with monkeypatch.context() as patched:
-        patched.setattr(lockstep, "_free_memory", lambda _: free)
-        return lockstep.runs_at_once(model, config, (1, 32, 32), torch.device("cpu"))
+        patched.setattr(fused, "_free_memory", lambda _: free)
+        return fused.runs_at_once(model, config, (1, 32, 32), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("num_files", "most"), [(0, 1), (9, 2), (400, 100)])
