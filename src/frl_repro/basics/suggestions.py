@@ -151,7 +151,7 @@ def keys_named(word: str, keys: Sequence[str]) -> list[str]:
     section = tail if head in _AROUND_SECTIONS else head.rpartition(".")[2]
     if section in SECTIONS:  # alphas stand by themselves
         inside = [key for key in keys if key.startswith(f"{section}.") and key.count(".") == 1]
-        return [key for key in inside if key == f"{section}.{tail}"] or inside
+        return difflib.get_close_matches(f"{section}.{tail}", inside, n=1, cutoff=0.8) or inside
     names = [tail, *_KEYS.get(tail, [])]
     found = [key for name in names for key in keys if key.rpartition(".")[2] == name]
     if not head:  # alpha: one of alpha.nat, alpha.bndy
