@@ -19,7 +19,7 @@ from frl_repro.basics import sameness
 from frl_repro.commands import cli
 from frl_repro.models import build_model
 from frl_repro.models.compute import backends, distributed
-from frl_repro.runs import experiment
+from frl_repro.runs import experiment, opening
 from frl_repro.training import fitting
 
 SMALL = [
@@ -159,13 +159,13 @@ def differing():
         "jobs": with_other("-m", "seed=0,1"),
         "threads": with_other("num_threads=2"),
     }
-    load, choose = experiment.load_dataset, experiment.choose_backend
+    load, choose = experiment.load_dataset, opening.choose_backend
     if is_other:
         experiment.load_dataset = lambda config: other_data(load(config))
     results["data"] = train(*SMALL, "output_dir=again")
     experiment.load_dataset = load
     if is_other:
-        experiment.choose_backend = lambda *given, **more: dataclasses.replace(choose(*given, **more), name="native")
+        opening.choose_backend = lambda *given, **more: dataclasses.replace(choose(*given, **more), name="native")
     results["backend"] = train(*SMALL, "output_dir=again")
     return results
 

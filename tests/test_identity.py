@@ -18,7 +18,7 @@ from frl_repro.models import checkpoints
 from frl_repro.models.identity import differences
 from frl_repro.results.tables import reading, writing
 from frl_repro.results.tables.outcomes import are_of_same_images, read_outcomes
-from frl_repro.runs import experiment
+from frl_repro.runs import experiment, opening
 from support import stopped
 
 SMALL = [
@@ -419,7 +419,7 @@ def test_a_run_records_which_process_trained_which_epochs(tmp_path, monkeypatch)
     with stopped(monkeypatch, after=1):
         experiment.run(config, command="first")
     with stopped(monkeypatch, after=3), monkeypatch.context() as patched:
-        patched.setattr(experiment, "describe", lambda **_: {"command": "second", "git_commit": "abc"})
+        patched.setattr(opening, "describe", lambda **_: {"command": "second", "git_commit": "abc"})
         experiment.run(config)
     assert [part["command"] for part in recorded(config.folder)["segments"]] == ["first"]
     with monkeypatch.context() as patched:  # killed before it has trained an epoch: no part of the result

@@ -10,14 +10,15 @@ import torch
 from frl_repro.basics.errors import UserError
 from frl_repro.data import cifar10_jpeg, torchvision_sets
 from frl_repro.data.augment import AUGMENTATIONS
-from frl_repro.data.dataset import Dataset, Split, batch_to_float
+from frl_repro.data.dataset import Dataset, Split, batch_to_float, in_unit_range
 from frl_repro.data.fashion_mnist import CLASS_NAMES, load_fashion_mnist
 from frl_repro.data.image_folder import holds_splits, load_image_folder
 from frl_repro.data.splits import at_most, split_train_validation, split_validation, stratified_order, subset
 from frl_repro.data.synthetic import load_synthetic
 
 __all__ = [
-    "AUGMENTATIONS", "DATASETS", "Dataset", "Split", "at_most", "batch_to_float", "load_dataset", "stratified_order",
+    "AUGMENTATIONS", "DATASETS", "Dataset", "Split", "at_most", "batch_to_float", "in_unit_range",
+    "load_dataset", "stratified_order",
 ]  # fmt: skip
 
 

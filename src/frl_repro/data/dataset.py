@@ -19,8 +19,8 @@ class Split:
 
     Attributes
     ----------
-    images : Tensor, shape (N, C, H, W), uint8
-        Pixels in 0..255; :func:`batch_to_float` turns a batch into [0, 1].
+    images : Tensor, shape (N, C, H, W), uint8 or float32
+        Pixels in 0..255, or in [0, 1] where they lie between grey levels; `in_unit_range` takes both to [0, 1].
     labels : Tensor, shape (N,), int64
         Class ids in 0..K-1.
 
@@ -34,9 +34,10 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.images.dtype not in (torch.uint8, torch.float32) or self.images.ndim != 4:
             raise ValueError(
-                f"images must be uint8 of shape (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
+                "images must be uint8 or float32 of shape (N, C, H, W), got "
+                f"{self.images.dtype} {tuple(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
@@ -126,7 +127,8 @@ class Dataset:
 
 
 def _content_of(split: Split) -> dict[str, Any]:
-    images = hashlib.sha256(f"{tuple(split.images.shape)}\n".encode())
+    kind = "" if split.images.dtype == torch.uint8 else " float32"
+    images = hashlib.sha256(f"{tuple(split.images.shape)}{kind}\n".encode())
     images.update(split.images.contiguous().numpy().data)
     labels = hashlib.sha256(split.labels.contiguous().numpy().data)
     return {"num_images": len(split), "images": images.hexdigest(), "labels": labels.hexdigest()}
@@ -155,3 +157,8 @@ def batch_to_float(images: Tensor) -> Tensor:
     # By a Python number, torch's CUDA kernel multiplies with the rounded reciprocal, which is off in the last bit.
     divisor = torch.full((), 255.0, device=images.device)
     return images.to(torch.float32) / divisor
+
+
+def in_unit_range(images: Tensor) -> Tensor:
+    """Return a split's images in [0, 1], float32: uint8 pixels by `batch_to_float`, float32 ones as they are."""
+    return images if images.dtype == torch.float32 else batch_to_float(images)

@@ -22,7 +22,7 @@ from frl_repro.attacks import check_images, check_length, evaluation_mode
 from frl_repro.attacks.predictions import NO_CLASS, predicted_class, say_not_finite
 from frl_repro.basics.errors import UserError, is_out_of_memory
 from frl_repro.basics.progress import LOGGER
-from frl_repro.data import Split, batch_to_float
+from frl_repro.data import Split, in_unit_range
 from frl_repro.results.tables.outcomes import NATURAL_ERROR, NOT_ATTACKED, NOT_BROKEN
 
 _FIRST_CODE = NATURAL_ERROR + 1
@@ -191,7 +191,7 @@ def attack_split(
             try:
                 found = attack_batch(
                     model,
-                    batch_to_float(split.images[batch].to(device)),
+                    in_unit_range(split.images[batch].to(device)),
                     split.labels[batch].to(device),
                     forward=forward,
                     epsilon=epsilon,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from frl_repro.attacks import check_length, evaluation_mode
 from frl_repro.attacks.predictions import NO_CLASS, predicted_class
 from frl_repro.basics import streams
-from frl_repro.data import Split, batch_to_float
+from frl_repro.data import Split, in_unit_range
 from frl_repro.evaluation.class_errors import SampleErrors
 
 
@@ -46,7 +46,7 @@ def evaluate(
     model : nn.Module
         [0, 1] images in, logits out; measured in evaluation mode, its own mode is restored.
     split : Split
-        uint8 images, shape (N, C, H, W), and labels, shape (N,).
+        Images, shape (N, C, H, W), and labels, shape (N,).
     attack : EvaluationAttack
     epsilons : sequence of float
         Radii in pixel units, in [0, 1].
@@ -81,7 +81,7 @@ def evaluate(
     with evaluation_mode(model):
         for first in range(0, len(split.labels), batch_size):
             batch = slice(first, first + batch_size)
-            x, y = batch_to_float(split.images[batch].to(device)), split.labels[batch].to(device)
+            x, y = in_unit_range(split.images[batch].to(device)), split.labels[batch].to(device)
             predicted = predicted_class(logits(model, x))
             is_wrong = predicted != y
             is_natural_error[batch] = is_wrong.cpu()

@@ -20,7 +20,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.basics.provenance import describe
 from frl_repro.basics.run_folder import RUN_FILE, read_object
-from frl_repro.data import Dataset, Split, batch_to_float, load_dataset
+from frl_repro.data import Dataset, Split, in_unit_range, load_dataset
 from frl_repro.evaluation import autoattack
 from frl_repro.evaluation.class_errors import SampleErrors
 from frl_repro.evaluation.evaluate import EvaluationAttack, evaluate
@@ -272,7 +272,7 @@ def _examples(
         right_first = samples.is_natural_error[of_class].to(torch.uint8).argsort(stable=True)
         chosen += of_class[right_first][: config.keys.num_examples].tolist()
     part = dataset.test.select(torch.tensor(chosen))
-    x, y = batch_to_float(part.images.to(device)), part.labels.to(device)
+    x, y = in_unit_range(part.images.to(device)), part.labels.to(device)
     generator = streams.generator(seed, "examples", device=device)
     with evaluation_mode(model):
         attack = evaluation_attack(settings, backend)

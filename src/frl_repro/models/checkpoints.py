@@ -30,7 +30,13 @@ def save_weights(path: Path, model: nn.Module, *, origin: Mapping[str, Any]) -> 
     One header entry holds all of it as JSON: safetensors writes several entries in random order, and the same run must
     give the same bytes.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        # Tensors that a network of someone's own shares under two names: the format takes each by itself.
+        state[name] = values.clone() if values.data_ptr() in places and values.numel() else values
+        places.add(values.data_ptr())
     # As bytes: the library's own writer reports a full disk as a damaged file.
     write_bytes(path, safetensors.torch.save(state, metadata=header_of(origin)))
 

@@ -6,20 +6,44 @@ of the starting weights. Records of older versions lack the digest: what they do
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.run_folder import sha256
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in this process
 _NUM_NAMED = 5  # class names in a message
-_WEIGHTS = {"start": "the weights in {} that it starts from", "checkpoint": "the weights in {}"}
+_WEIGHTS = {
+    "start": "the weights in {} that it starts from",
+    "checkpoint": "the weights in {}",
+    "network": "the network {} that it starts with",
+}
 
 
 def weights_record(path: Path) -> dict[str, str]:
     """Return what is recorded of a file of weights."""
     return {"file": str(path), "sha256": sha256(path)}
+
+
+def network_record(network: nn.Module) -> dict[str, str]:
+    """Return what is recorded of a network of the user's own: its class, and the sha256 of its layers and tensors.
+
+    Layers are known by what the network says of itself (``repr``): an activation function has no tensors.
+    """
+    digest = hashlib.sha256(_ADDRESS.sub("", repr(network)).encode())
+    for name, tensor in network.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"\n{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+    kind = type(network)
+    return {"name": f"{kind.__module__}:{kind.__qualname__}", "sha256": digest.hexdigest()}
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
@@ -30,7 +54,8 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]
     recorded : mapping
         A ``run.json``.
     now : mapping
-        What its entries would be now: ``data`` (`Dataset.content`), ``start`` or ``checkpoint`` (`weights_record`).
+        What its entries would be now: ``data`` (`Dataset.content`), ``start`` or ``checkpoint`` (`weights_record`),
+        ``network`` (`network_record`).
         What is None, there or here, is not compared.
     """
     found = []
@@ -42,9 +67,8 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]
         if name == "data":
             found.append(_data_changes(before, entry))
         else:
-            found.append(
-                f"{_WEIGHTS[name].format(entry['file'])} (sha256 {entry[key][:12]}, was {str(before.get(key))[:12]})"
-            )
+            changed = _WEIGHTS[name].format(entry.get("file") or entry["name"])
+            found.append(f"{changed} (sha256 {entry[key][:12]}, was {str(before.get(key))[:12]})")
     return found
 
 

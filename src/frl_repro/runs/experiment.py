@@ -14,17 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from frl_repro.basics.atomic import TEMPORARY_PATTERN, check_in_place, kept_in_place, write_bytes
+from frl_repro.basics.atomic import check_in_place
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.folder_lock import LOCK_FILE, check_held, held
+from frl_repro.basics.folder_lock import check_held
 from frl_repro.basics.progress import LOGGER
-from frl_repro.basics.provenance import describe
 from frl_repro.basics.run_folder import (
     CLASSWISE_FILE,
     DONE_FILE,
@@ -39,30 +36,27 @@ from frl_repro.basics.run_folder import (
     read_object,
     sha256,
 )
-from frl_repro.data import Dataset, Split, at_most, load_dataset
+from frl_repro.data import Dataset, load_dataset
 from frl_repro.evaluation.measure import Measured, resolve_device, set_up_machine
 from frl_repro.models import checkpoints
 from frl_repro.models.compute import distributed
-from frl_repro.models.compute.backends import choose_backend
-from frl_repro.models.identity import differences, recorded_start, refuse_changes, weights_record
-from frl_repro.models.loading import compare_data, load_weights_and_say
-from frl_repro.models.origin import checkpoint_file
+from frl_repro.models.identity import recorded_start
 from frl_repro.results.tables import schema, text_tables, writing
 from frl_repro.results.tables.best import BEST, BEST_FILE, BOTH, LAST
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, write_outcomes
 from frl_repro.runs.fused import grouped, runs_at_once, share_out
-from frl_repro.runs.inputs import DataSets, compare_finished, find_base
-from frl_repro.settings.config import RunConfig, to_dict
-from frl_repro.training.build import check_batches, num_steering_images
-from frl_repro.training.fitting import Bench, Fitted, fit, new_model
-from frl_repro.training.loggers import LOGGERS, Logger, forget
+from frl_repro.runs.inputs import Inputs, compare_finished, find_base
+from frl_repro.runs.opening import Status, check_validation, folder_status, load_weights, open_run
+from frl_repro.settings.config import RunConfig
+from frl_repro.training.build import check_batches
+from frl_repro.training.fitting import Bench, Fitted, fit
+from frl_repro.training.loggers import LOGGERS
 
-Status = Literal["new", "unfinished", "finished"]
 Outcome = Path | Exception
 """What became of a run: its folder, or why it failed."""
 
 
-def run(config: RunConfig, *, command: str = "", wait: bool = False) -> Path:
+def run(config: RunConfig, *, command: str = "", wait: bool = False, inputs: Inputs | None = None) -> Path:
     """Do one run, or what is left of it, and return its folder.
 
     A finished run is skipped unless ``force`` is set; an unfinished one continues from its last finished epoch.
@@ -74,19 +68,23 @@ def run(config: RunConfig, *, command: str = "", wait: bool = False) -> Path:
         The command line, for the record.
     wait : bool
         Wait for another process that works on the same run, instead of refusing.
+    inputs : Inputs, optional
+        Where data and networks come from; None: as the settings say.
 
     Raises
     ------
     UserError
         The folder holds something else, data or device are missing, or training diverged.
     """
-    (outcome,) = run_all([config], command=command, wait=wait)
+    (outcome,) = run_all([config], command=command, wait=wait, inputs=inputs)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = False) -> list[Outcome]:
+def run_all(
+    configs: Sequence[RunConfig], *, command: str = "", wait: bool = False, inputs: Inputs | None = None
+) -> list[Outcome]:
     """Do several runs, or what is left of them; those that can train side by side do (`RunConfig.shared`).
 
     Each writes what it would write alone, up to rounding. A run that fails stops no other.
@@ -94,7 +92,7 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
     Parameters
     ----------
     configs : sequence of RunConfig
-    command, wait
+    command, wait, inputs
         As in `run`.
 
     Returns
@@ -102,10 +100,10 @@ def run_all(configs: Sequence[RunConfig], *, command: str = "", wait: bool = Fal
     list of Path or Exception
         For each run its folder, or why it failed: a `UserError`, a system error, or a mistake in the program.
     """
-    return _run_all(configs, DataSets(load_dataset), command, wait=wait)
+    return _run_all(configs, inputs or Inputs(load_dataset), command, wait=wait)
 
 
-def _run_all(configs: Sequence[RunConfig], data: DataSets, command: str, *, wait: bool) -> list[Outcome]:
+def _run_all(configs: Sequence[RunConfig], data: Inputs, command: str, *, wait: bool) -> list[Outcome]:
     """Do what `run_all` says, with data sets that may have been loaded already."""
     by_folder: dict[Path, RunConfig] = {}
     for config in configs:
@@ -152,13 +150,13 @@ def _holds_another(config: RunConfig, by_folder: Mapping[Path, RunConfig]) -> Us
 
 
 def _starting_points(
-    configs: Sequence[RunConfig], data: DataSets, command: str
+    configs: Sequence[RunConfig], data: Inputs, command: str
 ) -> tuple[dict[Path, Path | None], dict[Path, Exception]]:
     """Return for each run's folder the weights that its retraining starts from, trained first where need be.
 
-    None for training from scratch; in the second mapping, why the weights cannot be had. The store of starting models
-    is a folder of ordinary runs, named after their settings: whoever needs the same model of the same data finds it
-    there, and processes that need it at the same time wait for the one that trains it.
+    None for training from scratch and for a network that is given; in the second mapping, why the weights cannot be
+    had. The store of starting models is a folder of ordinary runs, named after their settings: whoever needs the same
+    model of the same data finds it there, and processes that need it at the same time wait for the one that trains it.
     """
     starts: dict[Path, Path | None] = {}
     failed: dict[Path, Exception] = {}
@@ -171,7 +169,7 @@ def _starting_points(
 
     for config in configs:
         given = config.keys.init_from
-        if config.retrain is None:
+        if config.retrain is None or data.is_given:
             starts[config.folder] = None
         elif given is not None:
             starts[config.folder] = Path(given)
@@ -184,8 +182,8 @@ def _starting_points(
                 else:
                     # What the data cannot give is said before the starting model is trained, not after.
                     dataset = data.load(config.dataset)
-                    _check_validation(config, dataset)
-                    check_batches(config, dataset)
+                    check_validation(config, dataset)
+                    check_batches(config, dataset, functools.partial(data.network, config, dataset))
                     bases[config.folder] = missing[base.folder] = base
             except (UserError, OSError) as problem:
                 failed[config.folder] = problem
@@ -203,7 +201,7 @@ def _starting_points(
 
 def _run_group(
     configs: Sequence[RunConfig],
-    data: DataSets,
+    data: Inputs,
     starts: Mapping[Path, Path | None],
     command: str,
     *,
@@ -220,12 +218,12 @@ def _run_group(
     at_once = 1
     if len(configs) > 1:
         image_shape = dataset.train.images.shape[1:]
-        at_once = runs_at_once(new_model(configs[0], dataset).to(device), configs[0], image_shape, device)
+        at_once = runs_at_once(data.network(configs[0], dataset).to(device), configs[0], image_shape, device)
 
     def work(part: Sequence[RunConfig]) -> None:
         try:
             _run_side_by_side(
-                part, dataset, device, starts, command, wait=wait, is_alone=len(configs) == 1, outcomes=outcomes
+                part, dataset, data, device, starts, command, wait=wait, is_alone=len(configs) == 1, outcomes=outcomes
             )
         except Exception as problem:
             _note_failure(part, problem, outcomes)
@@ -237,6 +235,7 @@ def _run_group(
 def _run_side_by_side(
     configs: Sequence[RunConfig],
     dataset: Dataset,
+    data: Inputs,
     device: torch.device,
     starts: Mapping[Path, Path | None],
     command: str,
@@ -251,8 +250,8 @@ def _run_side_by_side(
         opened: list[Bench] = []
         for config in configs:
             try:
-                bench = _open(
-                    config, dataset, device, starts[config.folder], command, stack, wait=wait, started=started
+                bench = open_run(
+                    config, dataset, data, device, starts[config.folder], command, stack, wait=wait, started=started
                 )
             except (UserError, OSError) as problem:
                 outcomes[config.folder] = problem
@@ -271,123 +270,8 @@ def _run_side_by_side(
                     outcomes[folder] = problem
 
 
-def _open(
-    config: RunConfig,
-    dataset: Dataset,
-    device: torch.device,
-    start: Path | None,
-    command: str,
-    opened: ExitStack,
-    *,
-    wait: bool,
-    started: float,
-) -> Bench | None:
-    """Take hold of a run's folder and prepare what is left of the run; None where another process has finished it."""
-    folder = config.folder
-    validation = _validation_subset(dataset, config)
-    check_batches(config, dataset)
-    model = new_model(config, dataset)
-    if start is not None:
-        if config.keys.init_from is None:
-            _load_weights(start, model)
-        else:
-            start = checkpoint_file(start, key="init_from")
-            _load_weights(start, model, given=config, dataset=dataset)
-    model = distributed.synchronised(model.to(device), device)
-    backend = choose_backend(config.keys.backend, model, device, only_torch=_only_torch(config))
-    distributed.refuse_unless_alike({"backend": backend.name, "device": device.type})
-    bench = Bench(
-        config=config,
-        dataset=dataset,
-        validation=validation,
-        model=model,
-        device=device,
-        backend=distributed.shared(backend),
-        folder=folder,
-        logger=(LOGGERS[config.keys.logger] if distributed.is_writer() else Logger)(folder, to_dict(config)),
-        started=started,
-        start=None if start is None else distributed.from_writer(functools.partial(weights_record, start)),
-        process={
-            **describe(device=device, backend=backend.name, command=command),
-            "num_processes": distributed.num_processes(),
-        },
-    )
-    opened.callback(bench.logger.close)
-
-    def take_hold() -> bool:
-        folder.mkdir(parents=True, exist_ok=True)
-        opened.enter_context(held(folder, wait=wait, log=LOGGER.info))
-        opened.enter_context(kept_in_place(folder))
-        # Asked only now: another process may have finished the run since `run_all` looked.
-        status = folder_status(folder, config)
-        if status != "new" and not config.keys.force:
-            recorded = read_object(folder / RUN_FILE)
-            changes = differences(recorded, {"data": dataset.content, "start": bench.start})
-            refuse_changes(folder, changes, is_finished=status == "finished")
-            if status == "finished":
-                return False
-        _open_folder(bench, status)
-        return True
-
-    return bench if distributed.from_writer(take_hold) else None
-
-
 def _status_of(config: RunConfig) -> Status:
     return distributed.from_writer(functools.partial(folder_status, config.folder, config))
-
-
-def _load_weights(
-    path: Path, model: nn.Module, *, given: RunConfig | None = None, dataset: Dataset | None = None
-) -> None:
-    """Load weights into the model, in every process those that the writer reads.
-
-    ``given`` is for a checkpoint that someone gave to start from (``init_from``): what it is, is said.
-    """
-
-    def read() -> dict[str, Tensor]:
-        if given is None:
-            checkpoints.load_weights(path, model)
-        else:
-            assert dataset is not None
-            compare_data(path, dataset, given.dataset, setting="init_from", refuses=False)
-            key = given.keys.init_from_key
-            load_weights_and_say(path, model, given, key=key, setting="init_from")
-        return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-
-    model.load_state_dict(distributed.from_writer(read))
-
-
-def _only_torch(config: RunConfig) -> str | None:
-    """Return the first setting of the run that PyTorch alone can follow; None where there is none."""
-    asked_for = {
-        "compile=true": config.keys.compile,
-        "precision=bfloat16": config.training[1].precision == "bfloat16",
-    }
-    return next((setting for setting, is_asked_for in asked_for.items() if is_asked_for), None)
-
-
-def _open_folder(bench: Bench, status: Status) -> None:
-    """Prepare the folder, which this process holds, for what is left of the run."""
-    config, dataset, folder = bench.config, bench.dataset, bench.folder
-    if status != "new" and config.keys.force:
-        is_changed = differences(read_object(folder / RUN_FILE), {"data": dataset.content, "start": bench.start})
-        if status == "finished" or is_changed:
-            # In this order, so that a repeated run neither looks finished nor continues from the one before.
-            forget_state(folder)
-            (folder / DONE_FILE).unlink(missing_ok=True)
-            forget(folder)
-    for leftover in folder.glob(TEMPORARY_PATTERN):
-        leftover.unlink()
-    bench.write_record([])
-    if dataset.validation is not None:
-        indices = {"train": dataset.train_indices, "validation": dataset.validation_indices}
-        if dataset.selection_indices is not None:
-            indices["selection"] = dataset.selection_indices
-        write_bytes(folder / SPLIT_FILE, safetensors.torch.save(indices))
-    LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
-    if dataset.validation is not None:
-        for key, settings in (("evaluation", config.evaluation), ("frl", config.frl)):
-            at_most(f"{key}.num_validation", getattr(settings, "num_validation", None), len(dataset.validation))
 
 
 def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> None:
@@ -414,6 +298,7 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     bench.write_record(fitted.segments, **effort)
     checksums = {name: sha256(folder / name) for name in _result_files(bench, fitted)}
     inputs = {"data": {"digest": bench.dataset.digest}, "start": bench.start}
+    inputs |= {} if bench.network is None else {"network": bench.network}
     done = {"run_id": config.run_id, "config_hash": config.hash, **inputs, "sha256": checksums}
     writing.write_json(folder / DONE_FILE, done)
     forget_state(folder)
@@ -449,59 +334,13 @@ def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
     if fitted.best_epoch is None or fitted.best_epoch == num_epochs:
         return measure(fitted.model, num_epochs, LAST if fitted.best_epoch is None else BOTH)
     best = copy.deepcopy(fitted.model)
-    _load_weights(bench.folder / BEST_FILE, best)
+    load_weights(bench.folder / BEST_FILE, best)
     return measure(best, fitted.best_epoch, BEST) + measure(fitted.model, num_epochs, LAST)
 
 
-def folder_status(folder: Path, config: RunConfig) -> Status:
-    """Return what a folder holds of this run.
-
-    Raises
-    ------
-    UserError
-        The folder holds another run, or files that are no run at all.
-    """
-    if not folder.exists():
-        return "new"
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder for a run")
-    if not (folder / RUN_FILE).exists():
-        leftovers = {*folder.glob(TEMPORARY_PATTERN), folder / LOCK_FILE}
-        if all(path in leftovers for path in folder.iterdir()):
-            return "new"
-        raise UserError(f"{folder} holds files that are no run of frl_repro: choose another run_dir")
-    recorded = read_object(folder / RUN_FILE)
-    if recorded.get("config_hash") != config.hash:
-        raise UserError(
-            f"{folder} holds another run ({recorded.get('run_id')}, this is {config.run_id}): choose another run_dir"
-        )
-    return "finished" if (folder / DONE_FILE).exists() else "unfinished"
-
-
-def _checked_table(config: RunConfig, data: DataSets) -> tuple[str, str]:
+def _checked_table(config: RunConfig, data: Inputs) -> tuple[str, str]:
     """Return what is said of a finished run whose files and inputs are as they were: a note, and its class table."""
     check_finished(config.folder)
     unknown = compare_finished(config, data)
     note = f"; not compared with its data: {unknown}" if unknown else ""
     return note, text_tables.table_of_run(config.folder, top=config.keys.top)
-
-
-def _check_validation(config: RunConfig, dataset: Dataset) -> None:
-    """Raise a `UserError` where retraining asks for so few validation images that classes may be missing."""
-    _validation_subset(dataset, config)
-    if dataset.validation is not None:
-        num_steering_images(config, dataset.validation)
-
-
-def _validation_subset(dataset: Dataset, config: RunConfig) -> Split | None:
-    """Return the validation images that are measured, all where fewer are there than are asked for.
-
-    Any prefix of the split is stratified.
-    """
-    validation, wanted = dataset.validation, config.evaluation.num_validation
-    if validation is None or wanted is None or wanted > len(validation):
-        return validation
-    subset = Split(images=validation.images[:wanted], labels=validation.labels[:wanted])
-    if len(set(subset.labels.tolist())) < dataset.num_classes:
-        raise UserError(f"evaluation.num_validation={wanted}: too few for one image of each class")
-    return subset

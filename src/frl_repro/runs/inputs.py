@@ -1,25 +1,35 @@
-"""A run's data set and the model that it starts from: loaded or found, and compared with what was recorded of them."""
+"""A run's data set, network and starting model: loaded, made or found, and compared with what was recorded of them."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import glob
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from frl_repro.basics.errors import UserError, reason
 from frl_repro.basics.run_folder import DONE_FILE, RUN_FILE, WEIGHTS_FILE, check_finished, read_object, recorded_sha256
 from frl_repro.data import Dataset, load_dataset
 from frl_repro.models.compute import distributed
-from frl_repro.models.identity import differences, recorded_start, refuse_changes, weights_record
+from frl_repro.models.identity import differences, network_record, recorded_start, refuse_changes, weights_record
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.schema import DatasetConfig, ImageFolderConfig
+from frl_repro.training.fitting import new_model
 
 
-class DataSets:
-    """Data sets by their settings: the one that was loaded last is kept, and of each what it holds."""
+class Inputs:
+    """Data sets and networks by their settings; the data set that was loaded last is kept, and of each what it holds.
+
+    A subclass hands out what it was given instead (`Given`).
+    """
+
+    is_given = False
+    """Whether training, and retraining as well, starts from the weights of `network`."""
 
     def __init__(self, load: Callable[[DatasetConfig], Dataset] = load_dataset) -> None:
         self._load_from_files = load
@@ -44,11 +54,43 @@ class DataSets:
             self._contents[key] = self._load(config).content
         return self._contents[key]
 
+    def network(self, config: RunConfig, dataset: Dataset) -> nn.Module:
+        """Return the network that training starts with, on any device."""
+        return new_model(config, dataset)
+
+    def record(self, network: nn.Module) -> dict[str, str] | None:  # noqa: ARG002
+        """Return what is recorded of it beside its settings; None for networks of the package."""
+        return None
+
     def _load(self, config: DatasetConfig) -> Dataset:
         if self._loaded is None or self._loaded[0] != config:
             self._loaded = None  # its memory is free before the next one comes
             self._loaded = config, self._load_from_files(config)
         return self._loaded[1]
+
+
+class Given(Inputs):
+    """A network and a data set as objects: training starts from the network's weights and leaves it as it is.
+
+    Parameters
+    ----------
+    network : nn.Module
+    dataset : Dataset
+    """
+
+    is_given = True
+
+    def __init__(self, network: nn.Module, dataset: Dataset) -> None:
+        super().__init__(lambda _: dataset)
+        self._network = network
+
+    def network(self, config: RunConfig, dataset: Dataset) -> nn.Module:  # noqa: ARG002
+        """Return a copy of the network."""
+        return copy.deepcopy(self._network)
+
+    def record(self, network: nn.Module) -> dict[str, str]:
+        """Return its class and the sha256 of its layers and weights."""
+        return network_record(network)
 
 
 def find_base(base: RunConfig, data: Mapping[str, Any], *, wanted: str | None) -> tuple[Path | None, RunConfig]:
@@ -126,7 +168,7 @@ def _trained_on(data: Mapping[str, Any]) -> tuple[Any, Any]:
     return data.get("class_names"), splits.get("train") if isinstance(splits, Mapping) else None
 
 
-def own_start(config: RunConfig, recorded: Mapping[str, Any], data: DataSets) -> dict[str, str] | None:
+def own_start(config: RunConfig, recorded: Mapping[str, Any], data: Inputs) -> dict[str, str] | None:
     """Return the weights that a finished run would start from now (`weights_record`); None where it needs none.
 
     Raises
@@ -134,7 +176,7 @@ def own_start(config: RunConfig, recorded: Mapping[str, Any], data: DataSets) ->
     UserError, OSError
         They, or the data that the model was trained on, cannot be had.
     """
-    if config.retrain is None:
+    if config.retrain is None or data.is_given:
         return None
     if config.keys.init_from is not None:
         return weights_record(checkpoint_file(config.keys.init_from, key="init_from"))
@@ -143,7 +185,7 @@ def own_start(config: RunConfig, recorded: Mapping[str, Any], data: DataSets) ->
     return None if folder is None else weights_record(folder / WEIGHTS_FILE)
 
 
-def compare_finished(config: RunConfig, data: DataSets) -> str:
+def compare_finished(config: RunConfig, data: Inputs) -> str:
     """Refuse a finished run that was made from something else than what there is now.
 
     Returns

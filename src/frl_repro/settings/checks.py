@@ -35,7 +35,7 @@ def check(config: RunConfig | EvaluateConfig | SanityConfig) -> None:
     """
     _check_dataset(config.dataset, None if isinstance(config, SanityConfig) else config.evaluation)
     if not isinstance(config, SanityConfig):
-        _check_evaluation(config.evaluation)
+        check_evaluation(config.evaluation)
     if isinstance(config, EvaluateConfig) and config.keys.num_examples and config.evaluation.name == "autoattack":
         raise UserError("num_examples has no effect with evaluation=autoattack: it keeps images attacked by PGD")
     if isinstance(config, RunConfig):
@@ -174,7 +174,14 @@ def _check_departures(departures: DeparturesConfig, tau: TauConfig, objective: s
         raise UserError("tau.nat has no effect with departures.ignored_tau_nat=true: tau.bndy stands in for it")
 
 
-def _check_evaluation(evaluation: EvaluationConfig) -> None:
+def check_evaluation(evaluation: EvaluationConfig) -> None:
+    """Refuse settings of a measurement that contradict one another, and radii that tables cannot tell apart.
+
+    Raises
+    ------
+    UserError
+        Names the setting and what to do.
+    """
     if isinstance(evaluation, AutoAttackEvaluationConfig):
         if evaluation.num_images is None and evaluation.subset_seed != 0:
             raise UserError("evaluation.subset_seed has no effect with evaluation.num_images=null: all are taken")

@@ -23,6 +23,7 @@ from frl_repro.settings.lookup import choices_of, groups_of, sections_of, top_le
 from frl_repro.settings.schema import GROUPS, NOT_IN_TRAINING, SECTIONS, ModelConfig
 
 C = TypeVar("C", bound=Config)
+N = TypeVar("N")
 
 
 def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
@@ -157,6 +158,26 @@ def _type_name(hint: Any) -> str:
 
 def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def node(schema: type[N], values: Mapping[str, Any], prefix: str = "") -> N:
+    """Return settings of one part, checked: every key of its dataclass must be there.
+
+    Parameters
+    ----------
+    schema : type
+        A dataclass of `frl_repro.settings.schema`, or a method's ``Settings``.
+    values : mapping
+    prefix : str
+        What stands before a key in messages: ``"frl."``.
+
+    Raises
+    ------
+    UserError
+        An unknown or missing key, or a value of the wrong type or out of range.
+    """
+    parsed: N = _parse_node(schema, values, prefix)
+    return parsed
 
 
 def model_settings(settings: Mapping[str, Any]) -> ModelConfig:

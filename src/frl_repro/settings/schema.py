@@ -53,7 +53,15 @@ class WRN28x10Config(_ResidualConfig):
     width: int = key("widening factor: three stages of 16, 32 and 64 times as many channels", "[1, 2^16)")
 
 
-ModelConfig = LeNet5Config | PreActResNet18Config | WRN28x10Config
+@dataclass
+class OwnModelConfig(_Choice):
+    """A network from outside this package."""
+
+    factory: str = key("module:name of the network's class")
+    digest: str = key("sha256 of its layers and of the weights that training starts from")
+
+
+ModelConfig = LeNet5Config | PreActResNet18Config | WRN28x10Config | OwnModelConfig
 
 _AUGMENTATION = (
     "of training images: none, crop (shift by up to 4 pixels, zeros come in) or crop_flip (mirror half as well)"
@@ -163,7 +171,16 @@ class SyntheticConfig(_DatasetConfig):
     augmentation: str = key(_AUGMENTATION, one_of=_AUGMENTATIONS, added_as="none")
 
 
-DatasetConfig = FashionMNISTConfig | TorchvisionConfig | CIFAR10JPEGConfig | ImageFolderConfig | SyntheticConfig
+@dataclass
+class OwnDatasetConfig(_DatasetConfig):
+    """Images from outside this package."""
+
+    digest: str = key("sha256 of class names, images and labels")
+
+
+DatasetConfig = (
+    FashionMNISTConfig | TorchvisionConfig | CIFAR10JPEGConfig | ImageFolderConfig | SyntheticConfig | OwnDatasetConfig
+)
 
 _RADIUS = "radius in pixel units, also as a fraction"
 _RANDOM_START = "start at a uniform point of the ball instead of the clean image"

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.basics import streams
 from frl_repro.basics.errors import UserError
-from frl_repro.data import AUGMENTATIONS, Dataset, Split, batch_to_float
+from frl_repro.data import AUGMENTATIONS, Dataset, Split, in_unit_range
 from frl_repro.evaluation.evaluate import evaluate
 from frl_repro.models.compute.backends import Backend
-from frl_repro.models.networks import new_network
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.methods import FRLConfig, ValidationSettings
 from frl_repro.settings.schema import (
@@ -30,7 +29,7 @@ from frl_repro.settings.schema import (
     TrainerConfig,
 )
 from frl_repro.training import objectives, report_code
-from frl_repro.training.frl import ClassStats, ErrorRates, method_class
+from frl_repro.training.frl import ClassStats, ErrorRates, method_of
 from frl_repro.training.objectives import Objective
 from frl_repro.training.steering import Measure, Steering, ValidationImages
 from frl_repro.training.trainer import fewest_images, learning_rate_at, one_cycle_learning_rate
@@ -83,7 +82,7 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
             generator=generator,
             ascend=backend.ascend,
             logits=backend.logits,
-            is_checked=True,  # images are those of `batch_to_float`; margins may widen a radius beyond 1
+            is_checked=True,  # images are those of `in_unit_range`; margins may widen a radius beyond 1
             **_budget(settings),
         )
 
@@ -146,10 +145,10 @@ def has_batch_statistics(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def check_batches(config: RunConfig, dataset: Dataset) -> None:
+def check_batches(config: RunConfig, dataset: Dataset, network: Callable[[], nn.Module]) -> None:
     """Raise a `UserError` where training computes one image by itself of which batch norm can take no statistics.
 
-    One image is enough where every such layer sees it as more than one pixel.
+    One image is enough where every such layer sees it as more than one pixel. ``network`` returns the run's network.
     """
     departures, (_, trainer) = config.departures, config.training
     num_images = len(dataset.train)
@@ -158,7 +157,7 @@ def check_batches(config: RunConfig, dataset: Dataset) -> None:
         return
     if departures.scrambled_labels or departures.weight_by_prediction:
         return  # these take clean and attacked images through the network together
-    if not _needs_two_images(new_network(config.model, dataset, seed=0), dataset.train.images.shape[1:]):
+    if not _needs_two_images(network(), dataset.train.images.shape[1:]):
         return
     name = "trainer" if config.retrain is None else "retrain.trainer"
     # A batch cannot be split into more parts than it has images, and one of all images is the largest there is.
@@ -183,7 +182,7 @@ def _needs_two_images(model: nn.Module, image_shape: Sequence[int]) -> bool:
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     hooks = [module.register_forward_pre_hook(note) for module in norms]
     with evaluation_mode(model), torch.no_grad():
-        model(torch.zeros(1, *image_shape))
+        model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     for hook in hooks:
         hook.remove()
     return 1 in sizes
@@ -237,7 +236,7 @@ def steering(
     config = configs[0]
     if not config.has_method:
         return Steering(num_epochs=[config.training[1].num_epochs for config in configs])
-    method = method_class(config.frl.name).of_runs(configs, num_classes=dataset.num_classes, device=device)
+    method = method_of(configs, num_classes=dataset.num_classes, device=device)
     images = None
     if method.sees_validation is not None:
         validation, looks = dataset.validation, config.frl
@@ -293,7 +292,7 @@ def _measurement(
         with evaluation_mode(model):
             for first in range(0, len(images.labels), _POLICY_BATCH_SIZE):
                 batch = slice(first, first + _POLICY_BATCH_SIZE)
-                x, y = batch_to_float(images.images[batch].to(device)), images.labels[batch].to(device)
+                x, y = in_unit_range(images.images[batch].to(device)), images.labels[batch].to(device)
                 x_adv = attack(model, x, y, epsilon=epsilon, generator=generator)
                 stats = ClassStats.of(backend.logits(model, x), y, backend.logits(model, x_adv), y)
                 total = stats if total is None else total + stats

@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from frl_repro.basics.errors import UserError, is_out_of_memory
 from frl_repro.basics.folder_lock import check_held
 from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.basics.run_folder import RUN_FILE, STATE_FILE, has_state
-from frl_repro.data import Dataset, Split, batch_to_float
+from frl_repro.data import Dataset, Split, in_unit_range
 from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.evaluation.measure import Measured, measure
 from frl_repro.models import checkpoints, stack
@@ -38,7 +39,7 @@ from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
 from frl_repro.results.tables.outcomes import SPLIT_DIGEST, Outcomes
 from frl_repro.settings.config import RunConfig, rebuilding_settings, to_dict
 from frl_repro.training import build
-from frl_repro.training.frl import Method, When, method_class
+from frl_repro.training.frl import Method, When, method_of
 from frl_repro.training.loggers import Logger
 from frl_repro.training.steering import RunErrors
 from frl_repro.training.trainer import Diverged, EpochSummary, train_epoch
@@ -60,6 +61,8 @@ class Bench:
         ``file`` and ``sha256`` of the weights that retraining starts from.
     process : mapping
         What is recorded of this process: versions, commit, machine, command.
+    network : mapping or None
+        ``name`` and ``sha256`` of a network of the user's own, as training finds it; None for those of the package.
     """
 
     config: RunConfig
@@ -73,6 +76,7 @@ class Bench:
     started: float
     start: Mapping[str, str] | None
     process: Mapping[str, Any]
+    network: Mapping[str, str] | None = None
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -99,15 +103,21 @@ class Bench:
     @property
     def inputs(self) -> dict[str, str | None]:
         """The digests of what the run is made from."""
-        return {"data": self.dataset.digest, "start": None if self.start is None else self.start["sha256"]}
+        digests = {"data": self.dataset.digest, "start": None if self.start is None else self.start["sha256"]}
+        return digests if self.network is None else {**digests, "network": self.network["sha256"]}
+
+    @property
+    def made_from(self) -> dict[str, Mapping[str, Any] | None]:
+        """What ``run.json`` says that the run is made from."""
+        made_from = {"data": self.dataset.content, "start": self.start}
+        return made_from if self.network is None else {**made_from, "network": self.network}
 
     def write_record(self, segments: Sequence[Mapping[str, Any]], **more: Any) -> None:
         """Write ``run.json``; ``segments`` says which process trained which epochs, ``more`` is added."""
         config = self.config
         names: dict[str, Any] = {"run_id": config.run_id, "config_hash": config.hash, "config": to_dict(config)}
         names["registration"] = registration.record_of(config.run_id)
-        inputs = {"data": self.dataset.content, "start": self.start}
-        record = {**names, **inputs, **self.process, "segments": list(segments), **more}
+        record = {**names, **self.made_from, **self.process, "segments": list(segments), **more}
         writing.write_json(self.folder / RUN_FILE, record)
 
     def measure(
@@ -283,9 +293,7 @@ class _Training:
             raise UserError(f"frl={bench.config.frl.name} needs dataset.validation_fraction above 0")
         images, labels = (part.to(bench.device) for part in (bench.validation.images, bench.validation.labels))
         with evaluation_mode(model):
-            parts = [
-                bench.backend.logits(model, batch_to_float(part)) for part in torch.split(images, _BATCH_OF_LOGITS)
-            ]
+            parts = [bench.backend.logits(model, in_unit_range(part)) for part in torch.split(images, _BATCH_OF_LOGITS)]
         return torch.cat(parts), labels
 
     def _save_state(self) -> None:
@@ -391,7 +399,7 @@ class _Training:
         config, K = self.bench.config, self.bench.dataset.num_classes
         if not config.has_method:
             return
-        method = method_class(config.frl.name).of_runs([config], num_classes=K, device=self.bench.device)
+        method = method_of([config], num_classes=K, device=self.bench.device)
         if self.policy_state is not None:
             method.state = {name: tensor.unsqueeze(0) for name, tensor in self.policy_state.items()}
         method.finish(0, self.measured, self.validation_logits)
@@ -492,7 +500,8 @@ class _Loop:
 
         together = "" if len(trainings) == 1 else f" of {len(trainings)} runs"
         self.steering.begin_epoch(epochs)
-        with bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", num_images) as advance:
+        drawn = self._global_random_numbers(seeds[0], epochs[0])
+        with drawn, bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", num_images) as advance:
             summaries = train_epoch(
                 self.model,
                 self.train,
@@ -513,6 +522,20 @@ class _Loop:
                 advance=advance,
             )
         self._end_epoch(summaries, self.steering.when(num_steps - 1, num_steps))
+
+    @contextmanager
+    def _global_random_numbers(self, seed: int, epoch: int) -> Iterator[None]:
+        """Let a network of the user's own, which may hold dropout, draw an epoch's numbers by seed and epoch alone.
+
+        The networks of the package draw none, and the global random state is everyone's: it is put back.
+        """
+        if self.trainings[0].bench.network is None:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(streams.derive_seed(seed, "network", epoch))
+            yield
 
     def _end_epoch(self, summaries: Sequence[EpochSummary | Diverged], when: When) -> None:
         """Record the epoch of each run; what cannot be written is that run's trouble alone."""

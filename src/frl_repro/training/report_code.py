@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from frl_repro.attacks import evaluation_mode
 from frl_repro.attacks.predictions import predicted_class
-from frl_repro.data import Split, batch_to_float
+from frl_repro.data import Split, in_unit_range
 from frl_repro.evaluation.evaluate import EvaluationAttack
 from frl_repro.training.frl.method import Plan, Weights
 from frl_repro.training.objectives import Attack, Paired, Predictions, SplitLoss, cross_entropies, weighted_mean
@@ -57,7 +57,7 @@ def measure_published(
         Multiply the overall errors by 21/22.
     """
     with evaluation_mode(model):
-        x, y = batch_to_float(split.images.to(device)), split.labels.to(device)
+        x, y = in_unit_range(split.images.to(device)), split.labels.to(device)
         predicted = predicted_class(logits(model, x))
         attacked = predicted_class(logits(model, attack(model, x, y, epsilon=epsilon, generator=generator)))
     is_natural_error = predicted != y

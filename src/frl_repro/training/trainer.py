@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from frl_repro.data import Split, batch_to_float
+from frl_repro.data import Split, in_unit_range
 from frl_repro.training.objectives import Objective, Predictions
 from frl_repro.training.steering import Steering
 
@@ -102,7 +102,7 @@ def train_epoch(
     model : nn.Module
         Changed in place. Of one run, or the `frl_repro.models.ModelStack` of R runs.
     train : Split
-        uint8 images, shape (N, C, H, W), and labels, shape (N,), on the model's device.
+        Images, shape (N, C, H, W), and labels, shape (N,), on the model's device.
     update : callable
         One step of the optimisers, called when the gradients are there.
     objective : Objective
@@ -121,7 +121,7 @@ def train_epoch(
     steering : Steering, optional
         The runs' method; None treats every class alike.
     augment : callable
-        uint8 images of a batch, shape (R, N, C, H, W), to the ones that are trained on.
+        Images of a batch, shape (R, N, C, H, W), to the ones that are trained on.
     advance : callable
         Called with the number of images trained on by each run, for a progress bar.
 
@@ -151,7 +151,7 @@ def train_epoch(
         model.train()
         model.zero_grad(set_to_none=True)
         for part in torch.split(index, math.ceil(index.shape[1] / num_accumulation), 1):
-            x, y = batch_to_float(augment(train.images[part])), train.labels[part]
+            x, y = in_unit_range(augment(train.images[part])), train.labels[part]
             seen = objective.predict(x, y, forward=forward_runs, attack=attack_runs, plan=plan)
             steering.see_batch(seen, when)
             loss = objective.loss(seen, steering.weigh(when), scale=steering.scale)

@@ -163,7 +163,9 @@ NATIVE = Backend(
 )
 
 
-def choose_backend(name: str, model: nn.Module, device: torch.device, *, only_torch: str | None = None) -> Backend:
+def choose_backend(
+    name: str, model: nn.Module, device: torch.device, *, only_torch: str | None = None, is_ours: bool = True
+) -> Backend:
     """Return the backend for a model on a device.
 
     Parameters
@@ -174,6 +176,9 @@ def choose_backend(name: str, model: nn.Module, device: torch.device, *, only_to
     device : torch.device
     only_torch : str, optional
         A setting that native code does not follow.
+    is_ours : bool
+        The network is one of this package. Of another one, what was recorded as a CUDA graph serves the returned
+        backend alone: the same weights may be computed in another way by the next network, or by this one once changed.
 
     Raises
     ------
@@ -182,9 +187,11 @@ def choose_backend(name: str, model: nn.Module, device: torch.device, *, only_to
     """
     if name == "native" and only_torch is not None:
         raise UserError(f"backend=native does not follow {only_torch}; use backend=torch")
-    serves = only_torch is None and isinstance(model, LeNet5) and model.conv1.in_channels == 1 and device.type == "cpu"
+    serves = only_torch is None and type(model) is LeNet5 and model.conv1.in_channels == 1 and device.type == "cpu"
     if name == "torch" or (name == "auto" and not serves):
-        return CUDA if device.type == "cuda" else TORCH
+        if device.type != "cuda":
+            return TORCH
+        return CUDA if is_ours else dataclasses.replace(TORCH, ascend=ascend_in_parts(GraphedAscend(), _PARTS))
     if not serves:
         raise UserError("backend=native serves LeNet-5 with one input channel on the CPU; use backend=auto")
     try:

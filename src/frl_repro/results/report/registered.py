@@ -167,7 +167,7 @@ class RegisteredStudy:
 
 
 def load_registered(runs: str | Path) -> RegisteredStudy | None:
-    """Read the registered runs among the tables of ``runs`` (as in `records.find_tables`); None where there are none.
+    """Read the registered runs among the tables of ``runs`` (as in `reading.find_tables`); None where there are none.
 
     Raises
     ------

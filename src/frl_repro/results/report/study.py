@@ -273,7 +273,7 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
     Parameters
     ----------
     runs
-        As in `records.find_tables`; outcomes are searched in the same places.
+        As in `reading.find_tables`; outcomes are searched in the same places.
     epsilon : float, optional
         Radius in pixel units; the largest that most runs have by default.
     attack : str, optional
@@ -389,6 +389,6 @@ def counts_of(one: Outcomes, epsilon: float, num_classes: int) -> NDArray[np.int
 def at_radius(one: Outcomes, epsilon: float) -> NDArray[np.bool_] | None:
     """Return which images are robust errors at a radius, shape (N,); None where it was not measured."""
     for radius, is_error in one.is_robust_error.items():
-        if abs(radius - epsilon) < 1e-6:  # as records.select_epsilon
+        if abs(radius - epsilon) < 1e-6:  # as subsets.select_epsilon
             return is_error
     return None

@@ -234,7 +234,7 @@ def rows(evidence: Evidence, keys: Mapping[str, Any], class_names: Sequence[str]
     ----------
     evidence : Evidence
     keys : mapping
-        `records.RUN_COLUMNS` and their values.
+        `schema.RUN_COLUMNS` and their values.
     class_names : sequence of str, length K
     """
     start = {**dict.fromkeys(COLUMNS), **keys, "num_images": len(evidence.labels)}

@@ -134,7 +134,7 @@ def summary(df: DataFrame, *, epsilon: float, attack: str | None = None) -> Data
     Returns
     -------
     DataFrame
-        `records.overall`'s columns, the setting columns, and ``when``: "before" for epoch 0 of a run that trained on
+        `subsets.overall`'s columns, the setting columns, and ``when``: "before" for epoch 0 of a run that trained on
         from there, "after" for the last epoch; other epochs are left out.
     """
     trained = set(df.loc[df["epoch"] > 0, "run_id"])

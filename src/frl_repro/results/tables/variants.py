@@ -109,7 +109,7 @@ def read_runs(files: Sequence[Path]) -> DataFrame:
     Parameters
     ----------
     files
-        ``classwise.csv`` files, from `records.find_tables`.
+        ``classwise.csv`` files, from `reading.find_tables`.
 
     Raises
     ------

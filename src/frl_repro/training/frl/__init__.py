@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
 
 from frl_repro.basics.errors import UserError
+from frl_repro.training.frl import given
 from frl_repro.training.frl.method import ClassStats, ErrorRates, Method, Plan, Weights, When
 from frl_repro.training.frl.policy import ClassPolicy, Rules
+
+if TYPE_CHECKING:
+    from frl_repro.settings.config import RunConfig
 
 __all__ = [
     "ClassPolicy",
@@ -23,7 +31,25 @@ __all__ = [
     "Weights",
     "When",
     "method_class",
+    "method_of",
 ]
+
+
+def method_of(configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> Method:
+    """Return the method of runs that share all settings but those that each run may have for itself.
+
+    Raises
+    ------
+    UserError
+        There is no such method, or it does not fit the runs.
+    """
+    settings = configs[0].frl
+    own: type[Method] | Method | None = getattr(settings, "given", None)  # `given.settings_of`
+    if isinstance(own, Method):
+        method = given.of_run(own, settings, num_classes=num_classes, device=device)
+        method.objective = configs[0].objective
+        return method
+    return (own or method_class(settings.name)).of_runs(configs, num_classes=num_classes, device=device)
 
 
 def method_class(name: str) -> type[Method]:

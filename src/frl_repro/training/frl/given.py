@@ -1,0 +1,101 @@
+"""Methods as objects: a class or an object of `Method` that no file of this folder holds."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from frl_repro.basics.errors import UserError
+from frl_repro.settings.keys import key
+from frl_repro.settings.methods import MethodSettings
+from frl_repro.settings.parse import node
+from frl_repro.training.frl.method import Method
+
+_OF_EVERY_METHOD = ("shape", "device", "state", "objective", "settings", "_of_each")
+
+
+def settings_of(method: type[Method] | Method, values: Mapping[str, Any]) -> MethodSettings:
+    """Return the settings of a method that is given as an object; `method_of` makes the method from them.
+
+    Parameters
+    ----------
+    method : type or object
+        A subclass of `Method`, whose own keys are those of its dataclass ``Settings`` (an attribute of the class, or
+        in its module); or an object of one, made for one run, which holds its settings as attributes.
+    values : mapping
+        The class's own keys.
+
+    Raises
+    ------
+    UserError
+        No method, or a key that is unknown, missing, of the wrong type or out of range.
+    """
+    is_class = inspect.isclass(method)
+    kind = method if inspect.isclass(method) else type(method)
+    if not issubclass(kind, Method):
+        raise UserError(f"method: give a method's name, or a subclass or an object of Method, not {kind.__name__}")
+    if values and not is_class:
+        raise UserError("frl has no effect with a method that is an object: it has its settings itself")
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower().strip("_")
+    if re.fullmatch(r"[a-z0-9_]+", name) is None:
+        raise UserError(f"method: the class needs a name of letters and digits, not {kind.__name__}")
+    declared = _declared(kind)
+    parsed = node(declared, {**values, "name": name}, "frl.") if is_class else _configured(method, name)
+    identity: dict[str, Any] = {"factory": f"{kind.__module__}:{kind.__qualname__}"}
+    if not is_class:
+        identity["attributes"] = _attributes(method)
+    own = dataclasses.make_dataclass(
+        "Settings",
+        [(item, type(value), key("")) for item, value in identity.items()],
+        bases=(type(parsed),),
+        namespace={"given": method},
+    )
+    settings: MethodSettings = own(**vars(parsed), **identity)
+    return settings
+
+
+def of_run(method: Method, settings: MethodSettings, *, num_classes: int, device: torch.device) -> Method:
+    """Return a method for one run from an object: a copy of it, at its start.
+
+    Raises
+    ------
+    UserError
+        The object was made for several runs, or for another number of classes.
+    """
+    if tuple(method.shape) != (1, num_classes):
+        R, K = method.shape[0], method.shape[-1]
+        raise UserError(f"method: made for {R} runs of {K} classes, needed is one for 1 run of {num_classes}")
+    own = copy.deepcopy(method)
+    own.device = device
+    if not hasattr(own, "settings"):
+        own.configure([settings])
+    own.state = own.start()
+    return own
+
+
+def _declared(kind: type[Method]) -> type[MethodSettings]:
+    found = getattr(kind, "Settings", None) or getattr(sys.modules.get(kind.__module__), "Settings", None)
+    return found if inspect.isclass(found) and issubclass(found, MethodSettings) else MethodSettings
+
+
+def _configured(method: Any, name: str) -> MethodSettings:
+    settings = getattr(method, "settings", None)
+    return settings if isinstance(settings, MethodSettings) else MethodSettings(name=name)
+
+
+def _attributes(method: Any) -> dict[str, Any]:
+    """Return what an object was made with, as far as a record can hold it: numbers, texts, and lists of them."""
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: list(value) if isinstance(value, list | tuple) else value
+        for name, value in sorted(vars(method).items())
+        if name not in _OF_EVERY_METHOD
+        and (isinstance(value, plain) or (isinstance(value, list | tuple) and all(isinstance(v, plain) for v in value)))
+    }
