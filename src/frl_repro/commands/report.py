@@ -85,6 +85,8 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.results.report.autoattack import autoattack_grids
     from frl_repro.results.report.claims import CLAIM_COLUMNS, claim_rows, judge
     from frl_repro.results.report.page import render
+    from frl_repro.results.report.registered import load_registered
+    from frl_repro.results.report.registered_page import VERDICT_COLUMNS, section, verdict_rows
     from frl_repro.results.report.sanity import sanity_grids, sanity_pictures, sanity_table
     from frl_repro.results.report.study import load_study, study_rows
     from frl_repro.results.tables.reading import find_tables, read_policy
@@ -111,6 +113,8 @@ def _report(given: dict[str, str]) -> str:
     shown, files_of_shown = _examples(runs, study, out if draws_files else None)
     pictures, written = pictures + shown, written + files_of_shown
     sanity_files = _found(runs, SANITY_FILE)
+    registered = load_registered(runs)
+    answers = [] if registered is None else registered.judge()
     page = render(
         study,
         findings,
@@ -120,11 +124,15 @@ def _report(given: dict[str, str]) -> str:
         checks=[*autoattack_grids(runs, study), *sanity_grids(sanity_files)],
         runs=runs,
         deviations=_deviations(docs),
+        registered=None if registered is None else section(registered, answers, _commits(runs)),
         top=top,
     )
     write_text(out / "report.html", page)
     write_table(out / "claims.csv", claim_rows(findings), CLAIM_COLUMNS)
     written += [out / "report.html", out / "claims.csv"]
+    if answers:
+        write_table(out / "verdicts.csv", verdict_rows(answers), VERDICT_COLUMNS)
+        written.append(out / "verdicts.csv")
     tables = markdown.all_tables(select_attack(df, study.attack), policy, findings)
     tables["sanity"] = lambda: sanity_table(sanity_files)
     for path in (path for folder in docs for path in sorted(folder.rglob("*.md"))):
@@ -133,7 +141,8 @@ def _report(given: dict[str, str]) -> str:
             write_text(path, text)
             written.append(path)
     notes = "".join(f"{note}\n" for note in study.notes)
-    return _verdicts(findings) + notes + "".join(f"wrote {path}\n" for path in written)
+    said = "".join(f"question {one.question.name}: {one.verdict.upper()}. {one.question.text}\n" for one in answers)
+    return said + _verdicts(findings) + notes + "".join(f"wrote {path}\n" for path in written)
 
 
 def _folders(text: str) -> list[Path]:
@@ -243,6 +252,15 @@ def _class_errors(df: DataFrame, runs: DataFrame, study: Study) -> list[float]:
     rows = select_attack(select_epsilon(select_split(df, "test"), study.epsilon), study.attack)
     chosen = rows.merge(runs[["run_id", "epoch"]].drop_duplicates())
     return [float(value) for value in chosen.groupby("class_id")["robust_error"].mean()]
+
+
+def _commits(runs: str) -> list[str]:
+    """The commits that made the registered runs among the tables."""
+    from frl_repro.results.registration import registered_runs
+    from frl_repro.results.tables.reading import find_tables, read_json
+
+    notes = [path.with_name("run.json") for path in find_tables(runs) if path.parent.name in registered_runs()]
+    return [str(read_json(note).get("git_commit") or "") for note in notes if note.exists()]
 
 
 def _deviations(docs: Sequence[Path]) -> str:

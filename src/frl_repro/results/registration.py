@@ -64,6 +64,8 @@ STUDY = "fashion-mnist-2026"
 
 SEEDS = tuple(range(10, 20))
 DEVELOPMENT_SEEDS = (0, 1, 2)
+REGISTERED_IN = ("da576a1", "2026-11-26 12:20 UTC")
+"""The commit that fixed the study, before the first of its runs."""
 
 CELLS = (
     Cell(NATURAL, "experiment=exp1 attack=none"),

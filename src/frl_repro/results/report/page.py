@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from frl_repro.results.report.claims import Finding
+    from frl_repro.results.report.registered_page import Section
     from frl_repro.results.report.study import Study
 
 _TABLES_OF = {
@@ -109,6 +110,7 @@ def render(
     checks: Sequence[Grid],
     runs: str | Path,
     deviations: str,
+    registered: Section | None = None,
     top: int = DEFAULT_TOP,
 ) -> str:
     """Return the page.
@@ -129,6 +131,8 @@ def render(
         Where the tables were read from; ``run.json`` is looked for beside them.
     deviations : str
         Markdown text on where the published code departs from its text; may be empty.
+    registered : Section, optional
+        The registered study, which comes first.
     top : int
         Of many classes, how many of the worst and of the best are shown.
     """
@@ -142,6 +146,7 @@ def render(
         model=first["model"],
         attack=study.attack.upper(),
         epsilon=format_epsilon(study.epsilon),
+        registered=registered,
         claims=[_claim(finding) for finding in findings],
         pictures=pictures,
         class_tables={name: class_grid(study, *_TABLES_OF[name], top=top) for name in _TABLES_OF},

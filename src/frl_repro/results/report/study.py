@@ -18,6 +18,7 @@ import pandas as pd
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import in_home
 from frl_repro.basics.run_folder import walk
+from frl_repro.results.registration import SEEDS, registered_runs
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.outcomes import Outcomes, are_of_same_images, read_outcomes
 from frl_repro.results.tables.reading import find_tables
@@ -256,6 +257,11 @@ def study_rows(runs: str | Path, where: str = "") -> tuple[DataFrame, str]:
         There are no tables, or none with what ``where`` asks for; or it asks for some classes alone.
     """
     all_rows = read_runs(find_tables(runs))
+    # Registered runs are judged by what was registered; beside them stand those of the first study.
+    is_registered = all_rows["run_id"].isin(registered_runs())
+    # Their bases have their seeds.
+    others = all_rows[~all_rows["seed"].isin(SEEDS)] if is_registered.any() else all_rows
+    all_rows = all_rows if others.empty else others
     df = select_where(all_rows, where)
     if classes_alone(all_rows, df):
         raise UserError(f"where={where!r}: claims compare the classes with each other and need all of them")
