@@ -72,7 +72,7 @@ def configured(model: nn.Module, method: Any, share: float | None, settings: Map
             factory=f"{kind.__module__}:{kind.__qualname__}",
             digest=network_record(model)["sha256"],
         ),
-        dataset=OwnDatasetConfig(**{**data, "name": "own", "num_train": None, "num_test": None, "digest": ""}),
+        dataset=OwnDatasetConfig(**{**data, "name": "own", "num_train": None, "num_test": None, "settings": {}}),
         frl=given_methods.settings_of(method, own) if is_object else config.frl,
     )
     check(config)

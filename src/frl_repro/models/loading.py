@@ -71,7 +71,7 @@ def load_weights_and_say(
     LOGGER.info(
         "%s: not written by this program: tensors matched %s; activation functions cannot be seen in a checkpoint: "
         "assumed are model=%s (%s) and the classes and images of dataset=%s",
-        path, matched, name, COMPUTATIONS[name], config.dataset.name,
+        path, matched, name, COMPUTATIONS.get(name, "as its code has it"), config.dataset.name,
     )  # fmt: skip
 
 

@@ -165,7 +165,7 @@ def _starting_points(
 
     def find(config: RunConfig, base: RunConfig) -> tuple[Path | None, RunConfig]:
         wanted = recorded_start(read_object(config.folder / RUN_FILE)) if (config.folder / RUN_FILE).exists() else None
-        return find_base(base, data.content(base.dataset), wanted=wanted)
+        return find_base(base, data.content(base.dataset), wanted=wanted, network=data.own_network(base))
 
     for config in configs:
         given = config.keys.init_from

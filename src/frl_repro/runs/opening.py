@@ -50,7 +50,7 @@ def open_run(
     validation = _validation_subset(dataset, config)
     model = data.network(config, dataset)
     check_batches(config, dataset, lambda: model)
-    network = data.record(model)
+    network = data.record(config, model)
     if start is not None:
         if config.keys.init_from is None:
             load_weights(start, model)
