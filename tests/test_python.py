@@ -24,7 +24,7 @@ from frl_repro.models.compute.backends import TORCH, choose_backend
 from frl_repro.runs import experiment
 from frl_repro.settings.keys import key
 from frl_repro.settings.methods import MethodSettings
-from frl_repro.training.fitting import new_model
+from frl_repro.training.bench import new_model
 from frl_repro.training.frl import Method, Weights
 from support import ROOT, contents, same_weights, stopped, tiny_run
 
