@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.plugins import VARIABLE, allowed_function
+from frl_repro.commands import cli
 from frl_repro.commands.jobs import check_command_line
 from frl_repro.models import checkpoints
 from frl_repro.models.loading import model_of
+from frl_repro.results.tables import reading
 from frl_repro.runs import experiment
 from support import call, stopped
 
@@ -103,6 +105,16 @@ def test_an_own_network_trains_on_own_images_and_is_known_by_content(own, monkey
     assert "dark" in capsys.readouterr().out
     assert train(monkeypatch) == 0
     assert "finished already" in capsys.readouterr().out
+
+    again = [f"checkpoint={folder}", "evaluation.num_steps=2", "num_threads=1"]
+    assert call(monkeypatch, *again, main=cli.evaluate_main) == 1
+    assert "which this version does not have" in capsys.readouterr().err
+    own_files = ["--config-dir", "settings", "model=mine", "dataset=mine"]
+    assert call(monkeypatch, *own_files, "dataset.validation_fraction=0.2", *again, main=cli.evaluate_main) == 0
+    (measured,) = own.glob("outputs/evaluate/*/classwise.csv")
+    tables = [reading.read_classwise([file]) for file in (measured, folder / "classwise.csv")]
+    errors = [table[table["split"] == "test"]["robust_error"].tolist() for table in tables]
+    assert errors[0] == errors[1]
 
     other = CODE.replace("nn.ReLU()", "nn.Tanh()")
     monkeypatch.setattr(own_nets, "make", {}, raising=True)

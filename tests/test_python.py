@@ -25,7 +25,8 @@ from frl_repro.runs import experiment
 from frl_repro.settings.keys import key
 from frl_repro.settings.methods import MethodSettings
 from frl_repro.training.bench import new_model
-from frl_repro.training.frl import Method, Weights
+from frl_repro.training.frl import Method, Rules, Weights
+from frl_repro.training.frl.reweight import Reweight
 from support import ROOT, contents, same_weights, stopped, tiny_run
 
 K = 3
@@ -465,6 +466,32 @@ def test_a_method_is_a_name_a_class_or_an_object(given):
     assert "first_class-scratch" in from_scratch.run_id
 
 
+class Gentle(Reweight):
+    """A variant of a method of FRL's family: half of its updates."""
+
+    def update(self, errors):
+        before = {name: tensor.clone() for name, tensor in self.state.items()}
+        super().update(errors)
+        self.state = {name: (tensor + before[name]) / 2 for name, tensor in self.state.items()}
+
+
+def test_a_variant_of_frls_family_takes_its_settings(given):
+    model, data, more = given
+    result = frl_repro.train(model, data, **more, method=Gentle, alpha={"nat": 4}, **BRIEF_AGAIN, **STEERED)
+    usual = frl_repro.train(model, data, **more, method="reweight", alpha={"nat": 4}, **BRIEF_AGAIN, **STEERED)
+    assert set(result.classwise["method"]) == {"gentle"}
+    assert set(result.classwise["alpha_nat"]) == {4.0}
+    assert not same(weights(result.model), weights(usual.model))
+    rules = Rules(alpha={"nat": 1.0, "bndy": 1.0}, tau={"nat": 0.0, "bndy": 0.0})
+    with pytest.raises(UserError, match="give the class Gentle: its numbers are alpha=, tau= and frl="):
+        frl_repro.train(model, data, **more, method=Gentle(rules, shape=(1, K)))
+
+
+class Looking(Method):
+    Settings = MethodSettings
+    sees_validation = "losses"
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
@@ -473,6 +500,7 @@ def test_a_method_is_a_name_a_class_or_an_object(given):
         (FirstClass, {"frl": {"strength": -1}}, r"frl.strength=-1: must lie in \[0, inf\)"),
         (FirstClass, {"frl": {"strenght": 1}}, "unknown key frl.strenght; did you mean frl.strength"),
         (Fixed(1.0), {"frl": {"strength": 1}}, "frl has no effect with a method that is an object"),
+        (Looking, {}, "Looking looks at validation images: its Settings must derive from .*ValidationSettings"),
         (nn.Linear, {}, "give a method's name, or a subclass or an object of Method, not Linear"),
         (Method(num_runs=1, num_classes=5), {}, "made for 1 runs of 5 classes, needed is one for 1 run of 3"),
         ("reweight", {"trainer": {"num_epochs": 2}}, "trainer.num_epochs= has no effect .* give retrain.trainer"),
@@ -506,6 +534,15 @@ def test_a_model_without_weights_or_with_shared_ones(given):
     _, data, more = given
     with pytest.raises(UserError, match="has no weights to train"):
         frl_repro.train(nn.Flatten(), data, **more)
+    with pytest.raises(UserError, match=r"give a torch.nn.Module, not builtin"):
+        frl_repro.train(torch.relu, data, **more)
+
+    class Odd(nn.Linear):
+        def get_extra_state(self):
+            return "text"
+
+    with pytest.raises(UserError, match="must hold tensors alone, _extra_state is str"):
+        frl_repro.train(Odd(2, 3), data, **more)
 
     class Shared(nn.Module):
         def __init__(self):
