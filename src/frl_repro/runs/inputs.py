@@ -63,10 +63,10 @@ class Inputs:
         return network_record(network) if isinstance(config.model, OwnModelConfig) else None
 
     def own_network(self, config: RunConfig) -> dict[str, str] | None:
-        """Return what would be recorded of the network that training starts with now."""
+        """Return what would be recorded of the network that training starts with now; one process may call it alone."""
         if not isinstance(config.model, OwnModelConfig):
             return None
-        return self.record(config, self.network(config, self.load(config.dataset)))
+        return self.record(config, self.network(config, self._load(config.dataset)))
 
     def _load(self, config: DatasetConfig) -> Dataset:
         if self._loaded is None or self._loaded[0] != config:
