@@ -67,7 +67,7 @@ REFUSED = {
     "--info alpha.nat=5": "settings are written key=value",
     "alpha.natt=5 --info": "unknown key alpha.natt",
     "-cn evaluate": "--config-name is not supported: each program has its settings",
-    "-cd mine": "--config-dir is not supported: put a file of your own into its folder of conf/",
+    "-cd mine": "--config-dir=mine: no such folder",
     "--experimental-rerun config.pickle": "--experimental-rerun is not supported: it reads a pickle",
     "~hydra.verbose": "keys cannot be removed",
     "dataset=synthetic hydra.verbose=[1]": "Hydra cannot work with hydra.verbose=[1] (TypeError: ",

@@ -15,6 +15,7 @@ from frl_repro.settings.files import settings_in
 from frl_repro.settings.identity import dotted
 from frl_repro.settings.keys import about, within
 from frl_repro.settings.lookup import all_keys, explanations, method_keys
+from frl_repro.settings.methods import has_own_recipes
 from frl_repro.settings.parse import parse
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import GROUPS, SECTIONS, RecipeConfig
@@ -259,7 +260,7 @@ def test_every_file_gives_every_key_of_its_choice_a_value_and_nothing_else(path)
         schema = TOP_FILES[path.stem]
     else:
         schema = GROUPS[path.parent.name][path.stem]
-        if path.parent.name == "frl":
+        if path.parent.name == "frl" and has_own_recipes(path.stem):
             schema = RecipeConfig  # the rest stands in conf/retrain
     keys = {key for key in settings_in(path, CONFIG_DIR) if not key.startswith("hydra.")}
     assert keys == {item.name for item in dataclasses.fields(schema)}
@@ -320,7 +321,8 @@ dataset.validation_fraction departures.base_saw_validation departures.fixed_step
 departures.ignored_tau_nat departures.overall_over_22 departures.scrambled_labels departures.weight_by_prediction
 device evaluation.batch_size evaluation.early_stop evaluation.epsilons evaluation.keep_best_by evaluation.num_restarts
 evaluation.num_steps evaluation.num_validation evaluation.random_start evaluation.step_size evaluation.validation_every
-force frl.accumulate frl.epsilon frl.margin_bounds frl.margin_centred frl.num_steps frl.num_validation frl.step_size
+force frl.accumulate frl.acts_by frl.ball frl.epsilon frl.eta frl.gamma frl.margin_bounds frl.margin_centred
+frl.num_steps frl.num_validation frl.smallest frl.start_epoch frl.step_size frl.strength
 frl.update_every frl.weight_rule init_from init_from_key logger model.mean model.std model.width num_threads output_dir
 retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts retrain.attack.num_steps
 retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd retrain.attack.step_size retrain.beta

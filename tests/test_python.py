@@ -24,8 +24,9 @@ from frl_repro.models.compute.backends import TORCH, choose_backend
 from frl_repro.runs import experiment
 from frl_repro.settings.keys import key
 from frl_repro.settings.methods import MethodSettings
-from frl_repro.training.fitting import new_model
-from frl_repro.training.frl import Method, Weights
+from frl_repro.training.bench import new_model
+from frl_repro.training.frl import Method, Rules, Weights
+from frl_repro.training.frl.reweight import Reweight
 from support import ROOT, contents, same_weights, stopped, tiny_run
 
 K = 3
@@ -84,23 +85,34 @@ def test_every_name_is_there_documented_and_known_to_type_checkers():
         _ = frl_repro.evalute
 
 
-def readme_cells():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("## From Python\n")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, flags=re.S)
+def names_after(cells, **names):
+    """Run cells one after the other, as a notebook does; return what they leave."""
+    (x_train, y_train), (x_test, y_test) = images(60), images(30, seed=1)
+    names |= {"model": network(), "x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    for cell in cells:
+        exec(cell, names)
+    return names
+
+
+def cells_in(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
 
 
 def test_the_cells_of_the_readme_run_as_they_stand(in_tmp, capsys):
-    cells = readme_cells()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    cells = cells_in(text.split("## From Python\n")[1].split("\n## ")[0])
     assert len(cells) == 2
-    (x_train, y_train), (x_test, y_test) = images(60), images(30, seed=1)
-    names = {"model": network(), "x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    for cell in cells:
-        exec(cell, names)
+    names = names_after(cells)
     assert "errors in percent" in capsys.readouterr().out
     assert {"natural_error", "boundary_error", "robust_error"} <= set(names["errors"].columns)
     assert names["result"].policy is not None
     assert (in_tmp / "reweighted" / "done.json").exists()
+
+
+def test_the_cell_of_the_page_runs_as_it_stands():
+    (cell,) = cells_in((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+    names = names_after([cell], frl_repro=frl_repro)
+    assert [len(names[name].history) for name in ("natural", "robust", "fairer")] == [2, 15, 4]
 
 
 # --- Evaluate -------------------------------------------------------------------------------------------------------
@@ -212,7 +224,7 @@ X, Y = images(30)
         (network(), (X[:0], Y[:0]), "data: no images"),
         (network(), (X, Y[:20]), r"labels must have shape \(30,\), one for each image, got \(20,\)"),
         (network(), (X, Y.float()), "labels must be whole numbers, the classes' ids, got torch.float32"),
-        (network(), (X, Y + 1), "labels must be 0 to 2, the model's 3 outputs, got 3$"),
+        (network(), (X, Y + 1), "labels must be 0 to 2, got 3$"),
         (network(), (X[Y != 1], Y[Y != 1]), r"no images of class 1 \(class 1\): class errors need at least one each"),
         (network(), X, "give .images, labels., a torch Dataset or a DataLoader of such pairs, not Tensor"),
         (network(), [1, 2, 3], "an item must be a pair .image, label., got int"),
@@ -241,7 +253,7 @@ def test_a_mistake_in_model_or_data_is_one_clear_line(model, data, message):
         ({"device": "gpu"}, "device=gpu: unknown choice; known: auto, cpu, cuda"),
         ({"backend": "jax"}, "backend=jax: unknown choice"),
         ({"backend": "native"}, "backend=native serves LeNet-5"),
-        ({"class_names": ["a", "b"]}, "class_names: 2 names for the model's 3 outputs"),
+        ({"class_names": ["a", "b"]}, "class_names: 2 names for 3 classes"),
         ({"class_names": ["a", "b", "a"]}, "class_names: each class needs a name of its own"),
     ],
 )
@@ -279,7 +291,7 @@ def test_each_image_may_have_a_radius_of_its_own_and_classes_may_be_missing():
     x_adv = frl_repro.attack(network(), x, y, epsilon=radius, step_size=0.1, num_steps=2)
     assert torch.equal(x_adv[0], x[0])
     assert (x_adv[1] - x[1]).abs().max() > 0.1
-    with pytest.raises(UserError, match="attack: labels must be 0 to 2, the model's 3 outputs, got 7"):
+    with pytest.raises(UserError, match="attack: labels must be 0 to 2, got 7"):
         frl_repro.attack(network(), x, y + 7)
 
 
@@ -465,6 +477,32 @@ def test_a_method_is_a_name_a_class_or_an_object(given):
     assert "first_class-scratch" in from_scratch.run_id
 
 
+class Gentle(Reweight):
+    """A variant of a method of FRL's family: half of its updates."""
+
+    def update(self, errors):
+        before = {name: tensor.clone() for name, tensor in self.state.items()}
+        super().update(errors)
+        self.state = {name: (tensor + before[name]) / 2 for name, tensor in self.state.items()}
+
+
+def test_a_variant_of_frls_family_takes_its_settings(given):
+    model, data, more = given
+    result = frl_repro.train(model, data, **more, method=Gentle, alpha={"nat": 4}, **BRIEF_AGAIN, **STEERED)
+    usual = frl_repro.train(model, data, **more, method="reweight", alpha={"nat": 4}, **BRIEF_AGAIN, **STEERED)
+    assert set(result.classwise["method"]) == {"gentle"}
+    assert set(result.classwise["alpha_nat"]) == {4.0}
+    assert not same(weights(result.model), weights(usual.model))
+    rules = Rules(alpha={"nat": 1.0, "bndy": 1.0}, tau={"nat": 0.0, "bndy": 0.0})
+    with pytest.raises(UserError, match="give the class Gentle: its numbers are alpha=, tau= and frl="):
+        frl_repro.train(model, data, **more, method=Gentle(rules, shape=(1, K)))
+
+
+class Looking(Method):
+    Settings = MethodSettings
+    sees_validation = "losses"
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
@@ -473,6 +511,7 @@ def test_a_method_is_a_name_a_class_or_an_object(given):
         (FirstClass, {"frl": {"strength": -1}}, r"frl.strength=-1: must lie in \[0, inf\)"),
         (FirstClass, {"frl": {"strenght": 1}}, "unknown key frl.strenght; did you mean frl.strength"),
         (Fixed(1.0), {"frl": {"strength": 1}}, "frl has no effect with a method that is an object"),
+        (Looking, {}, "Looking looks at validation images: its Settings must derive from .*ValidationSettings"),
         (nn.Linear, {}, "give a method's name, or a subclass or an object of Method, not Linear"),
         (Method(num_runs=1, num_classes=5), {}, "made for 1 runs of 5 classes, needed is one for 1 run of 3"),
         ("reweight", {"trainer": {"num_epochs": 2}}, "trainer.num_epochs= has no effect .* give retrain.trainer"),
@@ -506,6 +545,15 @@ def test_a_model_without_weights_or_with_shared_ones(given):
     _, data, more = given
     with pytest.raises(UserError, match="has no weights to train"):
         frl_repro.train(nn.Flatten(), data, **more)
+    with pytest.raises(UserError, match=r"give a torch.nn.Module, not builtin"):
+        frl_repro.train(torch.relu, data, **more)
+
+    class Odd(nn.Linear):
+        def get_extra_state(self):
+            return "text"
+
+    with pytest.raises(UserError, match="must hold tensors alone, _extra_state is str"):
+        frl_repro.train(Odd(2, 3), data, **more)
 
     class Shared(nn.Module):
         def __init__(self):

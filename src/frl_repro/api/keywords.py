@@ -6,21 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from frl_repro.api.models import device_of
 from frl_repro.basics.errors import UserError
 from frl_repro.models.identity import network_record
 from frl_repro.settings.checks import check
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.schema import GROUPS, OwnDatasetConfig, OwnModelConfig
 from frl_repro.training.frl import given as given_methods
-
-if TYPE_CHECKING:
-    pass
-
-from frl_repro.api.models import device_of
 
 _SAID_OTHERWISE = {
     "model": "give the model itself",
@@ -52,11 +48,13 @@ def configured(model: nn.Module, method: Any, share: float | None, settings: Map
         leaves["dataset.validation_fraction"] = share
     leaves.setdefault("device", device_of(model).type if device_of(model).index is None else str(device_of(model)))
     is_object = not isinstance(method, str)
-    own = {key.removeprefix("frl."): leaves.pop(key) for key in list(leaves) if key.startswith("frl.") and is_object}
+    # A method of one's own takes the loss, the attack and the steps of the control, as one in a file does; a variant of
+    # one of FRL's family takes all of that one's settings.
+    chosen = (given_methods.family_of(method) or "finetune") if is_object else method
+    has_keys = is_object and chosen == "finetune"
+    own = {key.removeprefix("frl."): leaves.pop(key) for key in list(leaves) if key.startswith("frl.") and has_keys}
     if not is_object and method not in GROUPS["frl"]:
         raise UserError(f"method={method}: unknown; known: {', '.join(GROUPS['frl'])}, or a subclass of Method")
-    # A method of one's own takes the loss, the attack and the steps of the control, as one in a file does.
-    chosen = "finetune" if is_object else method
     config = configure(f"frl={chosen}", *(f"{key}={_typed(value)}" for key, value in leaves.items()))
     if config.retrain is not None:
         for key in leaves:
@@ -70,10 +68,11 @@ def configured(model: nn.Module, method: Any, share: float | None, settings: Map
         model=OwnModelConfig(
             name=_word(kind.__name__),
             factory=f"{kind.__module__}:{kind.__qualname__}",
+            settings={},
             digest=network_record(model)["sha256"],
         ),
-        dataset=OwnDatasetConfig(**{**data, "name": "own", "num_train": None, "num_test": None, "digest": ""}),
-        frl=given_methods.settings_of(method, own) if is_object else config.frl,
+        dataset=OwnDatasetConfig(**{**data, "name": "own", "num_train": None, "num_test": None, "settings": {}}),
+        frl=given_methods.settings_of(method, own, parsed=config.frl) if is_object else config.frl,
     )
     check(config)
     return config

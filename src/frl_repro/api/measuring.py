@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from frl_repro.api.models import measurable, num_classes_of
 from frl_repro.attacks import pgd
 from frl_repro.basics import streams
 from frl_repro.data import in_unit_range
@@ -19,11 +20,6 @@ from frl_repro.results.tables import schema
 from frl_repro.settings.checks import check_evaluation
 from frl_repro.settings.parse import node
 from frl_repro.settings.schema import PGDEvaluationConfig
-
-if TYPE_CHECKING:
-    pass
-
-from frl_repro.api.models import measurable, num_classes_of
 
 EPSILONS = (8 / 255, 16 / 255)
 """Radii of the report."""

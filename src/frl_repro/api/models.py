@@ -6,7 +6,6 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,11 @@ from frl_repro.data import in_unit_range
 from frl_repro.evaluation.measure import resolve_device
 from frl_repro.models.compute.backends import Backend, choose_backend
 
-if TYPE_CHECKING:
-    pass
-
 
 @contextmanager
 def measurable(model: nn.Module, device: str | None, backend: str) -> Iterator[tuple[nn.Module, torch.device, Backend]]:
     """Yield the model in evaluation mode, or a copy of it on another device, the device, and what computes it."""
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model: give a torch.nn.Module, not {type(model).__name__}")
+    check_model(model)
     if backend not in ("auto", "torch", "native"):
         raise UserError(f"backend={backend}: unknown choice; known: auto, torch, native")
     here = device_of(model)
@@ -36,6 +31,15 @@ def measurable(model: nn.Module, device: str | None, backend: str) -> Iterator[t
         if place.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
         yield own, place, choose_backend(backend, own, place, is_ours=False)
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise a `UserError` unless a model is a module whose state is tensors."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: give a torch.nn.Module, not {type(model).__name__}")
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"model: its state_dict() must hold tensors alone, {name} is {type(value).__name__}")
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -6,18 +6,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from frl_repro.api.training import Trained
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.run_folder import (
-    POLICY_FILE,
-)
+from frl_repro.basics.run_folder import POLICY_FILE
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures import FIGURES, draw
 from frl_repro.results.tables import text_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-from frl_repro.api.training import Trained
 
 
 def table(result: Trained | pd.DataFrame, *, split: str = "test", top: int = DEFAULT_TOP) -> str:

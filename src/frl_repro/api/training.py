@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from safetensors.torch import load_file
 from torch import nn
 
+from frl_repro.api.keywords import configured, leaves_of
+from frl_repro.api.models import check_model, copy_of, device_of, machine_kept, num_classes_of
 from frl_repro.attacks import evaluation_mode
 from frl_repro.basics import torchrun
 from frl_repro.basics.errors import UserError
@@ -38,12 +40,6 @@ from frl_repro.runs.inputs import Given
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.schema import OwnDatasetConfig
 from frl_repro.training.frl import Method
-
-if TYPE_CHECKING:
-    pass
-
-from frl_repro.api.keywords import configured, leaves_of
-from frl_repro.api.models import copy_of, device_of, machine_kept, num_classes_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,8 +127,10 @@ def train(
     """
     if torchrun.num_processes() > 1:
         raise UserError("several processes share training on the command line alone: torchrun train.py")
+    check_model(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"the model ({type(model).__name__}) has no weights to train")
+    model = copy_of(model)
     splits = {"data": split_of(data, name="data"), "test": split_of(test, name="test")}
     if not isinstance(validation, Real | None):
         splits["validation"] = split_of(validation, name="validation")

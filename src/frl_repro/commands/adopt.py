@@ -44,6 +44,8 @@ def settings_of_checkpoint(typed: Sequence[Override]) -> list[str]:
     added: list[str] = []
     for group, settings in settings_of(path).items():
         chosen = str(given[group].value()) if group in given else settings["name"]
+        if chosen not in GROUPS[group] and group in given:
+            continue  # of the user's own, who says what it is: the checkpoint names no code to call
         if chosen not in GROUPS[group]:
             raise UserError(f"{path} was trained with {group}={chosen}, which this version does not have")
         if chosen != settings["name"]:

@@ -20,7 +20,6 @@ _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 _REFUSED = {
     "config_name": "each program has its settings: train.py, scripts/evaluate.py, scripts/sanity.py",
     "config_path": "settings are those of the folder conf/",
-    "config_dir": "put a file of your own into its folder of conf/",
     "experimental_rerun": "it reads a pickle, which may run code; every run's run.json holds the command that made it",
 }
 
@@ -39,6 +38,8 @@ class CommandLine:
     is_answered : bool
         Hydra prints an answer of its own (its help, or tab completion): no settings are read.
     asks_for_help : bool
+    config_dir : Path, optional
+        A folder of the user's own settings files, beside ``conf/``.
     """
 
     flags: list[str]
@@ -46,6 +47,14 @@ class CommandLine:
     is_sweep: bool = False
     is_answered: bool = False
     asks_for_help: bool = False
+    config_dir: Path | None = None
+
+    @property
+    def search(self) -> list[str]:
+        """What makes Hydra look into `config_dir` as well."""
+        if self.config_dir is None:
+            return []
+        return [f"hydra.searchpath=[{_quoted(f'file://{self.config_dir.resolve()}')}]"]
 
 
 def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -> CommandLine:
@@ -80,7 +89,10 @@ def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -
         return _completion(given.overrides)
     _refuse_spaces(given.overrides)
     overrides = [_with_path(text, path_keys) for text in given.overrides]
-    return CommandLine(_flags(given), overrides, is_sweep=given.multirun)
+    folder = None if given.config_dir is None else Path(in_home(given.config_dir))
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--config-dir={given.config_dir}: no such folder")
+    return CommandLine(_flags(given), overrides, is_sweep=given.multirun, config_dir=folder)
 
 
 class _Parser(argparse.ArgumentParser):

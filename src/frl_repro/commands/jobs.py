@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frl_repro.basics import paths
@@ -159,7 +160,8 @@ def checked_jobs(line: CommandLine, config_name: str) -> list[Job]:
     try:
         overrides = parsed(line.overrides)
         for override in overrides:
-            check_override(override, KINDS[config_name], functools.partial(_choices_typed, overrides, config_name))
+            typed = functools.partial(_choices_typed, overrides, config_name, line.search)
+            check_override(override, KINDS[config_name], typed, own=line.config_dir)
         refuse_params_of_the_usual_sweeper(overrides)
         with initialize_config_dir(str(paths.CONFIG_DIR), version_base="1.3"):
             return list(_jobs(line, overrides, config_name))
@@ -170,7 +172,7 @@ def checked_jobs(line: CommandLine, config_name: str) -> list[Job]:
     except UserError:
         raise
     except Exception as problem:  # whatever the parser makes of a file of conf/ that someone has edited
-        broken = broken_settings()
+        broken = broken_settings(*filter(None, [line.config_dir]))
         if broken is None and not isinstance(problem, ValueError):
             raise
         raise UserError(broken or f"cannot compose the settings: {in_one_line(problem)}") from None
@@ -183,9 +185,9 @@ def _jobs(line: CommandLine, overrides: Sequence[Override], config_name: str) ->
     from frl_repro.commands.adopt import settings_of_checkpoint
 
     kind = KINDS[config_name]
-    hydras = [override.input_line or "" for override in overrides if is_hydras(override)]
+    hydras = [*(override.input_line or "" for override in overrides if is_hydras(override)), *line.search]
     own = [override for override in overrides if not is_hydras(override)]
-    swept = _sweep_of_file(overrides, config_name)
+    swept = _sweep_of_file(overrides, config_name, line.search)
     for typed in jobs_of(own, swept, is_sweep=line.is_sweep, lists=list_keys(kind)):
         added = [] if kind is RunConfig else settings_of_checkpoint(parsed(typed))
         overrides_of_job = [*typed, *added]
@@ -193,7 +195,9 @@ def _jobs(line: CommandLine, overrides: Sequence[Override], config_name: str) ->
             settings, hydra = _compose(config_name, [*overrides_of_job, *hydras])
         except HydraException:
             # A key that another choice has does not exist here: it is said which.
-            refuse_ignored(overrides_of_job, kind, functools.partial(_choices, config_name, overrides_of_job))
+            refuse_ignored(
+                overrides_of_job, kind, functools.partial(_choices, config_name, overrides_of_job, line.search)
+            )
             raise
         refuse_ignored(overrides_of_job, kind, functools.partial(hydra.runtime.get, "choices"))
         job = Job(overrides_of_job, added, plain(settings), kind, None if line.is_sweep else hydra)
@@ -201,26 +205,26 @@ def _jobs(line: CommandLine, overrides: Sequence[Override], config_name: str) ->
         yield job
 
 
-def _sweep_of_file(overrides: Sequence[Override], config_name: str) -> list[Override]:
+def _sweep_of_file(overrides: Sequence[Override], config_name: str, search: Sequence[str]) -> list[Override]:
     """Return the sweep of the experiment, or another file, that was chosen; groups decide before keys are set."""
     if not any(override.key_or_group in SWEEPING_GROUPS for override in overrides):
         return []
-    _refuse_sweeps_of_sweeps(overrides, config_name)
+    _refuse_sweeps_of_sweeps(overrides, config_name, search)
     choosing = [
         override.input_line or ""
         for override in overrides
         if not override.is_sweep_override() and "." not in override.key_or_group
     ]
-    _, hydra = _compose(config_name, choosing)
+    _, hydra = _compose(config_name, [*choosing, *search])
     return parsed([f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()])
 
 
-def _refuse_sweeps_of_sweeps(overrides: Sequence[Override], config_name: str) -> None:
+def _refuse_sweeps_of_sweeps(overrides: Sequence[Override], config_name: str, search: Sequence[str]) -> None:
     """Refuse a sweep over experiments that are sweeps themselves: Hydra would run one job of each."""
     for override in overrides:
         if override.key_or_group in ("experiment", "sweep") and override.is_sweep_override():
             for choice in values_of(override):
-                _, hydra = _compose(config_name, [f"{override.key_or_group}={choice}"])
+                _, hydra = _compose(config_name, [f"{override.key_or_group}={choice}", *search])
                 if hydra.sweeper.params:
                     raise UserError(f"{override.input_line}: {choice} is a sweep itself, run it on its own")
 
@@ -236,16 +240,16 @@ def _compose(config_name: str, overrides: Sequence[str]) -> tuple[DictConfig, Di
     return settings, hydra
 
 
-def _choices(config_name: str, job: Sequence[str]) -> Mapping[str, str]:
+def _choices(config_name: str, job: Sequence[str], search: Sequence[str]) -> Mapping[str, str]:
     """Return the choice of every group of a job, whatever keys it sets."""
     keys = all_keys(KINDS[config_name])
     choosing = [text for text in job if "." not in text.split("=", 1)[0] and text.split("=", 1)[0] not in keys]
-    _, hydra = _compose(config_name, choosing)
+    _, hydra = _compose(config_name, [*choosing, *search])
     choices: Mapping[str, str] = hydra.runtime.choices
     return choices
 
 
-def _choices_typed(overrides: Sequence[Override], config_name: str) -> Mapping[str, str] | None:
+def _choices_typed(overrides: Sequence[Override], config_name: str, search: Sequence[str]) -> Mapping[str, str] | None:
     """Return the choice of every group in the first job, for messages; None where what was typed cannot be composed."""
     from hydra import initialize_config_dir
 
@@ -255,7 +259,7 @@ def _choices_typed(overrides: Sequence[Override], config_name: str) -> Mapping[s
     ]
     try:
         with initialize_config_dir(str(paths.CONFIG_DIR), version_base="1.3"):
-            return _choices(config_name, choosing)
+            return _choices(config_name, choosing, search)
     except Exception:  # a choice that does not exist: it has a message of its own
         return None
 
@@ -276,12 +280,12 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("px", lambda grey_levels: float(grey_levels) / 255, replace=True)
 
 
-def broken_settings() -> str | None:
-    """Return what is wrong with the first settings file that cannot be read; None where all can."""
+def broken_settings(*more: Path) -> str | None:
+    """Return what is wrong with the first settings file that cannot be read, here or in folders; None where all can."""
     import yaml
     from omegaconf import OmegaConf
 
-    for path in sorted(paths.CONFIG_DIR.rglob("*.yaml")):
+    for path in (path for folder in (paths.CONFIG_DIR, *more) for path in sorted(folder.rglob("*.yaml"))):
         try:
             OmegaConf.load(path)  # it refuses more than YAML does: keys given twice, say
         except UnicodeDecodeError:

@@ -16,6 +16,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.commands.messages import in_one_line
 from frl_repro.settings.config import Config
 from frl_repro.settings.lookup import all_keys, method_keys, unknown_key
+from frl_repro.settings.schema import GROUPS, OWN
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -89,9 +90,13 @@ def groups_typed(kind: type[Config]) -> list[str]:
 
 
 def check_override(
-    override: Override, kind: type[Config], choices_typed: Callable[[], Mapping[str, str] | None]
+    override: Override,
+    kind: type[Config],
+    choices_typed: Callable[[], Mapping[str, str] | None],
+    *,
+    own: Path | None = None,
 ) -> None:
-    """Refuse an override whose key or choice does not exist."""
+    """Refuse an override whose key or choice does not exist, in ``conf/`` or in the user's ``own`` folder."""
     key = override.key_or_group
     if override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be removed")
@@ -102,7 +107,7 @@ def check_override(
         return
     known_groups = groups_typed(kind)
     if key in known_groups:
-        choices = _choices_in(key)
+        choices = _choices_in(key, own)
         for choice in values_of(override):
             if choice not in choices:
                 hint = suggestions.choice_hint(choice, choices) or _other_group(key, choice, known_groups)
@@ -113,8 +118,9 @@ def check_override(
         raise UserError(f"{override.input_line}: {key} exists already, write it without +")
 
 
-def _choices_in(group: str) -> list[str]:
-    return sorted(path.stem for path in (paths.CONFIG_DIR / group).glob("*.yaml"))
+def _choices_in(group: str, own: Path | None = None) -> list[str]:
+    folders = [paths.CONFIG_DIR] if own is None else [paths.CONFIG_DIR, own]
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def _other_group(group: str, choice: str, groups: Sequence[str]) -> str:
@@ -150,6 +156,8 @@ def refuse_ignored(job: Sequence[str], kind: type[Config], choices_of: Callable[
             known = [method for method in readers if method.endswith(f" {recipe}")] or readers
         else:
             group = key.split(".", 1)[0]
+            if group in OWN and choices.get(group) not in GROUPS[group]:
+                continue  # of the user's own: Hydra says whether its file has the key
             chosen, known = f"{group}={choices.get(group)}", all_keys(kind)[key]
         if known and chosen not in known:
             raise UserError(f"{key} has no effect with {chosen}; it belongs to {' and '.join(known)}")

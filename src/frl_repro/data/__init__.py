@@ -1,20 +1,22 @@
 """Data sets as whole uint8 tensors in memory: load, subset, split."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from frl_repro.basics.errors import UserError
-from frl_repro.data import cifar10_jpeg, torchvision_sets
+from frl_repro.basics.plugins import allowed_function
+from frl_repro.data import cifar10_jpeg, given, torchvision_sets
 from frl_repro.data.augment import AUGMENTATIONS
 from frl_repro.data.dataset import Dataset, Split, batch_to_float, in_unit_range
 from frl_repro.data.fashion_mnist import CLASS_NAMES, load_fashion_mnist
 from frl_repro.data.image_folder import holds_splits, load_image_folder
 from frl_repro.data.splits import at_most, split_train_validation, split_validation, stratified_order, subset
 from frl_repro.data.synthetic import load_synthetic
+from frl_repro.settings.schema import OwnDatasetConfig
 
 __all__ = [
     "AUGMENTATIONS", "DATASETS", "Dataset", "Split", "at_most", "batch_to_float", "in_unit_range",
@@ -127,6 +129,8 @@ def load_dataset(config: NamedConfig) -> Dataset:
     UserError
         When the name is unknown, the files cannot be had, or a split asks for more images than there are.
     """
+    if isinstance(config, OwnDatasetConfig) and config.factory is not None:
+        return _own(config, config.factory)
     if config.name not in DATASETS:
         raise UserError(f"unknown data set {config.name!r}: known are {', '.join(DATASETS)}")
     return DATASETS[config.name](config)
@@ -174,8 +178,22 @@ def _synthetic(config: SyntheticConfig) -> Dataset:
     return _assemble(config, class_names, train, test, num_train=None, scale=_USUAL_SCALE)
 
 
+def _own(config: OwnDatasetConfig, factory: str) -> Dataset:
+    """Return the data set that a function of the user's loads."""
+    key = "dataset.factory"
+    loaded = allowed_function(factory, key=key)(**config.settings)
+    if not isinstance(loaded, Mapping) or not {"train", "test"} <= loaded.keys() <= {"train", "test", "class_names"}:
+        raise UserError(f"{key}={factory} must return a mapping of train, test and, if it likes, class_names")
+    train, test = (given.split_of(loaded[part], name=f"{key}={factory}: {part}") for part in ("train", "test"))
+    num_classes = int(train.labels.max()) + 1
+    class_names = given.class_names_of(loaded["train"], loaded.get("class_names"), num_classes=num_classes)
+    for part, split in (("train", train), ("test", test)):
+        given.check_classes(split, class_names, name=f"{key}={factory}: {part}")
+    return _from_files(config, class_names, train, test, scale=_USUAL_SCALE)
+
+
 def _from_files(
-    config: FilesConfig, class_names: tuple[str, ...], train: Split, test: Split, *, scale: Scale
+    config: FilesConfig | OwnDatasetConfig, class_names: tuple[str, ...], train: Split, test: Split, *, scale: Scale
 ) -> Dataset:
     """Return the data set after taking the test images, and `_assemble`."""
     if config.num_test is not None:
@@ -184,7 +202,7 @@ def _from_files(
 
 
 def _assemble(
-    config: FilesConfig | SyntheticConfig,
+    config: FilesConfig | SyntheticConfig | OwnDatasetConfig,
     class_names: tuple[str, ...],
     train: Split,
     test: Split,

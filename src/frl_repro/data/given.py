@@ -118,7 +118,7 @@ def check_classes(split: Split, class_names: Sequence[str], *, name: str, needs_
     K, labels = len(class_names), split.labels
     wrong = sorted(set(labels[(labels < 0) | (labels >= K)].tolist()))
     if wrong:
-        raise UserError(f"{name}: labels must be 0 to {K - 1}, the model's {K} outputs, got {_listed(wrong)}")
+        raise UserError(f"{name}: labels must be 0 to {K - 1}, got {_listed(wrong)}")
     empty = (torch.bincount(labels, minlength=K) == 0).nonzero().flatten().tolist()
     if empty and needs_all:
         names = _listed(f"{k} ({class_names[k]})" for k in empty)
@@ -146,7 +146,7 @@ def class_names_of(data: Any, given: Sequence[str] | None, *, num_classes: int) 
         return found if is_usable else tuple(f"class {k}" for k in range(num_classes))
     names = tuple(map(str, given))
     if len(names) != num_classes:
-        raise UserError(f"class_names: {len(names)} names for the model's {num_classes} outputs")
+        raise UserError(f"class_names: {len(names)} names for {num_classes} classes")
     if len(set(names)) != len(names):
         raise UserError("class_names: each class needs a name of its own")
     return names

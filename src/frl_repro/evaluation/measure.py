@@ -34,7 +34,7 @@ from frl_repro.results.tables.components import COMPONENTS_FILE
 from frl_repro.results.tables.examples import EXAMPLES_FILE, Examples, write_examples
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, SPLIT_DIGEST, Outcomes, write_outcomes
 from frl_repro.settings.config import EvaluateConfig, to_dict
-from frl_repro.settings.schema import AutoAttackEvaluationConfig, PGDEvaluationConfig
+from frl_repro.settings.schema import AutoAttackEvaluationConfig, OwnModelConfig, PGDEvaluationConfig
 
 USUAL_STEP_SIZE = 2 / 255  # of the report and the paper; another one is part of the attack's name in tables
 
@@ -176,7 +176,7 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     seed = int(origin["seed"]) if config.keys.seed is None else config.keys.seed
     keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
     model = model.to(device)
-    backend = choose_backend(config.keys.backend, model, device)
+    backend = choose_backend(config.keys.backend, model, device, is_ours=not isinstance(config.model, OwnModelConfig))
     folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {"data": dataset.content, "checkpoint": weights_record(path)}

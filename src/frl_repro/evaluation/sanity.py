@@ -50,6 +50,7 @@ from frl_repro.results.tables.sanity_rules import (
     table_text,
 )
 from frl_repro.settings.config import SanityConfig, to_dict
+from frl_repro.settings.schema import OwnModelConfig
 
 _BATCH_SIZE = 500
 _NUM_DISTANCES = 16  # points of the losses' curves; the first is a grey level of 8-bit images at 16/255
@@ -365,7 +366,9 @@ def _load(
     setting: str = "checkpoint",
 ) -> Attacker:
     model = network_of(path, config, dataset, key=key, setting=setting).to(device)
-    return Attacker(model, choose_backend(config.keys.backend, model, device))
+    return Attacker(
+        model, choose_backend(config.keys.backend, model, device, is_ours=not isinstance(config.model, OwnModelConfig))
+    )
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:

@@ -49,7 +49,7 @@ def _residual(
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-_RANDOM_STATE = threading.Lock()  # the global one, which layers draw their first weights from
+RANDOM_STATE = threading.Lock()  # the global one, which layers draw their first weights from
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": _lenet5,
@@ -91,6 +91,6 @@ def build_model(
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
-    with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
+    with RANDOM_STATE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name](num_classes, image_shape, **settings)

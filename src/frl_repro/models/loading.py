@@ -21,7 +21,7 @@ from frl_repro.models.networks import new_network
 from frl_repro.models.origin import read_origin, settings_of
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
 from frl_repro.settings.parse import model_settings
-from frl_repro.settings.schema import DatasetConfig, ModelConfig
+from frl_repro.settings.schema import DatasetConfig, ModelConfig, OwnModelConfig
 
 _MAX_SHOWN_CLASSES = 4
 
@@ -71,7 +71,7 @@ def load_weights_and_say(
     LOGGER.info(
         "%s: not written by this program: tensors matched %s; activation functions cannot be seen in a checkpoint: "
         "assumed are model=%s (%s) and the classes and images of dataset=%s",
-        path, matched, name, COMPUTATIONS[name], config.dataset.name,
+        path, matched, name, COMPUTATIONS.get(name, "as its code has it"), config.dataset.name,
     )  # fmt: skip
 
 
@@ -95,6 +95,8 @@ def refuse_other_model(path: Path, model: ModelConfig, *, setting: str = "checkp
 
 def model_of(path: Path, assumed: ModelConfig, *, setting: str) -> ModelConfig:
     """Return the model's settings that a checkpoint says, else the assumed ones."""
+    if isinstance(assumed, OwnModelConfig):  # the user's files say what it is, never a checkpoint
+        return assumed
     trained = settings_of(path).get("model", {})
     is_whole = trained.keys() == {item.name for item in dataclasses.fields(assumed)} or len(trained) > 1
     if trained and is_whole:

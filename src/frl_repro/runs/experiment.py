@@ -48,8 +48,9 @@ from frl_repro.runs.fused import grouped, runs_at_once, share_out
 from frl_repro.runs.inputs import Inputs, compare_finished, find_base
 from frl_repro.runs.opening import Status, check_validation, folder_status, load_weights, open_run
 from frl_repro.settings.config import RunConfig
+from frl_repro.training.bench import Bench, Fitted
 from frl_repro.training.build import check_batches
-from frl_repro.training.fitting import Bench, Fitted, fit
+from frl_repro.training.fitting import fit
 from frl_repro.training.loggers import LOGGERS
 
 Outcome = Path | Exception
@@ -165,7 +166,7 @@ def _starting_points(
 
     def find(config: RunConfig, base: RunConfig) -> tuple[Path | None, RunConfig]:
         wanted = recorded_start(read_object(config.folder / RUN_FILE)) if (config.folder / RUN_FILE).exists() else None
-        return find_base(base, data.content(base.dataset), wanted=wanted)
+        return find_base(base, data.content(base.dataset), wanted=wanted, network=data.own_network(base))
 
     for config in configs:
         given = config.keys.init_from

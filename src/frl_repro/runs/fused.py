@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from frl_repro.basics.progress import LOGGER
 from frl_repro.settings.config import RunConfig
+from frl_repro.settings.schema import OwnModelConfig
 
 try:
     import resource
@@ -60,6 +61,9 @@ def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ..
         (C, H, W).
     device : torch.device
     """
+    if isinstance(config.model, OwnModelConfig):
+        LOGGER.info("model=%s is not of this package: runs train one after the other", config.model.name)
+        return 1
     if next(model.buffers(), None) is not None or any(isinstance(m, _DropoutNd) for m in model.modules()):
         LOGGER.info("model=%s has buffers or dropout: runs train one after the other", config.model.name)
         return 1

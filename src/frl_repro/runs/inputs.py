@@ -18,8 +18,8 @@ from frl_repro.models.compute import distributed
 from frl_repro.models.identity import differences, network_record, recorded_start, refuse_changes, weights_record
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.settings.config import RunConfig
-from frl_repro.settings.schema import DatasetConfig, ImageFolderConfig
-from frl_repro.training.fitting import new_model
+from frl_repro.settings.schema import DatasetConfig, ImageFolderConfig, OwnModelConfig
+from frl_repro.training.bench import new_model
 
 
 class Inputs:
@@ -58,9 +58,15 @@ class Inputs:
         """Return the network that training starts with, on any device."""
         return new_model(config, dataset)
 
-    def record(self, network: nn.Module) -> dict[str, str] | None:  # noqa: ARG002
-        """Return what is recorded of it beside its settings; None for networks of the package."""
-        return None
+    def record(self, config: RunConfig, network: nn.Module) -> dict[str, str] | None:
+        """Return class and sha256 of what `network` has returned; None for networks of the package."""
+        return network_record(network) if isinstance(config.model, OwnModelConfig) else None
+
+    def own_network(self, config: RunConfig) -> dict[str, str] | None:
+        """Return what would be recorded of the network that training starts with now; one process may call it alone."""
+        if not isinstance(config.model, OwnModelConfig):
+            return None
+        return self.record(config, self.network(config, self._load(config.dataset)))
 
     def _load(self, config: DatasetConfig) -> Dataset:
         if self._loaded is None or self._loaded[0] != config:
@@ -88,12 +94,10 @@ class Given(Inputs):
         """Return a copy of the network."""
         return copy.deepcopy(self._network)
 
-    def record(self, network: nn.Module) -> dict[str, str]:
-        """Return its class and the sha256 of its layers and weights."""
-        return network_record(network)
 
-
-def find_base(base: RunConfig, data: Mapping[str, Any], *, wanted: str | None) -> tuple[Path | None, RunConfig]:
+def find_base(
+    base: RunConfig, data: Mapping[str, Any], *, wanted: str | None, network: Mapping[str, str] | None = None
+) -> tuple[Path | None, RunConfig]:
     """Return the finished run that trained a base model on these very images, however it was measured, if there is one.
 
     Looked for in the store of starting models, then beside it: a sweep that trains a robust model as a row of its table
@@ -107,6 +111,8 @@ def find_base(base: RunConfig, data: Mapping[str, Any], *, wanted: str | None) -
         What its data set holds (`Dataset.content`).
     wanted : str or None
         Sha256 of weights that are to be preferred: those that a run began with.
+    network : mapping, optional
+        What is recorded of a network of the user's own: a base of another one serves not.
 
     Returns
     -------
@@ -119,14 +125,20 @@ def find_base(base: RunConfig, data: Mapping[str, Any], *, wanted: str | None) -
     UserError
         A file of the run is missing or damaged, or the store's folder holds something else.
     """
-    found = [folder for folder in _trained_alike(base) if _has_trained_on(folder, data, base)]
+    made_from = {"data": data, "network": network}
+    found = [
+        folder
+        for folder in _trained_alike(base)
+        if _has_trained_on(folder, data, base) and not differences(read_object(folder / RUN_FILE), {"network": network})
+    ]
     for folder in sorted(found, key=lambda folder: recorded_sha256(folder).get(WEIGHTS_FILE) != wanted)[:1]:
         check_finished(folder)
         return folder, base
     # What lies there is finished, but serves not, or was begun on other data.
     recorded = read_object(base.folder / RUN_FILE) if (base.folder / RUN_FILE).exists() else {}
-    if recorded and ((base.folder / DONE_FILE).exists() or differences(recorded, {"data": data})):
-        own = base.folder.with_name(f"{base.folder.name}-data_{data['digest'][:8]}")
+    if recorded and ((base.folder / DONE_FILE).exists() or differences(recorded, made_from)):
+        other = f"-network_{network['sha256'][:8]}" if network else ""
+        own = base.folder.with_name(f"{base.folder.name}-data_{data['digest'][:8]}{other}")
         base = dataclasses.replace(base, keys=dataclasses.replace(base.keys, run_dir=str(own)))
     return None, base
 
@@ -181,7 +193,9 @@ def own_start(config: RunConfig, recorded: Mapping[str, Any], data: Inputs) -> d
     if config.keys.init_from is not None:
         return weights_record(checkpoint_file(config.keys.init_from, key="init_from"))
     base = config.base()
-    folder, _ = find_base(base, data.content(base.dataset), wanted=recorded_start(recorded))
+    folder, _ = find_base(
+        base, data.content(base.dataset), wanted=recorded_start(recorded), network=data.own_network(base)
+    )
     return None if folder is None else weights_record(folder / WEIGHTS_FILE)
 
 
@@ -205,7 +219,9 @@ def compare_finished(config: RunConfig, data: Inputs) -> str:
         asked["data"] = lambda: data.content(config.dataset)
     if has_digest or config.keys.init_from is not None:
         asked["start"] = lambda: own_start(config, recorded, data)
-    now: dict[str, Any] = {"data": None, "start": None}
+    if recorded.get("network") is not None:
+        asked["network"] = lambda: data.own_network(config)
+    now: dict[str, Any] = {"data": None, "start": None, "network": None}
     missing = []
     for name, ask in asked.items():
         try:

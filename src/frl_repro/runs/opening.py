@@ -26,8 +26,8 @@ from frl_repro.models.loading import compare_data, load_weights_and_say
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.runs.inputs import Inputs
 from frl_repro.settings.config import RunConfig, to_dict
+from frl_repro.training.bench import Bench
 from frl_repro.training.build import check_batches, num_steering_images
-from frl_repro.training.fitting import Bench
 from frl_repro.training.loggers import LOGGERS, Logger, forget
 
 Status = Literal["new", "unfinished", "finished"]
@@ -50,7 +50,7 @@ def open_run(
     validation = _validation_subset(dataset, config)
     model = data.network(config, dataset)
     check_batches(config, dataset, lambda: model)
-    network = data.record(model)
+    network = data.record(config, model)
     if start is not None:
         if config.keys.init_from is None:
             load_weights(start, model)

@@ -20,7 +20,7 @@ from frl_repro.settings.checks import check
 from frl_repro.settings.config import Config, RunConfig
 from frl_repro.settings.keys import Key, about, hints, within
 from frl_repro.settings.lookup import choices_of, groups_of, sections_of, top_level_of
-from frl_repro.settings.schema import GROUPS, NOT_IN_TRAINING, SECTIONS, ModelConfig
+from frl_repro.settings.schema import GROUPS, NOT_IN_TRAINING, OWN, OWN_DATASET_DEFAULTS, SECTIONS, ModelConfig
 
 C = TypeVar("C", bound=Config)
 N = TypeVar("N")
@@ -44,7 +44,12 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     groups, sections = groups_of(kind), sections_of(kind)
     if kind is RunConfig:
         _refuse_what_only_measures(composed)
-    parts = {group: _parse_group(group, choices_of(kind, group), composed.get(group)) for group in groups}
+    parts = {
+        group: _parse_own(group, composed[group])
+        if _is_own(group, composed.get(group))
+        else _parse_group(group, choices_of(kind, group), composed.get(group))
+        for group in groups
+    }
     for name in sections:
         # A file that serves several methods may say how long one retrains; the command line may not (`cli`).
         is_absent = name == "retrain" and (name not in composed or parts["frl"].name == "none")
@@ -63,6 +68,19 @@ def _refuse_what_only_measures(composed: Mapping[str, Any]) -> None:
                 f"{group}={choice} measures finished models, it is too slow for training, which measures after epochs: "
                 f"train without it, then python scripts/evaluate.py {group}={choice} checkpoint=<run>/model.safetensors"
             )
+
+
+def _is_own(group: str, node: Any) -> bool:
+    return group in OWN and isinstance(node, Mapping) and "factory" in node
+
+
+def _parse_own(group: str, node: Mapping[str, Any]) -> Any:
+    """Return the settings of a model or data set from outside this package."""
+    name = str(node.get("name"))
+    if re.fullmatch(r"[A-Za-z0-9_]{1,60}", name) is None or name in GROUPS[group]:
+        raise UserError(f"{group}.name={name}: give what has a factory a name of its own, of letters, digits and _")
+    usual = OWN_DATASET_DEFAULTS if group == "dataset" else {}
+    return _parse_node(OWN[group], {"settings": {}, **usual, **node}, f"{group}.")
 
 
 def _parse_group(group: str, choices: Mapping[str, type], node: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings import methods
@@ -57,8 +58,9 @@ class WRN28x10Config(_ResidualConfig):
 class OwnModelConfig(_Choice):
     """A network from outside this package."""
 
-    factory: str = key("module:name of the network's class")
-    digest: str = key("sha256 of its layers and of the weights that training starts from")
+    factory: str = key("module:function that makes the network (docs/python.md); from Python: its class")
+    settings: dict[str, Any] = own("what the function takes besides num_classes and image_shape")
+    digest: str | None = own("from Python: sha256 of its layers and of the weights that training starts from")
 
 
 ModelConfig = LeNet5Config | PreActResNet18Config | WRN28x10Config | OwnModelConfig
@@ -175,7 +177,9 @@ class SyntheticConfig(_DatasetConfig):
 class OwnDatasetConfig(_DatasetConfig):
     """Images from outside this package."""
 
-    digest: str = key("sha256 of class names, images and labels")
+    factory: str | None = own("module:function that loads the images (docs/python.md); null: given from Python")
+    settings: dict[str, Any] = own("what the function takes")
+    digest: str | None = own("from Python: sha256 of class names, images and labels")
 
 
 DatasetConfig = (
@@ -388,6 +392,15 @@ GROUPS: dict[str, Mapping[str, type]] = {
 }
 NOT_IN_TRAINING = {"evaluation": "autoattack"}
 """Choices that only measure finished models, by group."""
+
+OWN: dict[str, type] = {"model": OwnModelConfig, "dataset": OwnDatasetConfig}
+"""Groups of which people may have choices of their own, with a ``factory``."""
+
+OWN_DATASET_DEFAULTS = {
+    "validation_fraction": 0, "selection_fraction": 0, "split_seed": 0, "num_train": None, "num_test": None,
+    "augmentation": "none",
+}  # fmt: skip
+"""What a data set of one's own has where its file does not say."""
 
 SECTIONS: dict[str, type] = {**methods.SECTIONS, "retrain": RetrainConfig}
 """Parts of a run's configuration that exist with some methods only: conf/retrain/<recipe>/<frl>.yaml says which."""

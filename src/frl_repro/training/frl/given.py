@@ -14,14 +14,36 @@ import torch
 
 from frl_repro.basics.errors import UserError
 from frl_repro.settings.keys import key
-from frl_repro.settings.methods import MethodSettings
+from frl_repro.settings.methods import FRLConfig, MethodSettings, ValidationSettings, has_own_recipes
 from frl_repro.settings.parse import node
 from frl_repro.training.frl.method import Method
 
 _OF_EVERY_METHOD = ("shape", "device", "state", "objective", "settings", "_of_each")
 
 
-def settings_of(method: type[Method] | Method, values: Mapping[str, Any]) -> MethodSettings:
+def family_of(method: Any) -> str | None:
+    """Return the method of FRL's family that a class derives from, say ``reweight``; None for another method.
+
+    Raises
+    ------
+    UserError
+        An object of such a class: its numbers are settings of a run (alpha, tau), which only the class takes.
+    """
+    kind = method if inspect.isclass(method) else type(method)
+    names = [base.__module__.rpartition(".")[2] for base in kind.__mro__ if has_own_recipes(_file_of(base))]
+    if names and kind is not method:
+        raise UserError(f"method: give the class {kind.__name__}: its numbers are alpha=, tau= and frl=")
+    return names[0] if names else None
+
+
+def _file_of(kind: type) -> str:
+    package, _, name = kind.__module__.rpartition(".")
+    return name if package == __package__ else ""
+
+
+def settings_of(
+    method: type[Method] | Method, values: Mapping[str, Any], *, parsed: MethodSettings | None = None
+) -> MethodSettings:
     """Return the settings of a method that is given as an object; `method_of` makes the method from them.
 
     Parameters
@@ -31,6 +53,8 @@ def settings_of(method: type[Method] | Method, values: Mapping[str, Any]) -> Met
         in its module); or an object of one, made for one run, which holds its settings as attributes.
     values : mapping
         The class's own keys.
+    parsed : MethodSettings, optional
+        For a class that derives from FRL's family: the settings of the method that it derives from.
 
     Raises
     ------
@@ -46,8 +70,13 @@ def settings_of(method: type[Method] | Method, values: Mapping[str, Any]) -> Met
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower().strip("_")
     if re.fullmatch(r"[a-z0-9_]+", name) is None:
         raise UserError(f"method: the class needs a name of letters and digits, not {kind.__name__}")
-    declared = _declared(kind)
-    parsed = node(declared, {**values, "name": name}, "frl.") if is_class else _configured(method, name)
+    if family_of(method) is None or parsed is None:
+        parsed = node(_declared(kind), {**values, "name": name}, "frl.") if is_class else _configured(method, name)
+    if kind.sees_validation is not None and not isinstance(parsed, FRLConfig | ValidationSettings):
+        raise UserError(
+            f"method: {kind.__name__} looks at validation images: its Settings must derive from "
+            "frl_repro.settings.methods.ValidationSettings"
+        )
     identity: dict[str, Any] = {"factory": f"{kind.__module__}:{kind.__qualname__}"}
     if not is_class:
         identity["attributes"] = _attributes(method)
@@ -57,7 +86,7 @@ def settings_of(method: type[Method] | Method, values: Mapping[str, Any]) -> Met
         bases=(type(parsed),),
         namespace={"given": method},
     )
-    settings: MethodSettings = own(**vars(parsed), **identity)
+    settings: MethodSettings = own(**{**vars(parsed), "name": name}, **identity)
     return settings
 
 
@@ -76,7 +105,7 @@ def of_run(method: Method, settings: MethodSettings, *, num_classes: int, device
     own.device = device
     if not hasattr(own, "settings"):
         own.configure([settings])
-    own.state = own.start()
+    own.state = {part: tensor.to(device) for part, tensor in (own.start() or own.state).items()}
     return own
 
 
