@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frl_repro.basics.errors import UserError
+from frl_repro.commands.jobs import check_command_line
 from frl_repro.results.tables.reading import read_classwise
 from frl_repro.runs import experiment
 from frl_repro.settings.config import RunConfig
@@ -304,6 +305,15 @@ def test_runs_that_differ_in_a_methods_number_train_side_by_side_as_they_do_alon
         own = experiment.run(one)
         ours, theirs = (pd.read_csv(path / "policy.csv").iloc[:, -6:] for path in (folder, own))
         pd.testing.assert_frame_equal(ours, theirs, rtol=1e-3, check_exact=False)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("frl=cfol recipe=scratch retrain.trainer.num_epochs=1", "cfol recipe=scratch: trainer.num_epochs is what it trains"),
+    ("frl=cfol frl.strength=1", "frl.strength has no effect with frl=cfol recipe=report; it belongs to frl=dafa"),
+])  # fmt: skip
+def test_a_setting_of_another_training_is_answered_with_the_one_that_counts(line, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_command_line(line.split(), "config")
 
 
 @pytest.mark.parametrize(("changes", "message"), [

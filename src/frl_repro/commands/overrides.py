@@ -31,6 +31,9 @@ SWEEPING_GROUPS = ("experiment", "sweep", "row", "schedule")
 """Groups of settings of training runs whose files may hold a sweep."""
 
 
+_MOST_NAMED = 6  # choices that a message lists
+
+
 def parsed(texts: Sequence[str]) -> list[Override]:
     """Return overrides as Hydra reads them."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -151,16 +154,22 @@ def refuse_ignored(job: Sequence[str], kind: type[Config], choices_of: Callable[
         if any(key in keys for keys in methods.values()):
             chosen = f"frl={choices['frl']} recipe={choices['recipe']}"
             readers = [method for method, keys in methods.items() if key in keys]
-            # The other methods of this recipe say enough; where there are none, all that read the key.
-            recipe = f"recipe={choices['recipe']}"
-            known = [method for method in readers if method.endswith(f" {recipe}")] or readers
+            # The other methods of this recipe say enough; else the recipes of this method; else all that read the key.
+            method, recipe = f"frl={choices['frl']}", f"recipe={choices['recipe']}"
+            of_recipe = [reader for reader in readers if reader.endswith(f" {recipe}")]
+            of_method = [reader for reader in readers if reader.startswith(f"{method} ")]
+            known = of_recipe or of_method or readers
+            if recipe == "recipe=scratch" and key.startswith(("retrain.trainer.", "retrain.attack.")) and of_method:
+                hint = f"{key.removeprefix('retrain.')} is what it trains with; retraining has {method} recipe=report"
+                raise UserError(f"{key} has no effect with {chosen}: {hint}")
         else:
             group = key.split(".", 1)[0]
             if group in OWN and choices.get(group) not in GROUPS[group]:
                 continue  # of the user's own: Hydra says whether its file has the key
             chosen, known = f"{group}={choices.get(group)}", all_keys(kind)[key]
         if known and chosen not in known:
-            raise UserError(f"{key} has no effect with {chosen}; it belongs to {' and '.join(known)}")
+            shown = [*known[:_MOST_NAMED], *(["others"] if len(known) > _MOST_NAMED else [])]
+            raise UserError(f"{key} has no effect with {chosen}; it belongs to {' and '.join(shown)}")
 
 
 def values_of(override: Override) -> list[str]:

@@ -46,20 +46,20 @@ class Cfol(Method):
         gamma = self.per_run("gamma")
         return gamma / self.shape[1] + (1 - gamma) * torch.softmax(self.state["gain"], -1)
 
-    def plan(self, when: When) -> Plan:  # noqa: ARG002
+    def plan(self, when: When) -> Plan:
         """Return how often classes are drawn; keeps q for the losses of this step."""
         self._shares = self.shares()
         return Plan(draw=self._shares if self.settings.acts_by == "draw" else None)
 
-    def see_batch(self, stats: ClassStats, when: When) -> None:  # noqa: ARG002
+    def see_batch(self, stats: ClassStats, when: When) -> None:
         """Raise the classes of wrong images, for the steps after this one."""
         self.state["gain"] = self.state["gain"] + self.per_run("eta") * stats.wrong_attacked / self._shares
 
-    def weigh(self, when: When) -> Weights:  # noqa: ARG002
+    def weigh(self, when: When) -> Weights:
         """Return K q for both losses where classes are weighed; else 1."""
         weight = self.shape[1] * self._shares if self.settings.acts_by == "weigh" else self.ones()
         return Weights(weight, weight)
 
-    def columns(self, when: When) -> Mapping[str, Tensor]:  # noqa: ARG002
+    def columns(self, when: When) -> Mapping[str, Tensor]:
         """Return q for the table of the policy."""
         return {"cfol_share": self.shares()}

@@ -52,16 +52,16 @@ class Dafa(Method):
             LOGGER.info("frl=dafa: factors below %g were set to it", self.settings.smallest)
         self.state["factor"] = torch.where(is_due, factor.clamp(min=self.settings.smallest), self.state["factor"])
 
-    def plan(self, when: When) -> Plan:  # noqa: ARG002
+    def plan(self, when: When) -> Plan:
         """Return the radii."""
         return Plan(radius=self.state["factor"])
 
-    def weigh(self, when: When) -> Weights:  # noqa: ARG002
+    def weigh(self, when: When) -> Weights:
         """Return the weights of cross-entropies of true classes: in a mixed batch the attacked images' as well."""
         factor = self.state["factor"]
         return Weights(factor, factor if self.objective == "mixed" else self.ones())
 
-    def columns(self, when: When) -> Mapping[str, Tensor]:  # noqa: ARG002
+    def columns(self, when: When) -> Mapping[str, Tensor]:
         """Return the factors for the table of the policy."""
         return {"dafa_factor": self.state["factor"]}
 

@@ -40,11 +40,11 @@ class Faal(Method):
         """Every class alike."""
         return {"share": self.ones() / self.shape[1]}
 
-    def see_batch(self, stats: ClassStats, when: When) -> None:  # noqa: ARG002
+    def see_batch(self, stats: ClassStats, when: When) -> None:
         """Choose the weights of this batch."""
         self.state["share"] = worst_shares(stats.margin, self.per_run("ball"))
 
-    def weigh(self, when: When) -> Weights:  # noqa: ARG002
+    def weigh(self, when: When) -> Weights:
         """Return K q for both losses."""
         weight = self.shape[1] * self.state["share"]
         return Weights(weight, weight)

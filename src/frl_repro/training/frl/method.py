@@ -263,14 +263,14 @@ class Method:
     def see_validation(self, seen: Any, when: When) -> None:
         """Learn from validation images: `ErrorRates` or `ClassStats`, as ``sees_validation`` says; shapes (R, K)."""
 
-    def plan(self, when: When) -> Plan:  # noqa: ARG002 (for subclasses)
+    def plan(self, when: When) -> Plan:
         """Return radius and sampling of the next step."""
         return Plan()
 
     def see_batch(self, stats: ClassStats, when: When) -> None:
         """Learn from the training images of a step, after their forward pass and before their loss; shapes (R, K)."""
 
-    def weigh(self, when: When) -> Weights:  # noqa: ARG002
+    def weigh(self, when: When) -> Weights:
         """Return the weights of the step's losses."""
         ones = self.ones()
         return Weights(ones, ones)
@@ -278,7 +278,7 @@ class Method:
     def see_epoch(self, stats: ClassStats, when: When) -> None:
         """Learn from all training images of the epoch that has ended, as they were seen in its steps."""
 
-    def accepts(self, errors: ErrorRates | None, when: When) -> Tensor:  # noqa: ARG002
+    def accepts(self, errors: ErrorRates | None, when: When) -> Tensor:
         """Return for each run whether its average takes the weights in at the epoch's end, shape (R,), bool.
 
         ``errors`` are those of all validation images; None where there are none. Asked where ``averages`` is "epochs".
@@ -291,7 +291,7 @@ class Method:
         ``logits`` returns of a model the logits, shape (N, K), and labels, shape (N,), of the validation images.
         """
 
-    def columns(self, when: When) -> Mapping[str, Tensor]:  # noqa: ARG002
+    def columns(self, when: When) -> Mapping[str, Tensor]:
         """Return the method's own columns of ``policy.csv``, each of shape (R, K)."""
         return {}
 

@@ -119,15 +119,15 @@ class ClassPolicy(Method):
         """Return the policy of runs that share all settings but seed, alphas and taus."""
         return cls(Rules.of_runs(configs, device=device), shape=(len(configs), num_classes), device=device)
 
-    def see_validation(self, seen: ErrorRates, when: When) -> None:  # noqa: ARG002
+    def see_validation(self, seen: ErrorRates, when: When) -> None:
         """Move the multipliers by the errors of validation images (Algorithm 1, lines 4 to 7)."""
         self.update(seen)
 
-    def plan(self, when: When) -> Plan:  # noqa: ARG002
+    def plan(self, when: When) -> Plan:
         """Return each class's radius (Algorithm 1 of remargin)."""
         return Plan(radius=self.margin_factor())
 
-    def weigh(self, when: When) -> Weights:  # noqa: ARG002
+    def weigh(self, when: When) -> Weights:
         """Return the weights that the multipliers stand for (Algorithm 1, line 8)."""
         return Weights(self.weight_nat(), self.weight_bndy(), self.log_weight_nat(), self.log_weight_bndy())
 
