@@ -153,6 +153,14 @@ def test_settings_of_own_files_are_swept_checked_and_part_of_the_name(own):
             check_command_line([*flags, *RUN, f"{group}=bad"], "config")
 
 
+def test_a_sweep_and_hydras_answers_look_into_the_own_folder(own, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, "own_nets")
+    assert train(monkeypatch, "--cfg", "job") == 0
+    assert "factory: own_nets:make" in capsys.readouterr().out
+    assert train(monkeypatch, "-m", "trainer.num_epochs=1", "seed=0,1", "hydra/launcher=fused") == 0
+    assert len(list(own.glob("outputs/mine-mine-*/done.json"))) == 2
+
+
 def test_a_retraining_makes_its_base_with_the_own_network(own, monkeypatch):
     monkeypatch.setenv(VARIABLE, "own_nets")
     brief = ["retrain.trainer.num_epochs=1", "retrain.attack.num_steps=2", "frl.num_steps=2", "frl.num_validation=9"]

@@ -209,7 +209,7 @@ def ask_hydra(
 
     before, argv = os.environ.get(_HYDRA_RAISES), sys.argv
     os.environ[_HYDRA_RAISES] = "1"  # else it prints a traceback of its own and exits
-    sys.argv = [argv[0], *arguments, *line.search]
+    sys.argv = [argv[0], *line.search, *arguments]  # settings stand together, before flags
     try:
         with _one_line_for_mistakes(line):
             hydra.main(version_base="1.3", config_path=str(paths.CONFIG_DIR), config_name=config_name)(task)()
