@@ -308,7 +308,7 @@ def test_runs_that_differ_in_a_methods_number_train_side_by_side_as_they_do_alon
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("frl=cfol recipe=scratch retrain.trainer.num_epochs=1", "cfol recipe=scratch: trainer.num_epochs is what it trains"),
+    ("frl=cfol recipe=scratch retrain.trainer.num_epochs=1", "recipe=scratch: trainer.num_epochs is what it trains"),
     ("frl=cfol frl.strength=1", "frl.strength has no effect with frl=cfol recipe=report; it belongs to frl=dafa"),
 ])  # fmt: skip
 def test_a_setting_of_another_training_is_answered_with_the_one_that_counts(line, message):
