@@ -154,18 +154,18 @@ class Moments:
 
     def watch(self) -> None:
         """Begin to count; for a process that ends soon, since it cannot be undone."""
-        step, to_float = fitting._Training.step, evaluate.batch_to_float
+        step, to_float = fitting._Training.step, evaluate.in_unit_range
 
-        def counted_step(training: Any, *place: int) -> None:
+        def counted_step(training: Any, *place: int, **how: bool) -> None:
             self.note("step")
-            step(training, *place)
+            step(training, *place, **how)
 
         def counted_batch(images: torch.Tensor) -> torch.Tensor:
             self.note("measure")
             return to_float(images)
 
         fitting._Training.step = counted_step  # type: ignore[method-assign]
-        evaluate.batch_to_float = counted_batch
+        evaluate.in_unit_range = counted_batch
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:

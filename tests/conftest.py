@@ -29,3 +29,11 @@ def loggers():
     root.setLevel(level)
     for name in [name for name in root.manager.loggerDict if name.startswith("frl_repro")]:
         logging.getLogger(name).disabled = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Write what tests print of names that are no UTF-8 by its codes: pytest-xdist cannot send it, and would stop."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
