@@ -88,7 +88,7 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.results.report.registered import load_registered
     from frl_repro.results.report.registered_page import VERDICT_COLUMNS, section, verdict_rows
     from frl_repro.results.report.sanity import sanity_grids, sanity_pictures, sanity_table
-    from frl_repro.results.report.study import load_study, study_rows
+    from frl_repro.results.report.study import load_study, of_first_study, study_rows
     from frl_repro.results.tables.reading import find_tables, read_policy
     from frl_repro.results.tables.sanity_rules import SANITY_FILE
     from frl_repro.results.tables.selection import select_attack
@@ -106,8 +106,8 @@ def _report(given: dict[str, str]) -> str:
     findings = judge(study)
 
     df, _ = study_rows(runs, where)
-    policies = _found(runs, "policy.csv")
-    policy = with_variants(read_policy(policies), find_tables(runs)) if policies else df.iloc[:0]
+    policies = of_first_study(_found(runs, "policy.csv"))
+    policy = with_variants(read_policy(policies), of_first_study(find_tables(runs))) if policies else df.iloc[:0]
     policy = policy[policy["run_id"].isin(df["run_id"]) & (policy["dataset"] == df["dataset"].iloc[0])]
     pictures, written = _pictures(df, policy, study, out if draws_files else None, top=top)
     shown, files_of_shown = _examples(runs, study, out if draws_files else None)

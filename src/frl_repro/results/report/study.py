@@ -18,7 +18,7 @@ import pandas as pd
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import in_home
 from frl_repro.basics.run_folder import walk
-from frl_repro.results.registration import SEEDS, registered_runs
+from frl_repro.results.registration import registered_runs
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.outcomes import Outcomes, are_of_same_images, read_outcomes
 from frl_repro.results.tables.reading import find_tables
@@ -248,6 +248,17 @@ class Study:
         return Named(int(class_id), str(name), on_validation)
 
 
+def of_first_study(tables: Sequence[Path]) -> Sequence[Path]:
+    """Return tables that are neither registered runs' nor of the bases beside them; all where there are no others.
+
+    Registered runs are judged by what was registered.
+    """
+    registered = {path for path in tables if path.parent.name in registered_runs()}
+    places = {path.parents[1] for path in registered}
+    others = [path for path in tables if path not in registered and path.parents[2] not in places]
+    return others or tables
+
+
 def study_rows(runs: str | Path, where: str = "") -> tuple[DataFrame, str]:
     """Return the rows of the data set and model that a study of ``runs`` is about, and a line that says which.
 
@@ -256,12 +267,7 @@ def study_rows(runs: str | Path, where: str = "") -> tuple[DataFrame, str]:
     UserError
         There are no tables, or none with what ``where`` asks for; or it asks for some classes alone.
     """
-    all_rows = read_runs(find_tables(runs))
-    # Registered runs are judged by what was registered; beside them stand those of the first study.
-    is_registered = all_rows["run_id"].isin(registered_runs())
-    # Their bases have their seeds.
-    others = all_rows[~all_rows["seed"].isin(SEEDS)] if is_registered.any() else all_rows
-    all_rows = all_rows if others.empty else others
+    all_rows = read_runs(of_first_study(find_tables(runs)))
     df = select_where(all_rows, where)
     if classes_alone(all_rows, df):
         raise UserError(f"where={where!r}: claims compare the classes with each other and need all of them")
