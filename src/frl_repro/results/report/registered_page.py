@@ -124,28 +124,24 @@ def summary(study: RegisteredStudy, answers: Sequence[Answer]) -> Summary:
         for answer in answers:
             words.setdefault(answer.verdict, []).append(answer.question.name)
         sentences.append("; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in words.items()) + ".")
-    effects = [one for one in by_name["3"].evidence if "below base" in one.criterion.text and one.seeds]
-    if effects:
-        sentences.append(
-            f"Over {_num_seeds(effects)}, reweight 5:1 changes the worst class's error against its base by {_listed(effects)}."
-        )
-    effects = [one for one in by_name["5"].evidence if "below reweight" in one.criterion.text and one.seeds]
-    if effects:
-        sentences.append(
-            f"Over {_num_seeds(effects)}, weights and margins together, at their best, differ from weights alone, at their "
-            f"best, by {_listed(effects)}."
-        )
     price = "of all classes: reweight 5:1"
-    effects = [one for one in by_name["3"].beside if price in one.criterion.text and one.seeds]
-    if effects:
-        sentences.append(
-            f"All classes together, over {_num_seeds(effects)}, reweight 5:1 against equal weights: {_listed(effects)}."
-        )
+    for beginning, found in (
+        (
+            "reweight 5:1 changes the worst class's error against its base by",
+            [one for one in by_name["3"].evidence if "below base" in one.criterion.text],
+        ),
+        (
+            "weights and margins together, at their best, differ from weights alone, at their best, by",
+            [one for one in by_name["5"].evidence if "below reweight" in one.criterion.text],
+        ),
+        (
+            "reweight 5:1 changes the error of all classes together, against equal weights, by",
+            [one for one in by_name["3"].beside if price in one.criterion.text],
+        ),
+    ):
+        if all(one.seeds for one in found):
+            sentences.append(f"Over {len(found[0].seeds)} seeds, {beginning} {_listed(found)}.")
     return Summary(progress, sentences)
-
-
-def _num_seeds(found: Sequence[Evidence]) -> str:
-    return f"{min(len(one.seeds) for one in found)} seeds"
 
 
 def _listed(found: Sequence[Evidence]) -> str:
