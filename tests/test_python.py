@@ -586,6 +586,18 @@ def test_tables_and_figures_take_what_was_measured(given):
         frl_repro.figure("trajectory", result)
 
 
+def test_figures_tell_apart_what_a_methods_own_numbers_alone_do(given):
+    model, data, more = given
+    results = [
+        frl_repro.train(model, data, **more, **BRIEF_AGAIN, method="faal", frl={"ball": ball}) for ball in (0.1, 1.0)
+    ]
+    labels = [label.get_text() for label in frl_repro.figure("settings", *results).axes[0].get_yticklabels()]
+    assert any("ball=0.1" in label for label in labels)
+    assert any("ball=1" in label and "0.1" not in label for label in labels)
+    assert frl_repro.figure("tradeoff", *results).axes
+    assert frl_repro.figure("trajectory", results[0]).axes
+
+
 def test_float_images_keep_their_values_in_a_split():
     x, y = images(30, levels=False)
     assert split_of((x, y), name="data").images.dtype == torch.float32

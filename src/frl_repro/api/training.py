@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from frl_repro.results.tables.variants import read_runs
 from frl_repro.runs.experiment import run
 from frl_repro.runs.inputs import Given
 from frl_repro.settings.config import RunConfig
+from frl_repro.settings.keys import about
 from frl_repro.settings.schema import OwnDatasetConfig
 from frl_repro.training.frl import Method
 
@@ -193,11 +194,16 @@ def _trained(folder: Path, model: nn.Module, config: RunConfig, *, is_kept: bool
     check_file(weights)
     own = copy_of(model).to(resolve_device(config.keys.device)).eval()
     own.load_state_dict(load_file(weights))
+    classwise = read_runs([folder / CLASSWISE_FILE])
+    policy = reading.read_policy([folder / POLICY_FILE]) if config.has_method else None
+    # Runs are named by what they differ in, and this one does not know its neighbours: its method's own numbers.
+    numbers = [f.name for f in fields(config.frl) if about(f).is_per_run]
+    variant = " ".join(f"{name}={getattr(config.frl, name):g}" for name in numbers)
     return Trained(
         model=own,
-        classwise=read_runs([folder / CLASSWISE_FILE]),
+        classwise=classwise.assign(variant=variant) if variant else classwise,
         history=pd.read_csv(folder / HISTORY_FILE),
-        policy=reading.read_policy([folder / POLICY_FILE]) if config.has_method else None,
+        policy=policy.assign(variant=variant) if variant and policy is not None else policy,
         folder=folder if is_kept else None,
         run_id=config.run_id,
     )
