@@ -612,7 +612,9 @@ def test_load_dataset_synthetic():
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), "images must be uint8"),
+        (torch.zeros(2, 1, 4, 4).double(), torch.zeros(2, dtype=torch.int64), "images must be uint8 or float32"),
+        (torch.full((2, 1, 4, 4), 255.0), torch.zeros(2, dtype=torch.int64), r"must lie in \[0, 1\]"),
+        (torch.full((2, 1, 4, 4), torch.nan), torch.zeros(2, dtype=torch.int64), r"must lie in \[0, 1\]"),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), r"of shape \(N, C, H, W\)"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2), "labels must be int64"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), r"of shape \(2,\)"),

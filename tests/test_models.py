@@ -343,12 +343,12 @@ def test_batch_norm_of_one_image_is_refused_where_and_only_where_training_would_
         )  # fmt: skip
 
     if fewest > 1 or side == 9:  # the last stage still has 2 x 2 pixels
-        check_batches(config, data)
+        check_batches(config, data, lambda: new_network(config.model, data, seed=0))
         epoch()
         return
     advice = "give more training images" if better is None else rf"give trainer\.batch_size={better}"
     with pytest.raises(UserError, match=rf"trainer\.batch_size={batch_size} of {num} training images .*: {advice}$"):
-        check_batches(config, data)
+        check_batches(config, data, lambda: new_network(config.model, data, seed=0))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         epoch()
 

@@ -90,7 +90,7 @@ def test_lenet5_is_the_reports():
 
 
 def test_models_say_what_they_cannot_do():
-    with pytest.raises(UserError, match=r"28x28: give model=preact_resnet18, or .* dataset\.image_size=32"):
+    with pytest.raises(UserError, match=r"has 28x28: .* dataset\.image_size=32 .*, or model=preact_resnet18"):
         build_model("lenet5", num_classes=10, image_shape=(1, 28, 28), seed=0)
     with pytest.raises(UserError, match="unknown model 'lenet'; known: lenet5"):
         build_model("lenet", num_classes=10, image_shape=(1, 32, 32), seed=0)
@@ -406,7 +406,7 @@ def test_backends_are_chosen_by_model_and_device():
 
 def test_splits_refuse_what_is_no_image():
     with pytest.raises((TypeError, ValueError), match="uint8"):
-        Split(images=torch.zeros(1, 1, 2, 2), labels=torch.zeros(1, dtype=torch.int64))
+        Split(images=torch.zeros(1, 1, 2, 2, dtype=torch.int32), labels=torch.zeros(1, dtype=torch.int64))
 
 
 def test_class_errors_are_values(images):

@@ -27,7 +27,7 @@ class Split:
     Raises
     ------
     ValueError
-        When dtypes, dimensions or lengths differ from the above.
+        When dtypes, dimensions, lengths or the range of float32 images differ from the above.
     """
 
     images: Tensor
@@ -39,6 +39,9 @@ class Split:
                 "images must be uint8 or float32 of shape (N, C, H, W), got "
                 f"{self.images.dtype} {tuple(self.images.shape)}"
             )
+        is_float = self.images.dtype == torch.float32 and self.images.numel() > 0
+        if is_float and not (self.images.amin() >= 0 and self.images.amax() <= 1):
+            raise ValueError("float32 images must lie in [0, 1]: divide grey levels by 255")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
                 f"labels must be int64 of shape ({len(self.images)},), "
