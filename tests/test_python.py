@@ -252,7 +252,6 @@ def test_a_mistake_in_model_or_data_is_one_clear_line(model, data, message):
         ({"num_restarts": 2, "random_start": False}, "needs evaluation.random_start=true"),
         ({"device": "gpu"}, "device=gpu: unknown choice; known: auto, cpu, cuda"),
         ({"backend": "jax"}, "backend=jax: unknown choice"),
-        ({"backend": "native"}, "backend=native serves LeNet-5"),
         ({"class_names": ["a", "b"]}, "class_names: 2 names for 3 classes"),
         ({"class_names": ["a", "b", "a"]}, "class_names: each class needs a name of its own"),
     ],
@@ -260,6 +259,12 @@ def test_a_mistake_in_model_or_data_is_one_clear_line(model, data, message):
 def test_a_mistake_in_a_setting_is_one_clear_line(settings, message):
     with pytest.raises(UserError, match=message):
         frl_repro.evaluate(network(), (X, Y), **settings)
+
+
+def test_native_code_that_does_not_know_a_layer_names_it():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(X[0].numel(), K), nn.Softplus())
+    with pytest.raises(UserError, match=r"^backend=native: 2 \(Softplus\): no softplus; use backend=auto$"):
+        frl_repro.evaluate(model, (X, Y), num_steps=1, backend="native")
 
 
 def test_a_network_that_is_almost_lenet5_is_not_computed_by_lenet5s_code():

@@ -71,7 +71,7 @@ TRAIN = {
     "beta=6": "did you mean attack.beta? It belongs to attack=trades",
     "attack=trades beta=6": "did you mean attack.beta?",
     "momentum=0.9": "did you mean trainer.momentum? It belongs to trainer=sgd or trainer=sgd_one_cycle",
-    "width=4": "did you mean model.width? It belongs to model=preact_resnet18 or model=wrn28_10",
+    "width=4": "did you mean model.width? It belongs to model=resnet8 or model=preact_resnet18 or model=wrn28_10",
     "checkpoint=x": "did you mean init_from? (checkpoint is a key of scripts/evaluate.py and scripts/sanity.py)",
     # Choices.
     "model=resnet": "did you mean preact_resnet18?",

@@ -400,8 +400,10 @@ def test_backends_are_chosen_by_model_and_device():
     assert choose_backend("torch", lenet(), CPU) is TORCH
     other = LeNet5(num_classes=3, in_channels=3)
     assert choose_backend("auto", other, CPU) is TORCH
-    with pytest.raises(UserError, match="backend=native serves LeNet-5 with one input channel on the CPU"):
+    with pytest.raises(UserError, match=r"^backend=native: no image size is known; use backend=auto$"):
         choose_backend("native", other, CPU)
+    with pytest.raises(UserError, match=r"^backend=native works on the processor, not on meta; use backend=auto$"):
+        choose_backend("native", other, torch.device("meta"))
 
 
 def test_splits_refuse_what_is_no_image():

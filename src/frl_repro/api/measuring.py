@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from frl_repro.api.models import measurable, num_classes_of
+from frl_repro.api.models import measurable
 from frl_repro.attacks import pgd
 from frl_repro.basics import streams
 from frl_repro.data import in_unit_range
@@ -63,7 +63,7 @@ def evaluate(
     device : str, optional
         ``cpu``, ``cuda``, ``cuda:N`` or ``auto``: a copy of the model is measured there. None: where the model is.
     backend : str
-        ``auto``, ``torch``, or ``native`` for the package's LeNet-5 on a processor.
+        ``auto``, ``torch``, or ``native`` (compiled on first use) for a small network on a processor.
     class_names : sequence of str, length K, optional
         None: those that a torchvision data set has, else ``class 0`` and so on.
     name, method : str
@@ -94,8 +94,7 @@ def evaluate(
     )  # fmt: skip
     check_evaluation(settings)
     split = split_of(data, name="data")
-    with measurable(model, device, backend) as (own, place, computing):
-        K = num_classes_of(own, split.images, place)
+    with measurable(model, split.images, device, backend) as (own, place, computing, K):
         names = class_names_of(data, class_names, num_classes=K)
         check_classes(split, names, name="data")
         kind = type(model).__name__
@@ -163,8 +162,7 @@ def attack(
         As in `evaluate`.
     """
     split = split_of((x, y), name="attack")
-    with measurable(model, device, backend) as (own, place, computing):
-        K = num_classes_of(own, split.images, place)
+    with measurable(model, split.images, device, backend) as (own, place, computing, K):
         check_classes(split, [f"class {k}" for k in range(K)], name="attack", needs_all=False)
         radius, step = (v.to(place) if isinstance(v, Tensor) else v for v in (epsilon, step_size))
         attacked = pgd(

@@ -18,8 +18,10 @@ from frl_repro.models.compute.backends import Backend, choose_backend
 
 
 @contextmanager
-def measurable(model: nn.Module, device: str | None, backend: str) -> Iterator[tuple[nn.Module, torch.device, Backend]]:
-    """Yield the model in evaluation mode, or a copy of it on another device, the device, and what computes it."""
+def measurable(
+    model: nn.Module, images: Tensor, device: str | None, backend: str
+) -> Iterator[tuple[nn.Module, torch.device, Backend, int]]:
+    """Yield the model in evaluation mode, or a copy of it on another device, the device, what computes it, and K."""
     check_model(model)
     if backend not in ("auto", "torch", "native"):
         raise UserError(f"backend={backend}: unknown choice; known: auto, torch, native")
@@ -30,7 +32,9 @@ def measurable(model: nn.Module, device: str | None, backend: str) -> Iterator[t
     with machine_kept(), evaluation_mode(own):
         if place.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-        yield own, place, choose_backend(backend, own, place, is_ours=False)
+        K = num_classes_of(own, images, place)  # before native code asks: what the model cannot take is told here
+        computing = choose_backend(backend, own, place, image_shape=images.shape[1:], is_ours=False)
+        yield own, place, computing, K
 
 
 def check_model(model: nn.Module) -> None:

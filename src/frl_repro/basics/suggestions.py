@@ -71,6 +71,8 @@ _PLACES_BY_OTHER_NAMES = {
 }
 _CHOICES_BY_OTHER_NAMES = {
     "lenet5": "lenet cnn",
+    "cnn_small": "small_cnn smallcnn cnnsmall",
+    "resnet8": "resnet-8 resnet_8 mlperf_tiny",
     "preact_resnet18": "resnet resnet18 resnet-18 preactresnet preactresnet18 prn18 preact_resnet",
     "wrn28_10": "wrn wideresnet wide_resnet wrn28 wrn-28-10 wrn_28_10 wideresnet28_10",
     "fashion_mnist": "mnist fmnist fashionmnist fashion",

@@ -28,6 +28,7 @@ from frl_repro.evaluation.measure_autoattack import measure_with_autoattack
 from frl_repro.models.compute.backends import Backend, choose_backend
 from frl_repro.models.identity import differences, weights_record
 from frl_repro.models.loading import network_of, refuse_other_model
+from frl_repro.models.networks import image_shape
 from frl_repro.models.origin import checkpoint_file, read_origin
 from frl_repro.results.tables import reading, schema, text_tables, writing
 from frl_repro.results.tables.components import COMPONENTS_FILE
@@ -176,7 +177,13 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     seed = int(origin["seed"]) if config.keys.seed is None else config.keys.seed
     keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
     model = model.to(device)
-    backend = choose_backend(config.keys.backend, model, device, is_ours=not isinstance(config.model, OwnModelConfig))
+    backend = choose_backend(
+        config.keys.backend,
+        model,
+        device,
+        image_shape=image_shape(dataset),
+        is_ours=not isinstance(config.model, OwnModelConfig),
+    )
     folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {"data": dataset.content, "checkpoint": weights_record(path)}

@@ -32,6 +32,7 @@ from frl_repro.evaluation.evaluate import EvaluationAttack, evaluate
 from frl_repro.evaluation.measure import USUAL_STEP_SIZE, origin_of, resolve_device, set_up_machine
 from frl_repro.models.compute.backends import Backend, choose_backend
 from frl_repro.models.loading import network_of, refuse_other_model
+from frl_repro.models.networks import image_shape
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.results.tables import writing
 from frl_repro.results.tables.sanity_rules import (
@@ -366,9 +367,14 @@ def _load(
     setting: str = "checkpoint",
 ) -> Attacker:
     model = network_of(path, config, dataset, key=key, setting=setting).to(device)
-    return Attacker(
-        model, choose_backend(config.keys.backend, model, device, is_ours=not isinstance(config.model, OwnModelConfig))
+    backend = choose_backend(
+        config.keys.backend,
+        model,
+        device,
+        image_shape=image_shape(dataset),
+        is_ours=not isinstance(config.model, OwnModelConfig),
     )
+    return Attacker(model, backend)
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:

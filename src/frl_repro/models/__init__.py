@@ -2,7 +2,8 @@
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +14,20 @@ from frl_repro.models.lenet5 import IMAGE_SIZE as LENET5_IMAGE_SIZE
 from frl_repro.models.lenet5 import LeNet5
 from frl_repro.models.normalise import Normalise
 from frl_repro.models.residual import MIN_IMAGE_SIDE, ResidualNetwork, preact_resnet18, wrn28
+from frl_repro.models.small import ResNet8, SmallCNN
 from frl_repro.models.stack import ModelStack, stack
 
-__all__ = ["COMPUTATIONS", "MODELS", "LeNet5", "ModelStack", "Normalise", "ResidualNetwork", "build_model", "stack"]
+__all__ = [
+    "COMPUTATIONS",
+    "MODELS",
+    "LeNet5",
+    "ModelStack",
+    "Normalise",
+    "ResidualNetwork",
+    "build_model",
+    "random_state_kept",
+    "stack",
+]
 
 
 def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -37,22 +49,51 @@ def _residual(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> nn.Module:
-    channels, height, width_ = image_shape
-    if min(height, width_) < MIN_IMAGE_SIDE:
-        raise UserError(
-            f"images of {height}x{width_} are too small for this model: it takes {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} "
-            "and larger ones"
-        )
+    _check_size(image_shape)
+    channels = image_shape[0]
     normalise = Normalise(mean, std, num_channels=channels)
     model = network(num_classes=num_classes, in_channels=channels, normalise=normalise, width=width)
     # Convolutions read all channels of a pixel together: this order in memory is theirs.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-RANDOM_STATE = threading.Lock()  # the global one, which layers draw their first weights from
+def _small(
+    network: Callable[..., nn.Module],
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    **settings: Any,
+) -> nn.Module:
+    _check_size(image_shape)
+    normalise = Normalise(mean, std, num_channels=image_shape[0])
+    return network(num_classes=num_classes, image_shape=image_shape, normalise=normalise, **settings)
+
+
+def _check_size(image_shape: tuple[int, int, int]) -> None:
+    _, height, width = image_shape
+    if min(height, width) < MIN_IMAGE_SIDE:
+        raise UserError(
+            f"images of {height}x{width} are too small for this model: it takes {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} "
+            "and larger ones"
+        )
+
+
+_RANDOM_STATE = threading.Lock()  # the global one, which layers draw their first weights from
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the global random state of the processor as it was; one thread at a time."""
+    with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
+        yield
+
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": _lenet5,
+    "cnn_small": functools.partial(_small, SmallCNN),
+    "resnet8": functools.partial(_small, ResNet8),
     "preact_resnet18": functools.partial(_residual, preact_resnet18),
     "wrn28_10": functools.partial(_residual, wrn28),
 }
@@ -60,6 +101,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 COMPUTATIONS = {
     "lenet5": "tanh, average pooling",
+    "cnn_small": "ReLU, no pooling",
+    "resnet8": "residual blocks with ReLU after the sum, average pooling at the end",
     "preact_resnet18": "pre-activation blocks with ReLU, average pooling at the end",
     "wrn28_10": "pre-activation blocks with ReLU, average pooling at the end",
 }
@@ -91,6 +134,6 @@ def build_model(
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
-    with RANDOM_STATE, torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         torch.manual_seed(seed)
         return MODELS[name](num_classes, image_shape, **settings)

@@ -42,6 +42,11 @@ class ModelStack(nn.Module):
             self.register_parameter(name.replace(".", "_"), stacked)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The models' own names of the stack's parameters, in their order."""
+        return tuple(self._names)
+
+    @property
     def num_runs(self) -> int:
         """R."""
         return len(self._models)

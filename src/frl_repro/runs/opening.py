@@ -23,6 +23,7 @@ from frl_repro.models.compute import distributed
 from frl_repro.models.compute.backends import choose_backend
 from frl_repro.models.identity import differences, refuse_changes, weights_record
 from frl_repro.models.loading import compare_data, load_weights_and_say
+from frl_repro.models.networks import image_shape
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.runs.inputs import Inputs
 from frl_repro.settings.config import RunConfig, to_dict
@@ -59,7 +60,12 @@ def open_run(
             load_weights(start, model, given=config, dataset=dataset)
     model = distributed.synchronised(model.to(device), device)
     backend = choose_backend(
-        config.keys.backend, model, device, only_torch=_only_torch(config), is_ours=network is None
+        config.keys.backend,
+        model,
+        device,
+        image_shape=image_shape(dataset),
+        only_torch=_only_torch(config),
+        is_ours=network is None,
     )
     distributed.refuse_unless_alike({"backend": backend.name, "device": device.type})
     bench = Bench(

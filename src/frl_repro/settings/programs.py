@@ -16,7 +16,7 @@ class _MachineKeys:
         "where to compute: auto, cpu, cuda or cuda:N; auto takes the GPU when there is one", is_machine=True
     )
     backend: str = key(
-        "who does the arithmetic: torch, native (compiled on first use, LeNet-5 on the CPU) or auto",
+        "who does the arithmetic: torch, native (compiled on first use, small networks on the CPU) or auto",
         one_of=("auto", "torch", "native"), is_machine=True,
     )  # fmt: skip
     num_threads: int | None = key("processor threads; null: PyTorch's own choice", "[1, 1024]", is_machine=True)

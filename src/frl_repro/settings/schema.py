@@ -26,16 +26,35 @@ class LeNet5Config(_Choice):
     """conf/model/lenet5.yaml."""
 
 
+_MEAN = (
+    "subtracted from each channel inside the network, one number for each or one for all; null: the data set's",
+    "[0, 1]",
+)
+_STD = ("what each channel is divided by; null: the data set's", "(0, 1]")
+
+
+@dataclass
+class CNNSmallConfig(_Choice):
+    """conf/model/cnn_small.yaml."""
+
+    mean: list[float] | None = key(*_MEAN)
+    std: list[float] | None = key(*_STD)
+
+
 @dataclass
 class _ResidualConfig(_Choice):
     """Networks of any width that normalise images themselves."""
 
     width: int = key("", "[1, 2^16)")
-    mean: list[float] | None = key(
-        "subtracted from each channel inside the network, one number for each or one for all; null: the data set's",
-        "[0, 1]",
-    )
-    std: list[float] | None = key("what each channel is divided by; null: the data set's", "(0, 1]")
+    mean: list[float] | None = key(*_MEAN)
+    std: list[float] | None = key(*_STD)
+
+
+@dataclass
+class ResNet8Config(_ResidualConfig):
+    """conf/model/resnet8.yaml."""
+
+    width: int = key("channels of the first block; the other two have twice and four times as many", "[1, 2^16)")
 
 
 @dataclass
@@ -63,7 +82,7 @@ class OwnModelConfig(_Choice):
     digest: str | None = own("from Python: sha256 of its layers and of the weights that training starts from")
 
 
-ModelConfig = LeNet5Config | PreActResNet18Config | WRN28x10Config | OwnModelConfig
+ModelConfig = LeNet5Config | CNNSmallConfig | ResNet8Config | PreActResNet18Config | WRN28x10Config | OwnModelConfig
 
 _AUGMENTATION = (
     "of training images: none, crop (shift by up to 4 pixels, zeros come in) or crop_flip (mirror half as well)"
@@ -375,7 +394,13 @@ def _choices(group: str) -> list[str]:
 
 
 GROUPS: dict[str, Mapping[str, type]] = {
-    "model": {"lenet5": LeNet5Config, "preact_resnet18": PreActResNet18Config, "wrn28_10": WRN28x10Config},
+    "model": {
+        "lenet5": LeNet5Config,
+        "cnn_small": CNNSmallConfig,
+        "resnet8": ResNet8Config,
+        "preact_resnet18": PreActResNet18Config,
+        "wrn28_10": WRN28x10Config,
+    },
     "dataset": {
         "fashion_mnist": FashionMNISTConfig,
         "cifar10": CIFAR10Config,

@@ -1,4 +1,4 @@
-"""Who does the heavy arithmetic: PyTorch for every model and device, native code for LeNet-5 on the processor.
+"""Who does the heavy arithmetic: PyTorch for every model and device, native code for small networks on the processor.
 
 A backend answers four questions: the logits of images, the same differentiable with respect to the parameters, or
 with respect to the images, and the steps of an attack. Losses are written once, in PyTorch, on the logits. Which
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from frl_repro import attacks
 from frl_repro.attacks import Ascend
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER
-from frl_repro.models import LeNet5
+from frl_repro.models import LeNet5, ModelStack
 from frl_repro.models.compute.graphs import GraphedAscend
 from frl_repro.models.compute.memory import Parts, ascend_in_parts, logits_in_parts
+from frl_repro.models.compute.native import Engine, Unsupported, engine_for
 from frl_repro.models.compute.native import lenet5 as native
 
 # How far a gradient's sum over the classes may be from zero: a share of its magnitudes, and what is left of the
@@ -128,6 +129,17 @@ def _native_forward(model: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
+def _target_of(given: Tensor) -> Tensor:
+    """Return the target whose cross-entropy has this gradient by the logits.
+
+    Native code differentiates cross-entropy against a target t. By the logits that is softmax * sum(t) - t: the given
+    gradient for t = -given, whose sum is zero.
+    """
+    if (given.sum(1).abs() > _ZERO_SUM_SHARE * given.abs().sum(1) + _ZERO_SUM_ROUNDING).any():
+        raise ValueError("native input gradients are of losses that do not change when all logits of an image do")
+    return -given
+
+
 class _NativeForwardOfImages(torch.autograd.Function):
     """Logits whose backward pass gives the native gradient with respect to the images; it repeats the forward pass."""
 
@@ -139,12 +151,8 @@ class _NativeForwardOfImages(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        given = logits_gradients[0]
-        if (given.sum(1).abs() > _ZERO_SUM_SHARE * given.abs().sum(1) + _ZERO_SUM_ROUNDING).any():
-            raise ValueError("native input gradients are of losses that do not change when all logits of an image do")
-        # Native code differentiates cross-entropy against a target t. By the logits that is softmax * sum(t) - t: the
-        # given gradient for t = -given, whose sum is zero.
-        _, gradient = native.logits_and_input_gradient(parameters, x, -given, num_threads=torch.get_num_threads())
+        target = _target_of(logits_gradients[0])
+        _, gradient = native.logits_and_input_gradient(parameters, x, target, num_threads=torch.get_num_threads())
         return gradient, *[None] * len(parameters)
 
 
@@ -163,17 +171,119 @@ NATIVE = Backend(
 )
 
 
+def native_backend(engine: Engine) -> Backend:
+    """Return the backend of a network for which native code was generated, and of stacks of its architecture."""
+
+    def tensors(model: nn.Module) -> dict[str, Tensor]:
+        if isinstance(model, ModelStack):
+            return dict(zip(model.names, model.parameters(), strict=True))
+        return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    def logits(model: nn.Module, x: Tensor) -> Tensor:
+        return engine.logits(tensors(model), x, num_threads=torch.get_num_threads())
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        answer: Tensor
+        if engine.trains:
+            given = tensors(model)
+            answer = _EngineForward.apply(engine, tuple(given), x, *given.values())  # type: ignore[no-untyped-call]
+        else:
+            answer = model(x)
+        return answer
+
+    def forward_of_images(model: nn.Module, x: Tensor) -> Tensor:
+        answer: Tensor = _EngineForwardOfImages.apply(engine, tensors(model), x)  # type: ignore[no-untyped-call]
+        return answer
+
+    def ascend(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        target: Tensor,
+        start: Tensor,
+        epsilon: float | Tensor,
+        step_size: float | Tensor,
+        *,
+        num_steps: int,
+        early_stop: bool,
+    ) -> Tensor:
+        return engine.pgd(
+            tensors(model),
+            x,
+            target,
+            start=start,
+            epsilon=_one_per_sample(epsilon, x),
+            step_size=_one_per_sample(step_size, x),
+            num_steps=num_steps,
+            early_stop=early_stop,
+            labels=y,
+            num_threads=torch.get_num_threads(),
+        )
+
+    return Backend(
+        name="native",
+        logits=logits_in_parts(logits, _PARTS),
+        forward=forward,
+        forward_of_images=forward_of_images,
+        ascend=ascend_in_parts(ascend, _PARTS),
+    )
+
+
+class _EngineForward(torch.autograd.Function):
+    """As `_NativeForward`, of generated code."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, names: tuple[str, ...], x: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.engine, ctx.names = engine, names
+        ctx.save_for_backward(x, *tensors)
+        return engine.logits(dict(zip(names, tensors, strict=True)), x, num_threads=torch.get_num_threads())
+
+    @staticmethod
+    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        given = dict(zip(ctx.names, tensors, strict=True))
+        found = ctx.engine.parameter_gradients(given, x, logits_gradients[0], num_threads=torch.get_num_threads())
+        return None, None, None, *(found.get(name) for name in ctx.names)
+
+
+class _EngineForwardOfImages(torch.autograd.Function):
+    """As `_NativeForwardOfImages`, of generated code."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: Engine, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        ctx.engine, ctx.names = engine, tuple(tensors)
+        ctx.save_for_backward(x, *tensors.values())
+        return engine.logits(tensors, x, num_threads=torch.get_num_threads())
+
+    @staticmethod
+    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        given = dict(zip(ctx.names, tensors, strict=True))
+        target = _target_of(logits_gradients[0])
+        _, gradient = ctx.engine.logits_and_input_gradient(given, x, target, num_threads=torch.get_num_threads())
+        return None, None, gradient
+
+
 def choose_backend(
-    name: str, model: nn.Module, device: torch.device, *, only_torch: str | None = None, is_ours: bool = True
+    name: str,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    image_shape: Sequence[int] | None = None,
+    only_torch: str | None = None,
+    is_ours: bool = True,
 ) -> Backend:
     """Return the backend for a model on a device.
 
     Parameters
     ----------
     name : {"auto", "torch", "native"}
-        ``auto`` takes native code where it serves, and PyTorch with one logged line where it could but does not build.
+        ``auto`` takes native code where it serves, and PyTorch with one logged line where native code does not build or
+        does not know a layer.
     model : nn.Module
     device : torch.device
+    image_shape : sequence of int, optional
+        (C, H, W) of the images. Native code of other networks than LeNet-5 is generated for one size.
     only_torch : str, optional
         A setting that native code does not follow.
     is_ours : bool
@@ -187,21 +297,30 @@ def choose_backend(
     """
     if name == "native" and only_torch is not None:
         raise UserError(f"backend=native does not follow {only_torch}; use backend=torch")
-    serves = only_torch is None and type(model) is LeNet5 and model.conv1.in_channels == 1 and device.type == "cpu"
-    if name == "torch" or (name == "auto" and not serves):
+    if name == "native" and device.type != "cpu":
+        raise UserError(f"backend=native works on the processor, not on {device.type}; use backend=auto")
+    if name == "torch" or only_torch is not None or device.type != "cpu":
         if device.type != "cuda":
             return TORCH
         return CUDA if is_ours else dataclasses.replace(TORCH, ascend=ascend_in_parts(GraphedAscend(), _PARTS))
-    if not serves:
-        raise UserError("backend=native serves LeNet-5 with one input channel on the CPU; use backend=auto")
     try:
-        native.library()
-    except native.NativeUnavailable as reason:
+        # LeNet-5 keeps its own kernel: a registered study is measured with it.
+        if type(model) is LeNet5 and model.conv1.in_channels == 1:
+            native.library()
+            return NATIVE
+        if image_shape is None:
+            raise Unsupported("no image size is known")
+        channels, height, width = image_shape
+        with attacks.evaluation_mode(model):
+            return native_backend(engine_for(model, (channels, height, width)))
+    except (native.NativeUnavailable, Unsupported) as reason:
         if name == "native":
-            raise UserError(f"backend=native: {reason}") from None
-        _say_once(f"native backend not available, PyTorch takes over: {reason}")
+            raise UserError(f"backend=native: {reason}; use backend=auto") from None
+        if isinstance(reason, native.NativeUnavailable):
+            _say_once(f"native backend not available, PyTorch takes over: {reason}")
+        elif image_shape is not None:
+            _say_once(f"native code does not know this network, PyTorch takes over: {reason}")
         return TORCH
-    return NATIVE
 
 
 @functools.cache

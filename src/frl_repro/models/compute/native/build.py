@@ -83,7 +83,7 @@ def find_compiler() -> list[str]:
     raise NativeUnavailable(f"no C++ compiler found (looked for $CXX, {', '.join(COMPILERS)})")
 
 
-def load(source: Path, *, extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
+def load(source: Path, *, extra_flags: Sequence[str] = (), before_build: str | None = None) -> ctypes.CDLL:
     """Return the library compiled from `source`, from the cache when an intact copy of the user's own is there.
 
     The file's name holds a key (source, compiler, flags, processor, torch) and the digest of its own content, so a
@@ -97,6 +97,8 @@ def load(source: Path, *, extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
         C++ file without dependencies beyond the standard library.
     extra_flags
         Flags after the usual ones (used by tests to build for other processors).
+    before_build
+        What is said in one logged line where the library is not there and is built: that takes seconds.
 
     Raises
     ------
@@ -115,12 +117,21 @@ def load(source: Path, *, extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
                 "build at each start (chmod go-w %s, or give XDG_CACHE_HOME=FOLDER)", found, found,
             )  # fmt: skip
             with tempfile.TemporaryDirectory(prefix="frl_repro-") as private:  # what is loaded needs no file any more
+                _say(before_build)
                 return ctypes.CDLL(str(_compile(source, compiler, extra_flags, Path(private), stem)))
-        path = _intact_copy(folder, stem) or _compile(source, compiler, extra_flags, folder, stem)
+        path = _intact_copy(folder, stem)
+        if path is None:
+            _say(before_build)
+            path = _compile(source, compiler, extra_flags, folder, stem)
         return ctypes.CDLL(str(path))
     except OSError as error:
         reason = _first_line(str(error))
         raise NativeUnavailable(f"the compiled library cannot be stored or loaded: {reason}") from error
+
+
+def _say(message: str | None) -> None:
+    if message is not None:
+        LOGGER.info("%s", message)
 
 
 def _key(source: Path, compiler: list[str], extra_flags: Sequence[str]) -> str:
