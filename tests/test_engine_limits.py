@@ -64,6 +64,33 @@ class Looks(nn.Module):
         return x if x.mean() > 0 else -x
 
 
+class Detached(nn.Module):
+    def forward(self, x):
+        with torch.no_grad():
+            return x.tanh()
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_ctx, gradient):
+        return -gradient
+
+
+class Reversed(nn.Module):
+    def forward(self, x):
+        return _Reversed.apply(x)
+
+
+def hooked():
+    layer = nn.Tanh()
+    layer.register_full_backward_hook(lambda _module, inputs, _outputs: (2 * inputs[0],))
+    return layer
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
@@ -84,6 +111,9 @@ class Scaled(nn.Module):
         (nn.InstanceNorm2d(4), r"last \(InstanceNorm2d\): no instance_norm"),
         (nn.BatchNorm2d(4, track_running_stats=False), r"last \(BatchNorm2d\): batch statistics"),
         (Looks(), r"last \(Looks\): mean over dim=None"),
+        (Detached(), r"last \(Detached\): tanh without gradients, or with some of its own"),
+        (Reversed(), r"last \(Reversed\): view_as without gradients, or with some of its own"),
+        (hooked(), r"last \(Tanh\): view_as without gradients, or with some of its own"),
         (Scaled(), r"last \(Scaled\): weights that are computed in the forward pass"),
     ],
 )
@@ -98,6 +128,15 @@ def test_what_it_cannot_do_falls_back_and_names_the_layer(layer, reason, caplog)
     assert re.search(f"native code does not know this network, PyTorch takes over: {reason}$", caplog.messages[0])
     with pytest.raises(UserError, match=f"^backend=native: {reason}; use backend=auto$"):
         choose_backend("native", model, CPU, image_shape=(3, 16, 16))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_modules_of_torchscript_are_left_to_pytorch_and_compiled_ones_are_looked_into():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    with pytest.raises(Unsupported, match=r"^the network \(RecursiveScriptModule\): TorchScript$"):
+        trace(torch.jit.script(model), (1, 2, 2))
+    graph, inner = trace(torch.compile(model), (1, 2, 2)), trace(model, (1, 2, 2))
+    assert [type(layer) for layer in graph.layers] == [type(layer) for layer in inner.layers]
 
 
 class Noisy(nn.Module):

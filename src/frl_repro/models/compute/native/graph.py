@@ -115,7 +115,10 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Graph:
     Unsupported
         The network has a layer that the engine does not know, or computes with numbers that another pass has not.
     """
-    with random_state_kept():
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Unsupported(f"{name or 'the network'} ({type(module).__name__}): TorchScript")
+    with random_state_kept(), torch.compiler.set_stance("force_eager"):  # of a compiled module the layers within
         graph, other = _pass(model, image_shape), _pass(model, image_shape)
     if graph != other:
         raise Unsupported(f"{type(model).__name__} computes with other numbers in each forward pass")
@@ -125,9 +128,10 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Graph:
 def _pass(model: nn.Module, image_shape: tuple[int, int, int]) -> Graph:
     tracer = _Tracer(model, image_shape)
     x = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()  # as in an attack: hooks of gradients show, and so does what is computed without any
     tracer.values[id(x)] = 0
     tracer.kept.append(x)
-    with torch.no_grad(), tracer.places(), tracer:
+    with torch.enable_grad(), tracer.places(), tracer:
         try:
             logits = model(x)
         except Unsupported:
@@ -218,6 +222,8 @@ class _Tracer(TorchFunctionMode):
             if name not in _LOOKS:
                 self._fail(f"{name} looks at values")
             return
+        if not torch.is_grad_enabled():  # inside a function with a backward pass of its own as well
+            self._fail(f"{name} without gradients, or with some of its own")
         name = name.rstrip("_") if not name.startswith("__") else name
         if name in _SAME:
             value = self._value(args[0])
