@@ -130,7 +130,7 @@ def test_what_it_cannot_do_falls_back_and_names_the_layer(layer, reason, caplog)
         choose_backend("native", model, CPU, image_shape=(3, 16, 16))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
 def test_modules_of_torchscript_are_left_to_pytorch_and_compiled_ones_are_looked_into():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     with pytest.raises(Unsupported, match=r"^the network \(RecursiveScriptModule\): TorchScript$"):
