@@ -283,6 +283,24 @@ def test_results_depend_neither_on_place_nor_on_threads(small):
     assert all(torch.equal(run[name], runs[0][name]) for run in runs for name in runs[0])
 
 
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_batch_of_a_thousand_is_its_parts_for_any_threads(small, early_stop):
+    model, engine = small
+    tensors, y = tensors_of(model), torch.arange(1000) % 10
+    x = torch.rand(1000, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    length = torch.full((1000,), 0.01)
+
+    def attacked(part, threads):
+        return engine.pgd(
+            tensors, x[part], y[part], start=x[part], epsilon=3 * length[part], step_size=length[part], num_steps=4,
+            early_stop=early_stop, labels=y[part], num_threads=threads,
+        )  # fmt: skip
+
+    whole = attacked(slice(None), 2)
+    assert torch.equal(whole, attacked(slice(None), 1))
+    assert torch.equal(whole, torch.cat([attacked(slice(i, i + 100), 2) for i in range(0, 1000, 100)]))
+
+
 def test_empty_batches_and_no_steps(small):
     model, engine = small
     tensors, x = tensors_of(model), torch.rand(2, 3, 16, 16)
