@@ -112,11 +112,9 @@ def objective(
 
     ``is_joint`` is for the losses that take a pair of clean and attacked images; see `frl_repro.training.objectives`.
     """
-    retrain, departures = config.retrain, config.departures
-    attack = config.attack if retrain is None else retrain.attack
+    name, (attack, _), departures = config.objective, config.training, config.departures
     if isinstance(attack, NoAttackConfig):
         return objectives.Mixed(0)
-    name = config.objective
     if name == "trades":
         assert config.trades_beta is not None
         return objectives.Trades(beta=config.trades_beta, is_joint=is_joint)
@@ -233,9 +231,9 @@ def steering(
 
     ``models``, length R, are measured where the method looks at validation images.
     """
-    config = configs[0]
+    config, num_epochs = configs[0], [config.training[1].num_epochs for config in configs]
     if not config.has_method:
-        return Steering(num_epochs=[config.training[1].num_epochs for config in configs])
+        return Steering(num_epochs=num_epochs)
     method = method_of(configs, num_classes=dataset.num_classes, device=device)
     images = None
     if method.sees_validation is not None:
@@ -250,7 +248,7 @@ def steering(
             num_images=min(num_steering_images(config, validation), len(validation)),
             seeds=[config.seed for config in configs],
         )
-    return Steering(method, images, models, [config.training[1].num_epochs for config in configs])
+    return Steering(method, images, models, num_epochs)
 
 
 def num_steering_images(config: RunConfig, validation: Split) -> int:

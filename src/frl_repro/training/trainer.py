@@ -6,6 +6,7 @@ data order, random starts, method and optimiser; a run that diverges disturbs no
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -176,12 +177,17 @@ class _Batches:
     def __len__(self) -> int:
         return len(self._batches)
 
+    @functools.cached_property
+    def _labels_on_cpu(self) -> Tensor:
+        """The labels where images are drawn from them: copied once an epoch, not at each step."""
+        return self._labels.cpu()
+
     def draw(self, step: int, shares: Tensor | None) -> Tensor:
         """Return the images of a step, shape (R, N); ``shares``, shape (R, K), is how often each class is drawn."""
         batch: Tensor = self._batches[step]
         if shares is None:
             return batch
-        labels = self._labels.cpu()
+        labels = self._labels_on_cpu
         of_image = shares.cpu().double() / torch.bincount(labels, minlength=shares.shape[1])
         drawn = [
             torch.multinomial(of_one[labels], batch.shape[1], replacement=True, generator=generator)
