@@ -1,5 +1,6 @@
 """Methods of other papers on the same seam: formulas against loops, and what every method must keep to."""
 
+import functools
 import itertools
 import math
 import re
@@ -20,9 +21,11 @@ from frl_repro.training import fitting, objectives
 from frl_repro.training.frl import ClassStats, Method, Weights, When, dafa, method_class
 from frl_repro.training.frl.cfol import Cfol
 from frl_repro.training.frl.cfol import Settings as CfolSettings
+from frl_repro.training.frl.class_stats import Predictions
 from frl_repro.training.frl.dafa import Dafa, similarity
 from frl_repro.training.frl.dafa import Settings as DafaSettings
 from frl_repro.training.frl.faal import worst_shares
+from frl_repro.training.steering import Steering
 from support import composed, step_loss
 
 
@@ -33,7 +36,7 @@ def probabilities(num_classes, seed=0):
 
 
 def stats_of(logits, y):
-    return ClassStats.of(logits, y, logits, y)
+    return ClassStats.of(logits, y, logits, y, is_paired=True)
 
 
 def when(epoch, num_runs=1):
@@ -178,7 +181,7 @@ def test_class_sums_are_a_plain_loop_over_images_and_add_up():
     generator = torch.Generator().manual_seed(3)
     clean, attacked = torch.randn(2, 2, 7, 4, generator=generator)
     y = torch.randint(4, (2, 7), generator=generator)
-    stats = ClassStats.of(clean, y, attacked, y)
+    stats = ClassStats.of(clean, y, attacked, y, is_paired=True)
     for r, c in itertools.product(range(2), range(4)):
         rows = [n for n in range(7) if y[r, n] == c]
         p = [torch.softmax(clean[r, n].double(), 0) for n in rows]
@@ -197,9 +200,58 @@ def test_class_sums_are_a_plain_loop_over_images_and_add_up():
         for k in range(4):
             assert float(stats.probability[r, c, k]) == pytest.approx(sum(float(b[k]) for b in q))
             assert int(stats.confusion[r, c, k]) == sum(int(b.argmax()) == k for b in q)
-    halves = [ClassStats.of(clean[:, h], y[:, h], attacked[:, h], y[:, h]) for h in (slice(3), slice(3, 7))]
-    for name, value in vars(halves[0] + halves[1]).items():
-        torch.testing.assert_close(value, getattr(stats, name))
+    parts = [(clean[:, h], y[:, h], attacked[:, h], y[:, h]) for h in (slice(3), slice(3, 7))]
+    halves = [ClassStats.of(*part, is_paired=True) for part in parts]
+    runs = ClassStats.of_runs([ClassStats.of(clean[r], y[r], attacked[r], y[r], is_paired=True) for r in range(2)])
+    for name in SUMS:
+        torch.testing.assert_close(getattr(halves[0] + halves[1], name), getattr(stats, name))
+        torch.testing.assert_close(getattr(runs, name), getattr(stats, name))
+    apart = ClassStats.of(clean, y, attacked, y, is_paired=False)  # by chance of the same classes
+    assert not apart.kl.any()
+    assert not apart.wrong_either.any()
+    assert torch.equal(apart.wrong_attacked, stats.wrong_attacked)
+
+
+SUMS = [name for name, value in vars(ClassStats).items() if isinstance(value, functools.cached_property)]
+
+
+def test_a_sum_is_computed_when_it_is_first_read():
+    assert len(SUMS) == 11
+    logits, y = torch.randn(2, 6, 3, requires_grad=True), torch.arange(12).view(2, 6) % 3
+    stats = ClassStats.of(logits, y, logits, y, is_paired=True)
+    assert not set(SUMS) & set(vars(stats))
+    first = stats.ce_attacked
+    assert set(SUMS) & set(vars(stats)) == {"ce_attacked"}
+    assert stats.ce_attacked is first
+    assert not first.requires_grad
+
+
+class Asked(Method):
+    """Counts how often it is asked for weights."""
+
+    num = 0
+
+    def weigh(self, when):
+        self.num += 1
+        return super().weigh(when)
+
+
+class AskedOfBatches(Asked):
+    sees_batches = True
+
+
+@pytest.mark.parametrize(("kind", "num"), [(Asked, 2), (AskedOfBatches, 6)])
+def test_weights_are_asked_for_once_a_step_and_again_for_each_part_that_a_method_has_seen(kind, num):
+    steering = Steering(kind(num_runs=1, num_classes=3), num_epochs=[1])
+    steering.begin_epoch([0])
+    logits, y = torch.randn(1, 6, 3), torch.arange(6).view(1, 6) % 3
+    for step in range(2):
+        at = steering.when(step, 2)
+        steering.plan(at)
+        for _ in range(3):
+            steering.see_batch(Predictions(logits, y, logits, y, is_paired=True), at)
+            assert steering.weigh(at).nat.tolist() == [[1, 1, 1]]
+    assert steering.method.num == num
 
 
 def test_weights_that_count_as_they_are_divide_by_the_number_of_images():

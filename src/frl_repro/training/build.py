@@ -30,6 +30,7 @@ from frl_repro.settings.schema import (
 )
 from frl_repro.training import objectives, report_code
 from frl_repro.training.frl import ClassStats, ErrorRates, method_of
+from frl_repro.training.frl.class_stats import Predictions
 from frl_repro.training.objectives import Objective
 from frl_repro.training.steering import Measure, Steering, ValidationImages
 from frl_repro.training.trainer import fewest_images, learning_rate_at, one_cycle_learning_rate
@@ -286,16 +287,15 @@ def _measurement(
 
     def measure_losses(model: nn.Module, images: Split, seed: int) -> ClassStats:
         generator = streams.generator(seed, f"evaluation/{epsilon!r}", device=device)
-        total: ClassStats | None = None
+        seen: list[Predictions] = []
         with evaluation_mode(model):
             for first in range(0, len(images.labels), _POLICY_BATCH_SIZE):
                 batch = slice(first, first + _POLICY_BATCH_SIZE)
                 x, y = in_unit_range(images.images[batch].to(device)), images.labels[batch].to(device)
                 x_adv = attack(model, x, y, epsilon=epsilon, generator=generator)
-                stats = ClassStats.of(backend.logits(model, x), y, backend.logits(model, x_adv), y)
-                total = stats if total is None else total + stats
-        assert total is not None
-        return total
+                logits, attacked = backend.logits(model, x), backend.logits(model, x_adv)
+                seen.append(Predictions(logits, y, attacked, y, is_paired=True))
+        return ClassStats(seen)
 
     def measure(model: nn.Module, images: Split, seed: int) -> ErrorRates:
         if departures.flipped_boundary or departures.overall_over_22:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from frl_repro.attacks.predictions import is_wrong
-from frl_repro.training.frl.method import ClassStats, Plan, Weights
+from frl_repro.training.frl.class_stats import Predictions
+from frl_repro.training.frl.method import Plan, Weights
 
 
 class Attack(Protocol):
@@ -31,38 +31,6 @@ class Attack(Protocol):
 
     def __call__(self, x: Tensor, y: Tensor, *, factor: Tensor | None, is_step_scaled: bool = True) -> Tensor:
         """Return attacked images, shape of ``x``; ``is_step_scaled``: the step grows and shrinks with the radius."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Logits of a batch as training saw it, before the step.
-
-    Attributes
-    ----------
-    clean, attacked : Tensor, shape (..., N, K) and (..., M, K)
-        Of images that were taken clean (attacked): the same images, or two parts of the batch.
-    y_clean, y_attacked : Tensor, shape (..., N) and (..., M), int64
-        True classes.
-    """
-
-    clean: Tensor
-    y_clean: Tensor
-    attacked: Tensor
-    y_attacked: Tensor
-
-    @property
-    def is_wrong_clean(self) -> Tensor:
-        """Which clean images are wrong, shape (..., N), bool."""
-        return is_wrong(self.clean.detach(), self.y_clean)
-
-    @property
-    def is_wrong_attacked(self) -> Tensor:
-        """Which attacked images are wrong, shape (..., M), bool."""
-        return is_wrong(self.attacked.detach(), self.y_attacked)
-
-    def stats(self) -> ClassStats:
-        """Return the batch's sums by true class."""
-        return ClassStats.of(self.clean, self.y_clean, self.attacked, self.y_attacked)
 
 
 @dataclass(frozen=True)
@@ -130,6 +98,7 @@ class Mixed(Objective):
             y_clean=y[..., num_attacked:],
             attacked=logits.narrow(samples, 0, num_attacked),
             y_attacked=y[..., :num_attacked],
+            is_paired=False,
         )
 
     def loss(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:  # noqa: ARG002
@@ -155,9 +124,9 @@ class _Pairs(Objective):
         """Attack every image and take both through the network."""
         x_adv = _attacked(x, y, attack, plan)
         if not self.is_joint:
-            return Predictions(forward(x), y, forward(x_adv), y)
+            return Predictions(forward(x), y, forward(x_adv), y, is_paired=True)
         clean, attacked = forward(torch.cat([x, x_adv], y.ndim - 1)).chunk(2, -2)
-        return Predictions(clean, y, attacked, y)
+        return Predictions(clean, y, attacked, y, is_paired=True)
 
     def loss(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
         """Return the weighted natural loss plus the weighted boundary loss."""

@@ -18,8 +18,9 @@ from frl_repro.attacks import evaluation_mode
 from frl_repro.attacks.predictions import predicted_class
 from frl_repro.data import Split, in_unit_range
 from frl_repro.evaluation.evaluate import EvaluationAttack
+from frl_repro.training.frl.class_stats import Predictions
 from frl_repro.training.frl.method import Plan, Weights
-from frl_repro.training.objectives import Attack, Paired, Predictions, SplitLoss, cross_entropies, weighted_mean
+from frl_repro.training.objectives import Attack, Paired, SplitLoss, cross_entropies, weighted_mean
 
 NUM_BATCHES, DIVISOR = 21, 22  # validation batches measured before a step, and what their sum is divided by
 
@@ -97,7 +98,7 @@ class ScrambledPaired(Paired):
         order = torch.stack(orders).to(y.device)
         x_adv = x_adv.take_along_dim(order.view(*order.shape, *[1] * (x.ndim - 2)), 1)
         clean, shuffled = forward(torch.cat([x, x_adv], 1)).chunk(2, 1)
-        return Predictions(clean, y, shuffled, y.gather(1, order))
+        return Predictions(clean, y, shuffled, y.gather(1, order), is_paired=False)
 
     def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:  # noqa: ARG002
         """Return the cross-entropy with the labels as they stood before."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from frl_repro.basics import streams
 from frl_repro.data import Split, stratified_order
+from frl_repro.training.frl.class_stats import Predictions
 from frl_repro.training.frl.method import ClassStats, ErrorRates, Method, Plan, Weights, When
-from frl_repro.training.objectives import Predictions
 
 Measure = Callable[[nn.Module, Split, int], Any]
 """(model, validation images, seed of the random starts) -> `ErrorRates` or `ClassStats`, as the method asks."""
@@ -104,18 +104,21 @@ class Steering:
     num_epochs: Sequence[int] = ()
     seen: RunErrors | ClassStats | None = field(default=None, init=False)
     """What the last look at validation images showed."""
-    _epochs: Tensor = field(default_factory=lambda: torch.tensor([0]), init=False)
-    _in_epoch: ClassStats | None = field(default=None, init=False)
+    _when: When = field(default=When(torch.tensor([0]), torch.tensor([1]), 0, 1), init=False)
+    _in_epoch: list[Predictions] = field(default_factory=list, init=False)
+    _weights: Weights | None = field(default=None, init=False)
 
     def begin_epoch(self, epochs: Sequence[int]) -> None:
         """Say which epoch each run is in, counted from 0."""
-        self._epochs, self._in_epoch = torch.tensor(epochs), None
+        device = None if self.method is None else self.method.device
+        at, num_epochs = (torch.tensor(numbers, device=device) for numbers in (epochs, self.num_epochs))
+        self._when, self._in_epoch = When(at, num_epochs, 0, 1), []
         if self.images is not None:
             self.images.begin_epoch(epochs)
 
     def when(self, step: int, num_steps: int) -> When:
         """Return where training is."""
-        return When(self._epochs, torch.tensor(self.num_epochs), step, num_steps)
+        return self._when._replace(step=step, num_steps=num_steps)
 
     def see_validation(self, when: When) -> None:
         """Show validation images to the method where that is due."""
@@ -126,6 +129,7 @@ class Steering:
 
     def plan(self, when: When) -> Plan:
         """Return radius and sampling of a step; radii as float32."""
+        self._weights = None
         if self.method is None:
             return Plan()
         plan = self.method.plan(when)
@@ -136,19 +140,22 @@ class Steering:
         method = self.method
         if method is None or not (method.sees_batches or method.sees_epochs):
             return
-        stats = seen.stats()
-        if method.sees_epochs:
-            self._in_epoch = stats if self._in_epoch is None else self._in_epoch + stats
+        if method.sees_epochs:  # logits: less than the images that they are of
+            self._in_epoch.append(seen.detached())
         if method.sees_batches:
-            method.see_batch(stats, when)
+            method.see_batch(ClassStats([seen]), when)
+            self._weights = None
 
     def weigh(self, when: When) -> Weights | None:
-        """Return the weights of the step's losses, float32, their logarithms float64; None without a method."""
-        if self.method is None:
-            return None
-        weights = self.method.weigh(when)
-        pair = None if weights.pair is None else weights.pair.float()
-        return weights._replace(nat=weights.nat.float(), bndy=weights.bndy.float(), pair=pair)
+        """Return the weights of the step's losses, float32, their logarithms float64; None without a method.
+
+        The method is asked once a step, and again where it has seen more of the batch since.
+        """
+        if self.method is not None and self._weights is None:
+            weights = self.method.weigh(when)
+            pair = None if weights.pair is None else weights.pair.float()
+            self._weights = weights._replace(nat=weights.nat.float(), bndy=weights.bndy.float(), pair=pair)
+        return self._weights
 
     @property
     def scale(self) -> Literal["weights", "images"]:
@@ -157,8 +164,9 @@ class Steering:
 
     def end_epoch(self, when: When) -> None:
         """Show the method all that training saw in the epoch."""
-        if self.method is not None and self._in_epoch is not None:
-            self.method.see_epoch(self._in_epoch, when)
+        if self.method is not None and self._in_epoch:
+            self.method.see_epoch(ClassStats(self._in_epoch), when)
+            self._in_epoch = []
 
     def rows(
         self, r: int, keys: dict[str, Any], class_names: Sequence[str], when: When, *, epsilon: float
@@ -186,5 +194,5 @@ class Steering:
 
 def _together(measured: Sequence[Any], method: Method) -> RunErrors | ClassStats:
     if method.sees_validation == "losses":
-        return ClassStats(*(torch.stack([getattr(one, f.name) for one in measured]) for f in fields(ClassStats)))
+        return ClassStats.of_runs(measured)
     return RunErrors.of(measured, method.device)

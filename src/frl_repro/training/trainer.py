@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro.data import Split, in_unit_range
-from frl_repro.training.objectives import Objective, Predictions
+from frl_repro.training.frl.class_stats import Predictions
+from frl_repro.training.objectives import Objective
 from frl_repro.training.steering import Steering
 
 # Looking at a loss waits for the device; once in so many steps costs nothing and loses little.

@@ -11,16 +11,17 @@ Runs that train side by side share one method: every tensor has a leading run ax
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from frl_repro.attacks.predictions import is_wrong
+from frl_repro.training.frl.class_stats import ClassStats
 
 if TYPE_CHECKING:
     from frl_repro.settings.config import RunConfig
+
+__all__ = ["ClassStats", "ErrorRates", "Method", "Plan", "Weights", "When"]
 
 
 class ErrorRates(Protocol):
@@ -43,114 +44,13 @@ class ErrorRates(Protocol):
         """Share of all samples."""
 
 
-@dataclass(frozen=True)
-class ClassStats:
-    """Sums over images by true class: of a batch, of an epoch or of validation images alike; they add with ``+``.
-
-    Attributes
-    ----------
-    num_clean, num_attacked : Tensor, shape (..., K)
-        Images that went through the network clean (attacked). All sums are float64.
-    wrong_clean, wrong_attacked : Tensor, shape (..., K)
-        How many of them were misclassified.
-    wrong_either : Tensor, shape (..., K)
-        Images that were misclassified clean or attacked, of those that went through both ways; else 0.
-    ce_clean, ce_attacked : Tensor, shape (..., K)
-        Cross-entropies, in nats.
-    kl : Tensor, shape (..., K)
-        Divergences KL(f(x) || f(x_adv)) of images that went through both ways; else 0.
-    margin : Tensor, shape (..., K)
-        Of attacked images the largest wrong probability less that of the true class, in [-1, 1].
-    probability : Tensor, shape (..., K, K)
-        Probabilities of attacked images: [true class, class].
-    confusion : Tensor, shape (..., K, K)
-        Predictions of attacked images, counted: [true class, predicted class].
-    """
-
-    num_clean: Tensor
-    num_attacked: Tensor
-    wrong_clean: Tensor
-    wrong_attacked: Tensor
-    wrong_either: Tensor
-    ce_clean: Tensor
-    ce_attacked: Tensor
-    kl: Tensor
-    margin: Tensor
-    probability: Tensor
-    confusion: Tensor
-
-    def __add__(self, other: ClassStats) -> ClassStats:
-        return ClassStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    @property
-    def class_natural_error(self) -> Tensor:
-        """Share of each class that is wrong when clean, shape (..., K)."""
-        return self.wrong_clean / self.num_clean
-
-    @property
-    def class_boundary_error(self) -> Tensor:
-        """Share of each class that is right when clean and wrong when attacked, shape (..., K)."""
-        return (self.wrong_either - self.wrong_clean) / self.num_clean
-
-    @property
-    def overall_natural_error(self) -> Tensor:
-        """Share of all images, shape (...)."""
-        return self.wrong_clean.sum(-1) / self.num_clean.sum(-1)
-
-    @property
-    def overall_boundary_error(self) -> Tensor:
-        """Share of all images, shape (...)."""
-        return (self.wrong_either - self.wrong_clean).sum(-1) / self.num_clean.sum(-1)
-
-    @classmethod
-    def of(cls, clean: Tensor, y_clean: Tensor, attacked: Tensor, y_attacked: Tensor) -> ClassStats:
-        """Return the sums of one batch.
-
-        Parameters
-        ----------
-        clean, attacked : Tensor, shape (..., N, K) and (..., M, K)
-            Logits. The same images in the same order where N equals M and the labels agree; then ``kl`` is taken.
-        y_clean, y_attacked : Tensor, shape (..., N) and (..., M), int64
-            True classes.
-        """
-        K = clean.shape[-1]
-        clean, attacked = clean.detach().double(), attacked.detach().double()
-        of_clean, of_attacked = (torch.nn.functional.one_hot(y, K).double() for y in (y_clean, y_attacked))
-        log_clean, log_attacked = clean.log_softmax(-1), attacked.log_softmax(-1)
-        probability = log_attacked.exp()
-        predicted = torch.nn.functional.one_hot(attacked.argmax(-1), K).double()
-        others = probability.masked_fill(of_attacked.bool(), -1.0)
-        true = (probability * of_attacked).sum(-1)
-        is_pair = clean.shape == attacked.shape and torch.equal(y_clean, y_attacked)
-        kl = (log_clean.exp() * (log_clean - log_attacked)).sum(-1) if is_pair else torch.zeros_like(true)
-
-        def by_class(classes: Tensor, values: Tensor) -> Tensor:
-            return (classes.transpose(-1, -2) @ values.unsqueeze(-1)).squeeze(-1)
-
-        wrong_clean, wrong_attacked = is_wrong(clean, y_clean).double(), is_wrong(attacked, y_attacked).double()
-        either = torch.maximum(wrong_clean, wrong_attacked) if is_pair else torch.zeros_like(true)
-        return cls(
-            num_clean=of_clean.sum(-2),
-            num_attacked=of_attacked.sum(-2),
-            wrong_clean=by_class(of_clean, wrong_clean),
-            wrong_attacked=by_class(of_attacked, wrong_attacked),
-            wrong_either=by_class(of_attacked, either),
-            ce_clean=by_class(of_clean, -(log_clean * of_clean).sum(-1)),
-            ce_attacked=by_class(of_attacked, -(log_attacked * of_attacked).sum(-1)),
-            kl=by_class(of_attacked, kl),
-            margin=by_class(of_attacked, others.amax(-1) - true),
-            probability=of_attacked.transpose(-1, -2) @ probability,
-            confusion=of_attacked.transpose(-1, -2) @ predicted,
-        )
-
-
 class When(NamedTuple):
     """Where training is.
 
     Attributes
     ----------
     epoch : Tensor, shape (R,), int64
-        Each run's epoch, counted from 0: runs side by side need not be at the same one.
+        Each run's epoch, counted from 0: runs side by side need not be at the same one. On the method's device.
     num_epochs : Tensor, shape (R,), int64
         How many each run has.
     step, num_steps : int
@@ -236,6 +136,7 @@ class Method:
         self.device = torch.device(device)
         self.state: dict[str, Tensor] = {}
         self.objective = "mixed"
+        self._numbers: dict[tuple[str, torch.device], Tensor] = {}
 
     @classmethod
     def of_runs(cls, configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> Method:
@@ -250,11 +151,15 @@ class Method:
         """Keep the runs' settings (``Settings`` of the method's file, one for each run)."""
         self.settings = settings[0]
         self._of_each = settings
+        self._numbers.clear()
 
     def per_run(self, name: str) -> Tensor:
-        """Return a setting that each run has for itself, shape (R, 1), float64."""
-        values = [[float(getattr(settings, name))] for settings in self._of_each]
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
+        """Return a setting that each run has for itself, shape (R, 1), float64; not to be changed in place."""
+        key = name, self.device
+        if key not in self._numbers:
+            values = [[float(getattr(settings, name))] for settings in self._of_each]
+            self._numbers[key] = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self._numbers[key]
 
     def start(self) -> dict[str, Tensor]:
         """Return the state before the first step."""
@@ -271,7 +176,11 @@ class Method:
         """Learn from the training images of a step, after their forward pass and before their loss; shapes (R, K)."""
 
     def weigh(self, when: When) -> Weights:
-        """Return the weights of the step's losses."""
+        """Return the weights of the step's losses.
+
+        Asked once a step; with ``sees_batches`` once after each `see_batch`, of which a step that is computed in parts
+        (``num_accumulation``) has several.
+        """
         ones = self.ones()
         return Weights(ones, ones)
 
