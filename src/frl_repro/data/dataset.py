@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,12 @@ class Split:
     def select(self, indices: Tensor) -> "Split":
         """Return the images and labels at ``indices`` (Tensor, shape (M,), int64), in that order."""
         return Split(images=self.images[indices], labels=self.labels[indices])
+
+    def batches(self, size: int, device: torch.device) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield the places of each ``size`` images, the images in [0, 1] and their labels, both on the device."""
+        for first in range(0, len(self), size):
+            places = slice(first, first + size)
+            yield places, in_unit_range(self.images[places].to(device)), self.labels[places].to(device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,21 @@ import torch
 from torch import Tensor
 
 
+def count_by_class(labels: Tensor, is_counted: Tensor, num_classes: int) -> Tensor:
+    """Return how many images of each class are counted, shape (..., K), int64; a GPU does not wait for it.
+
+    Parameters
+    ----------
+    labels : Tensor, shape (..., N), int64
+        True classes, 0 to K - 1.
+    is_counted : Tensor, shape (..., N), bool
+    num_classes : int
+        K.
+    """
+    counts = torch.zeros(*labels.shape[:-1], num_classes, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(-1, labels, is_counted.long())
+
+
 @dataclass(frozen=True, eq=False)
 class SampleErrors:
     """Which of N images a model gets wrong, clean and attacked at several radii.
@@ -100,15 +115,8 @@ class ClassErrors:
         num_classes : int
             K.
         """
-
-        def tally(mask: Tensor) -> Tensor:
-            return torch.bincount(labels[mask], minlength=num_classes).cpu()
-
-        return cls(
-            count=torch.bincount(labels, minlength=num_classes).cpu(),
-            num_natural_errors=tally(is_natural_error),
-            num_boundary_errors=tally(is_attacked_error & ~is_natural_error),
-        )
+        counted = (torch.ones_like(is_natural_error), is_natural_error, is_attacked_error & ~is_natural_error)
+        return cls(*(count_by_class(labels, mask, num_classes).cpu() for mask in counted))
 
     @property
     def num_robust_errors(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from frl_repro.attacks import check_length, evaluation_mode
 from frl_repro.attacks.predictions import NO_CLASS, predicted_class
 from frl_repro.basics import streams
-from frl_repro.data import Split, in_unit_range
+from frl_repro.data import Split
 from frl_repro.evaluation.class_errors import SampleErrors
 
 
@@ -20,6 +20,11 @@ class EvaluationAttack(Protocol):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float, generator: torch.Generator) -> Tensor:
         """Return attacked images, shape of ``x``."""
+
+
+def start_generator(seed: int, epsilon: float, device: torch.device) -> torch.Generator:
+    """Return the source of an evaluation attack's random starts at a radius."""
+    return streams.generator(seed, f"evaluation/{epsilon!r}", device=device)
 
 
 def evaluate(
@@ -76,12 +81,10 @@ def evaluate(
     is_natural_error = torch.zeros(len(split.labels), dtype=torch.bool)
     is_attacked_error = torch.zeros(len(epsilons), len(split.labels), dtype=torch.bool)
     is_not_finite = torch.zeros(len(split.labels), dtype=torch.bool)
-    generators = [streams.generator(seed, f"evaluation/{epsilon!r}", device=device) for epsilon in epsilons]
+    generators = [start_generator(seed, epsilon, device) for epsilon in epsilons]
 
     with evaluation_mode(model):
-        for first in range(0, len(split.labels), batch_size):
-            batch = slice(first, first + batch_size)
-            x, y = in_unit_range(split.images[batch].to(device)), split.labels[batch].to(device)
+        for batch, x, y in split.batches(batch_size, device):
             predicted = predicted_class(logits(model, x))
             is_wrong = predicted != y
             is_natural_error[batch] = is_wrong.cpu()
@@ -91,7 +94,7 @@ def evaluate(
             for row, (epsilon, generator) in enumerate(zip(epsilons, generators, strict=True)):
                 x_adv = attack(model, x[attacked], y[attacked], epsilon=epsilon, generator=generator)
                 predicted = predicted_class(logits(model, x_adv))
-                places = first + attacked.cpu()
+                places = batch.start + attacked.cpu()
                 is_attacked_error[row, places] = (predicted != y[attacked]).cpu()
                 is_not_finite[places] |= ((predicted == NO_CLASS) & ~is_wrong[attacked]).cpu()
             advance(len(y))

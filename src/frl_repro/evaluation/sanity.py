@@ -26,7 +26,7 @@ from frl_repro.basics import streams
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.basics.provenance import describe
-from frl_repro.data import Dataset, Split, at_most, in_unit_range, load_dataset
+from frl_repro.data import Dataset, Split, at_most, load_dataset
 from frl_repro.data.splits import subset
 from frl_repro.evaluation.evaluate import EvaluationAttack, evaluate
 from frl_repro.evaluation.measure import USUAL_STEP_SIZE, origin_of, resolve_device, set_up_machine
@@ -278,9 +278,7 @@ def _landscape(
     signs = streams.generator(seed, "sanity random direction", device=device)
     largest: list[Tensor] = []
     losses: dict[str, list[Tensor]] = {name: [] for name in DIRECTIONS}
-    for first in range(0, len(split), _BATCH_SIZE):
-        batch = split.select(torch.arange(first, min(first + _BATCH_SIZE, len(split))))
-        x, y = in_unit_range(batch.images.to(device)), batch.labels.to(device)
+    for _, x, y in split.batches(_BATCH_SIZE, device):
         with evaluation_mode(own.model):
             _, gradient = input_gradient(own.model, x, y)
             attacked = attack(own.model, x, y, epsilon=epsilon, generator=starts)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.basics import streams
 from frl_repro.basics.errors import UserError
-from frl_repro.data import AUGMENTATIONS, Dataset, Split, in_unit_range
-from frl_repro.evaluation.evaluate import evaluate
+from frl_repro.data import AUGMENTATIONS, Dataset, Split
+from frl_repro.evaluation.evaluate import evaluate, start_generator
 from frl_repro.models.compute.backends import Backend
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.methods import FRLConfig, ValidationSettings
@@ -286,12 +286,10 @@ def _measurement(
     assert epsilon is not None
 
     def measure_losses(model: nn.Module, images: Split, seed: int) -> ClassStats:
-        generator = streams.generator(seed, f"evaluation/{epsilon!r}", device=device)
+        generator = start_generator(seed, epsilon, device)
         seen: list[Predictions] = []
         with evaluation_mode(model):
-            for first in range(0, len(images.labels), _POLICY_BATCH_SIZE):
-                batch = slice(first, first + _POLICY_BATCH_SIZE)
-                x, y = in_unit_range(images.images[batch].to(device)), images.labels[batch].to(device)
+            for _, x, y in images.batches(_POLICY_BATCH_SIZE, device):
                 x_adv = attack(model, x, y, epsilon=epsilon, generator=generator)
                 logits, attacked = backend.logits(model, x), backend.logits(model, x_adv)
                 seen.append(Predictions(logits, y, attacked, y, is_paired=True))

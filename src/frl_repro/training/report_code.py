@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from frl_repro.attacks import evaluation_mode
 from frl_repro.attacks.predictions import predicted_class
 from frl_repro.data import Split, in_unit_range
+from frl_repro.evaluation.class_errors import count_by_class
 from frl_repro.evaluation.evaluate import EvaluationAttack
 from frl_repro.training.frl.class_stats import Predictions
 from frl_repro.training.frl.method import Plan, Weights
@@ -65,8 +66,8 @@ def measure_published(
     is_boundary_error = attacked != predicted if flipped_boundary else (attacked != y) & ~is_natural_error
 
     def by_class(outcome: Tensor) -> Tensor:
-        count = torch.bincount(y, minlength=num_classes)
-        return (torch.bincount(y[outcome], minlength=num_classes).double() / count).cpu()
+        count = count_by_class(y, torch.ones_like(outcome), num_classes)
+        return (count_by_class(y, outcome, num_classes).double() / count).cpu()
 
     factor = NUM_BATCHES / DIVISOR if overall_over_22 else 1.0
     return PublishedErrors(

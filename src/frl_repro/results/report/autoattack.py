@@ -70,15 +70,15 @@ def _of_the_same_model(one: Outcomes, epsilon: float, others: Sequence[Outcomes]
 
 
 def _grid(one: Outcomes, epsilon: float, other: tuple[str, Mask] | None, class_names: Sequence[str]) -> Grid:
-    count = _tally(one, np.ones_like(one.is_natural_error), class_names)
+    count = one.count_by_class(np.ones_like(one.is_natural_error), len(class_names))
     errors: dict[str, Mask] = {"natural": one.is_natural_error}
     if other is not None:
         errors[f"robust, {other[0]}"] = other[1]
     errors["robust, AutoAttack"] = one.is_robust_error[epsilon]
-    shares = {name: _tally(one, mask, class_names) / count for name, mask in errors.items()}
+    shares = {name: one.count_by_class(mask, len(class_names)) / count for name, mask in errors.items()}
     codes = one.broken_by[epsilon]
     broken = {
-        name: _tally(one, codes == code, class_names)
+        name: one.count_by_class(codes == code, len(class_names))
         for code, name in enumerate(one.components, start=NATURAL_ERROR + 1)
     }
     marks = {name: is_worst(of.tolist()) for name, of in shares.items()}
@@ -92,11 +92,6 @@ def _grid(one: Outcomes, epsilon: float, other: tuple[str, Mask] | None, class_n
     footer += [Cell(str(of.sum())) for of in broken.values()]
     header = ["class", "images", *errors, *(f"broken by {name}" for name in broken)]
     return Grid(_caption(one, epsilon, other), header, rows, footer)
-
-
-def _tally(one: Outcomes, mask: Mask, class_names: Sequence[str]) -> NDArray[np.int64]:
-    counts: NDArray[np.int64] = np.bincount(one.labels[mask], minlength=len(class_names))
-    return counts
 
 
 def _caption(one: Outcomes, epsilon: float, other: tuple[str, Mask] | None) -> str:

@@ -394,8 +394,7 @@ def counts_of(one: Outcomes, epsilon: float, num_classes: int) -> NDArray[np.int
     is_robust_error = at_radius(one, epsilon)
     if is_robust_error is None or one.labels.max(initial=0) >= num_classes:  # not measured so, or of other data
         return np.empty((0, 3), dtype=np.int64)
-    masks = (np.ones_like(is_robust_error), one.is_natural_error, is_robust_error & ~one.is_natural_error)
-    return np.stack([np.bincount(one.labels[mask], minlength=num_classes) for mask in masks], axis=1)
+    return one.class_counts(is_robust_error, num_classes)
 
 
 def at_radius(one: Outcomes, epsilon: float) -> NDArray[np.bool_] | None:

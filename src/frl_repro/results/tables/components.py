@@ -27,21 +27,10 @@ COMPONENT_COLUMNS = (
 
 def class_rows(outcomes: Outcomes, keys: Mapping[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows of ``classwise.csv``; ``keys`` are their columns but for the radius, the class and its counts."""
-
-    def tally(of: Any) -> list[int]:
-        counts: list[int] = np.bincount(outcomes.labels[of], minlength=len(class_names)).tolist()
-        return counts
-
-    everything = np.ones_like(outcomes.is_natural_error)
     rows: list[dict[str, Any]] = []
     for epsilon, is_error in outcomes.is_robust_error.items():
-        rows += classwise_rows(
-            {**keys, "epsilon": epsilon},
-            class_names,
-            tally(everything),
-            tally(outcomes.is_natural_error),
-            tally(is_error & ~outcomes.is_natural_error),
-        )
+        counts = outcomes.class_counts(is_error, len(class_names)).T.tolist()
+        rows += classwise_rows({**keys, "epsilon": epsilon}, class_names, *counts)
     return rows
 
 

@@ -89,6 +89,16 @@ class Outcomes:
     broken_by: Mapping[float, NDArray[np.uint8]] = field(default_factory=dict)
     images: NDArray[np.int64] | None = None
 
+    def count_by_class(self, is_counted: NDArray[np.bool_], num_classes: int) -> NDArray[np.int64]:
+        """Return how many images of each class are counted, shape (K,); ``is_counted`` has shape (N,)."""
+        counts: NDArray[np.int64] = np.bincount(self.labels[is_counted], minlength=num_classes)
+        return counts
+
+    def class_counts(self, is_robust_error: NDArray[np.bool_], num_classes: int) -> NDArray[np.int64]:
+        """Return images, natural and boundary errors of each class, shape (K, 3)."""
+        masks = (np.ones_like(is_robust_error), self.is_natural_error, is_robust_error & ~self.is_natural_error)
+        return np.stack([self.count_by_class(mask, num_classes) for mask in masks], axis=1)
+
 
 def are_of_same_images(one: Outcomes, other: Outcomes) -> bool:
     """Return whether two outcomes can be of the same split: both say which images it holds, and it is these."""

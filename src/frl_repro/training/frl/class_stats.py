@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from frl_repro.attacks.predictions import is_wrong
+from frl_repro.evaluation.class_errors import count_by_class
 
 
 @dataclass(frozen=True)
@@ -112,32 +113,30 @@ class ClassStats:
     @cached_property
     def num_clean(self) -> Tensor:
         """Clean images, shape (..., K)."""
-        return self._total(lambda b: _classes(b.y_clean, b.clean).sum(-2))
+        return self._total(lambda b: _count(torch.ones_like(b.y_clean), b.y_clean, b.clean))
 
     @cached_property
     def num_attacked(self) -> Tensor:
         """Attacked images, shape (..., K)."""
-        return self._total(lambda b: _classes(b.y_attacked, b.attacked).sum(-2))
+        return self._total(lambda b: _count(torch.ones_like(b.y_attacked), b.y_attacked, b.attacked))
 
     @cached_property
     def wrong_clean(self) -> Tensor:
         """Clean images that are wrong, shape (..., K)."""
-        return self._total(lambda b: _by_class(b.is_wrong_clean, _classes(b.y_clean, b.clean)))
+        return self._total(lambda b: _count(b.is_wrong_clean, b.y_clean, b.clean))
 
     @cached_property
     def wrong_attacked(self) -> Tensor:
         """Attacked images that are wrong, shape (..., K)."""
-        return self._total(lambda b: _by_class(b.is_wrong_attacked, _classes(b.y_attacked, b.attacked)))
+        return self._total(lambda b: _count(b.is_wrong_attacked, b.y_attacked, b.attacked))
 
     @cached_property
     def wrong_either(self) -> Tensor:
         """Images that are wrong clean or attacked, shape (..., K)."""
 
         def of_batch(b: Predictions) -> Tensor:
-            classes = _classes(b.y_attacked, b.attacked)
-            if not b.is_paired:
-                return torch.zeros_like(classes.sum(-2))
-            return _by_class(b.is_wrong_clean | b.is_wrong_attacked, classes)
+            is_either = b.is_wrong_clean | b.is_wrong_attacked if b.is_paired else torch.zeros_like(b.y_attacked)
+            return _count(is_either, b.y_attacked, b.attacked)
 
         return self._total(of_batch)
 
@@ -213,6 +212,10 @@ class ClassStats:
         return (self.wrong_either - self.wrong_clean).sum(-1) / self.num_clean.sum(-1)
 
 
+def _count(is_counted: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+    return count_by_class(y, is_counted, logits.shape[-1]).double()
+
+
 def _classes(y: Tensor, logits: Tensor) -> Tensor:
     """Return the classes as rows of 0 and 1, shape (..., N, K), float64."""
     return one_hot(y, logits.shape[-1]).double()
@@ -224,7 +227,7 @@ def _log_probability(logits: Tensor) -> Tensor:
 
 def _by_class(values: Tensor, classes: Tensor) -> Tensor:
     """Return the sums of values, shape (..., N), by class, shape (..., K)."""
-    return (classes.transpose(-1, -2) @ values.double().unsqueeze(-1)).squeeze(-1)
+    return (classes.transpose(-1, -2) @ values.unsqueeze(-1)).squeeze(-1)
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
