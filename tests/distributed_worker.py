@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from frl_repro.attacks import Ascent
 from frl_repro.basics import sameness
 from frl_repro.commands import cli
 from frl_repro.models import build_model
@@ -81,7 +82,7 @@ def attacked(num_images, *, early_stop):
     radius = torch.linspace(0.01, 0.1, max(num_images, 1))[:num_images].view(-1, 1, 1, 1)
     found = []
     for backend in (backends.TORCH, distributed.shared(backends.TORCH)):
-        x_adv = backend.ascend(model, x, y, y, x, radius, 0.02, num_steps=3, early_stop=early_stop)
+        x_adv = backend.ascend(model, Ascent(x, y, y, x, radius, 0.02, num_steps=3, early_stop=early_stop))
         found.append([x_adv, backend.logits(model, x_adv)])
     return found
 

@@ -53,10 +53,10 @@ def test_the_backend_answers_whatever_the_attack_asks_of_the_model(settings):
         asked.append(x)
         return x.flatten(1)[:, :10]
 
-    def ascend(_, x, y, target, start, *_sizes, **_settings):
+    def ascend(_, ascent):
         if "objective" in settings:
-            torch.testing.assert_close(target, torch.softmax(x.flatten(1)[:, :10], 1))
-        return start
+            torch.testing.assert_close(ascent.target, torch.softmax(ascent.x.flatten(1)[:, :10], 1))
+        return ascent.start
 
     model = nn.Module()
     model.forward = never
@@ -311,8 +311,8 @@ def test_of_several_restarts_one_that_is_not_finite_is_kept():
     for order in ([0.5, 0.6], [0.6, 0.5]):
         ends = iter(order)
 
-        def ascend(model, x, *_, ends=ends, **__):
-            return torch.full_like(x, next(ends))
+        def ascend(model, ascent, ends=ends):
+            return torch.full_like(ascent.x, next(ends))
 
         generator = torch.Generator().manual_seed(0)
         settings = {"epsilon": 0.3, "step_size": 0.02, "num_steps": 1, "num_restarts": 2, "generator": generator}

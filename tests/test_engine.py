@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from frl_repro.attacks import ascend, input_gradient, pgd
+from frl_repro.attacks import Ascent, ascend, input_gradient, pgd
 from frl_repro.attacks.predictions import is_wrong
 from frl_repro.models import ModelStack, build_model
 from frl_repro.models.compute.backends import NATIVE, TORCH, choose_backend, native_backend
@@ -79,9 +79,8 @@ def test_lenet5_of_generated_code_agrees_with_its_own_kernel():
     assert choose_backend("auto", model, CPU, image_shape=(1, 32, 32)) is NATIVE
     generated = native_backend(engine)
     assert torch.allclose(generated.logits(model, x), NATIVE.logits(model, x), atol=1e-6)
-    arguments = (model, x, torch.zeros(20).long(), torch.zeros(20).long(), x, 0.1, 0.02)
-    settings = {"num_steps": 5, "early_stop": False}
-    same = (generated.ascend(*arguments, **settings) - NATIVE.ascend(*arguments, **settings)).abs() < 1e-6
+    ascent = Ascent(x, torch.zeros(20).long(), torch.zeros(20).long(), x, 0.1, 0.02, num_steps=5)
+    same = (generated.ascend(model, ascent) - NATIVE.ascend(model, ascent)).abs() < 1e-6
     assert same.float().mean() > 0.999
     for wanted in (generated, NATIVE):
         model.zero_grad()
@@ -136,8 +135,8 @@ def test_an_attack_that_makes_logits_infinite_has_succeeded_and_stops_there(earl
     backend = native_backend(Engine(trace(model, (1, 2, 2)), flags=QUICK))
     assert not backend.logits(model, x[:3]).isinf().any()
     assert is_wrong(backend.logits(model, x), labels).tolist() == [False] * 3 + [True] * 2
-    arguments, settings = (model, x, labels, wanted, x, 0.4, 0.1), {"num_steps": 3, "early_stop": early_stop}
-    found, expected = backend.ascend(*arguments, **settings), ascend(*arguments, **settings)
+    ascent = Ascent(x, labels, wanted, x, 0.4, 0.1, num_steps=3, early_stop=early_stop)
+    found, expected = backend.ascend(model, ascent), ascend(model, ascent)
     assert torch.equal(found, expected)
     assert is_wrong(backend.logits(model, found), labels).all()
     brightest = found.amax((1, 2, 3))
@@ -225,7 +224,7 @@ def test_several_runs_in_one_call_have_the_bytes_of_each_alone():
         logits = backend.forward(model, x[block])
         (logits * weights[block]).square().sum().backward()
         attacked = backend.ascend(
-            model, x[block], y[block], y[block], x[block], 0.1, 0.05, num_steps=3, early_stop=True
+            model, Ascent(x[block], y[block], y[block], x[block], 0.1, 0.05, num_steps=3, early_stop=True)
         )
         return logits.detach(), backend.logits(model, x[block]), attacked
 

@@ -1,12 +1,13 @@
 """Attacks in the L-infinity ball; they leave the model and the global random state as they were."""
 
-from frl_repro.attacks.ascent import Ascend, Logits, ascend, evaluation_mode, input_gradient, logits
+from frl_repro.attacks.ascent import Ascend, Ascent, Logits, ascend, evaluation_mode, input_gradient, logits
 from frl_repro.attacks.linf import check_images, check_length
 from frl_repro.attacks.pgd import OBJECTIVES, fgsm, pgd
 
 __all__ = [
     "OBJECTIVES",
     "Ascend",
+    "Ascent",
     "Logits",
     "ascend",
     "check_images",

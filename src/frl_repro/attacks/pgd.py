@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from frl_repro.attacks.ascent import Ascend, Logits, ascend, evaluation_mode, logits
+from frl_repro.attacks.ascent import Ascend, Ascent, Logits, ascend, evaluation_mode, logits
 from frl_repro.attacks.linf import check_images, per_sample, random_start
 from frl_repro.attacks.predictions import is_wrong
 from frl_repro.basics.errors import UserError
@@ -115,7 +115,7 @@ def pgd(
             start = x
             if use_random_start and generator is not None:
                 start = random_start(x, radius, generator, sd=start_sd)
-            x_adv = ascend(model, x, y, target, start, radius, step, num_steps=num_steps, early_stop=early_stop)
+            x_adv = ascend(model, Ascent(x, y, target, start, radius, step, num_steps, early_stop))
             if num_restarts == 1:
                 return x_adv
             score = _score(logits(model, x_adv), y, target)

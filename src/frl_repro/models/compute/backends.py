@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from frl_repro import attacks
-from frl_repro.attacks import Ascend
+from frl_repro.attacks import Ascend, Ascent
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER
 from frl_repro.models import LeNet5, ModelStack
@@ -79,28 +79,17 @@ def _native_logits(model: nn.Module, x: Tensor) -> Tensor:
     return native.logits(list(model.parameters()), x, num_threads=torch.get_num_threads())
 
 
-def _native_ascend(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    target: Tensor,
-    start: Tensor,
-    epsilon: float | Tensor,
-    step_size: float | Tensor,
-    *,
-    num_steps: int,
-    early_stop: bool,
-) -> Tensor:
+def _native_ascend(model: nn.Module, ascent: Ascent) -> Tensor:
     return native.pgd(
         list(model.parameters()),
-        x,
-        target,
-        start=start,
-        epsilon=_one_per_sample(epsilon, x),
-        step_size=_one_per_sample(step_size, x),
-        num_steps=num_steps,
-        early_stop=early_stop,
-        labels=y,
+        ascent.x,
+        ascent.target,
+        start=ascent.start,
+        epsilon=_one_per_sample(ascent.epsilon, ascent.x),
+        step_size=_one_per_sample(ascent.step_size, ascent.x),
+        num_steps=ascent.num_steps,
+        early_stop=ascent.early_stop,
+        labels=ascent.y,
         num_threads=torch.get_num_threads(),
     )
 
@@ -195,28 +184,17 @@ def native_backend(engine: Engine) -> Backend:
         answer: Tensor = _EngineForwardOfImages.apply(engine, tensors(model), x)  # type: ignore[no-untyped-call]
         return answer
 
-    def ascend(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        target: Tensor,
-        start: Tensor,
-        epsilon: float | Tensor,
-        step_size: float | Tensor,
-        *,
-        num_steps: int,
-        early_stop: bool,
-    ) -> Tensor:
+    def ascend(model: nn.Module, ascent: Ascent) -> Tensor:
         return engine.pgd(
             tensors(model),
-            x,
-            target,
-            start=start,
-            epsilon=_one_per_sample(epsilon, x),
-            step_size=_one_per_sample(step_size, x),
-            num_steps=num_steps,
-            early_stop=early_stop,
-            labels=y,
+            ascent.x,
+            ascent.target,
+            start=ascent.start,
+            epsilon=_one_per_sample(ascent.epsilon, ascent.x),
+            step_size=_one_per_sample(ascent.step_size, ascent.x),
+            num_steps=ascent.num_steps,
+            early_stop=ascent.early_stop,
+            labels=ascent.y,
             num_threads=torch.get_num_threads(),
         )
 

@@ -28,6 +28,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from frl_repro.attacks import Ascent
 from frl_repro.basics import sameness, torchrun
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import silence
@@ -240,33 +241,9 @@ def shared(backend: Backend) -> Backend:
     def logits(model: nn.Module, x: Tensor) -> Tensor:
         return _whole(backend.logits(model, _own(x)), len(x))
 
-    def ascend(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        target: Tensor,
-        start: Tensor,
-        epsilon: float | Tensor,
-        step_size: float | Tensor,
-        *,
-        num_steps: int,
-        early_stop: bool,
-    ) -> Tensor:
-        own, radius, step = _own(x), _own_of_each(epsilon), _own_of_each(step_size)
-        attacked = own
-        if len(own):
-            attacked = backend.ascend(
-                model,
-                own,
-                _own(y),
-                _own(target),
-                _own(start),
-                radius,
-                step,
-                num_steps=num_steps,
-                early_stop=early_stop,
-            )
-        return _whole(attacked, len(x))
+    def ascend(model: nn.Module, ascent: Ascent) -> Tensor:
+        own = ascent.of(_share(len(ascent)))
+        return _whole(backend.ascend(model, own) if len(own) else own.x, len(ascent))
 
     return dataclasses.replace(backend, logits=logits, forward=parallel.forward, ascend=ascend)
 
@@ -311,13 +288,14 @@ def _bounds(total: int) -> list[int]:
     return [total * rank // num_processes() for rank in range(num_processes() + 1)]
 
 
+def _share(total: int) -> slice:
+    """Return the places of this process's slice of ``total`` images."""
+    bounds, rank = _bounds(total), dist.get_rank()
+    return slice(bounds[rank], bounds[rank + 1])
+
+
 def _own(whole: Tensor) -> Tensor:
-    bounds, rank = _bounds(len(whole)), dist.get_rank()
-    return whole[bounds[rank] : bounds[rank + 1]]
-
-
-def _own_of_each(value: float | Tensor) -> float | Tensor:
-    return _own(value) if isinstance(value, Tensor) and value.ndim > 0 else value
+    return whole[_share(len(whole))]
 
 
 def _whole(own: Tensor, total: int) -> Tensor:

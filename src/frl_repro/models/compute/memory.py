@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frl_repro.attacks import Ascend
+from frl_repro.attacks import Ascend, Ascent
 from frl_repro.basics.errors import is_out_of_memory
 from frl_repro.basics.progress import LOGGER
 from frl_repro.models import ModelStack
@@ -92,26 +92,10 @@ def logits_in_parts(logits: Callable[[nn.Module, Tensor], Tensor], parts: Parts)
 def ascend_in_parts(ascend: Ascend, parts: Parts) -> Ascend:
     """Return a backend's ``ascend`` that splits what does not fit."""
 
-    def split(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        target: Tensor,
-        start: Tensor,
-        epsilon: float | Tensor,
-        step_size: float | Tensor,
-        *,
-        num_steps: int,
-        early_stop: bool,
-    ) -> Tensor:
+    def split(model: nn.Module, ascent: Ascent) -> Tensor:
         def of(part: Tensor | None) -> Tensor:
-            inputs: list[Any] = [x, y, target, start, epsilon, step_size]
-            if part is not None:
-                places = part.to(x.device)
-                # A radius may be one number for all, as a number or as a tensor.
-                inputs = [v[places] if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v for v in inputs]
-            return ascend(model, *inputs, num_steps=num_steps, early_stop=early_stop)
+            return ascend(model, ascent if part is None else ascent.of(part.to(ascent.x.device)))
 
-        return parts.work(of, num_images=len(x), num_runs=_num_runs(model))
+        return parts.work(of, num_images=len(ascent), num_runs=_num_runs(model))
 
     return split
