@@ -39,7 +39,7 @@ from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.data import Split, batch_to_float
 from frl_repro.evaluation.measure import set_up_machine
-from frl_repro.models import build_model, stack
+from frl_repro.models import build_model, fuse
 from frl_repro.models.compute.backends import Backend, choose_backend
 from frl_repro.models.compute.native import lenet5
 from frl_repro.training import objectives
@@ -65,7 +65,7 @@ _KEYS = {
     "threads": "processor threads   [all]",
     "batches": f"comma-separated batch sizes   [{BATCHES}]",
     "parts": f"comma-separated choice of {', '.join(PARTS)}   [all]",
-    "runs": f"comma-separated numbers of runs that train side by side   [{RUNS}]",
+    "runs": f"comma-separated numbers of fused runs   [{RUNS}]",
     "device": "of the part side_by_side: cpu or cuda   [cpu]",
 }
 
@@ -368,7 +368,7 @@ def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats(device)
     ends: list[float] = []
     train_epoch(
-        stack(models),
+        fuse(models),
         Split(images=images, labels=labels),
         update=update,
         objective=objectives.Mixed(1),
@@ -428,7 +428,7 @@ def report(result: dict[str, Any]) -> str:
         first = next(iter(rows.values()))
         where = m["gpu"] or m["processor"]
         lines += [
-            f"retraining steps of runs side by side, {where}, best (median) of the steps",
+            f"retraining steps of fused runs, {where}, best (median) of the steps",
             "",
             "| runs | ms a step | against one run | image-steps a second | share of the matrix product | memory, MB |",
             "|---|---|---|---|---|---|",

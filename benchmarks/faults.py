@@ -225,7 +225,7 @@ class Bench:
 
     @functools.cached_property
     def pair(self) -> list[RunConfig]:
-        """Runs on native code: side by side it gives the bytes that it gives alone, PyTorch does up to rounding."""
+        """Runs on native code: fused it gives the bytes that it gives alone, PyTorch does up to rounding."""
         configs = [config for seed in (1, 2) for config in _configs((*TINY, "backend=native", f"seed={seed}"))]
         for config in configs:
             self._measure(config)
@@ -386,7 +386,7 @@ def kill_mid_write(bench: Bench, kind: str, chance: random.Random) -> None:
 
 
 def kill_side_by_side(bench: Bench, kind: str, chance: random.Random) -> None:
-    """kill -9 of two runs that train side by side, at an optimiser step or a renamed file"""
+    """kill -9 of two fused runs, at an optimiser step or a renamed file"""
     folder = bench.fresh()
     pair = [bench.placed(config, folder) for config in bench.pair]
     counts = bench.counts[pair[0].run_id]
@@ -639,7 +639,7 @@ def _has_native_code() -> bool:
     try:
         native.library()
     except native.NativeUnavailable as why:
-        sys.stderr.write(f"without native code runs side by side are equal up to rounding only: left out ({why})\n")
+        sys.stderr.write(f"without native code fused runs are equal up to rounding only: left out ({why})\n")
         return False
     return True
 

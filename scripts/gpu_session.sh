@@ -46,7 +46,7 @@ if ! goes_on; then
         echo "== tests that need a GPU"
         PYTHONPATH=src:${PYTHONPATH:-} python3 -m pytest -q -m gpu tests/test_graphs.py > "$out/gpu_tests.log" 2>&1
         tail -n 20 "$out/gpu_tests.log"
-        echo "== time: runs side by side against one"
+        echo "== time: fused runs against one"
         python3 benchmarks/benchmark.py parts=side_by_side device=cuda runs=1,4,16,48,80 out="$out/side_by_side" || exit 1
     fi
     setsid nohup python3 scripts/study.py launcher=fused parts="$parts" seeds="$seeds" set="$common ${SET:-}" > $log 2>&1 &

@@ -43,7 +43,7 @@ def test_on_a_linear_model_pgd_moves_every_pixel_to_the_edge_of_the_ball():
 
 @pytest.mark.parametrize("settings", [{"objective": "kl"}, {"num_restarts": 2}], ids=["kl", "restarts"])
 def test_the_backend_answers_whatever_the_attack_asks_of_the_model(settings):
-    """PyTorch's answers among native ones would differ for runs side by side, and know no limit of memory."""
+    """PyTorch's answers among native ones would differ for fused runs, and know no limit of memory."""
     asked = []
 
     def never(_):

@@ -30,7 +30,7 @@ LAUNCHERS = {"fused": ["hydra/launcher=fused"], "joblib": ["hydra/launcher=jobli
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled():
-    """Runs side by side have the bytes of runs alone on native code."""
+    """Fused runs have the bytes of runs alone on native code."""
     try:
         native.library()
     except native.NativeUnavailable as reason:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from frl_repro.attacks import Ascent, ascend, input_gradient, pgd
 from frl_repro.attacks.predictions import is_wrong
-from frl_repro.models import ModelStack, build_model
+from frl_repro.models import FusedModel, build_model
 from frl_repro.models.compute.backends import NATIVE, TORCH, choose_backend, native_backend
 from frl_repro.models.compute.native import Engine, engine_for
 from frl_repro.models.compute.native.engine import _compare
@@ -232,7 +232,7 @@ def test_several_runs_in_one_call_have_the_bytes_of_each_alone():
     for r, model in enumerate(models):
         alone.append(answers(model, slice(20 * r, 20 * r + 20)))
         gradients.append([p.grad.clone() for p in model.parameters()])
-    together = answers(ModelStack(models), slice(None))
+    together = answers(FusedModel(models), slice(None))
     for r, model in enumerate(models):
         for mine, ours in zip(alone[r], together, strict=True):
             assert torch.equal(mine, ours[20 * r : 20 * r + 20])

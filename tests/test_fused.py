@@ -1,4 +1,4 @@
-"""Runs that train side by side: each gets what it would get alone."""
+"""Fused runs: each gets what it would get alone."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from frl_repro.basics import streams
 from frl_repro.basics.errors import UserError
 from frl_repro.data.synthetic import load_synthetic
 from frl_repro.evaluation.class_errors import ClassErrors
-from frl_repro.models import build_model, stack
+from frl_repro.models import build_model, fuse
 from frl_repro.models.compute.backends import NATIVE, TORCH
 from frl_repro.models.compute.native import lenet5 as native
 from frl_repro.runs import experiment, fused
@@ -53,38 +53,38 @@ def images(num, seed=0):
 # The parts
 
 
-def test_a_stack_answers_block_by_block_and_hands_out_gradients():
+def test_a_fused_model_answers_block_by_block_and_hands_out_gradients():
     alone, together = models(), models()
     x, y = images(NUM_RUNS * 5)
-    stacked = stack(together)
+    fused = fuse(together)
     for r, model in enumerate(alone):
         block = slice(5 * r, 5 * r + 5)
-        torch.testing.assert_close(stacked(x[block].repeat(NUM_RUNS, 1, 1, 1))[block], model(x[block]))
+        torch.testing.assert_close(fused(x[block].repeat(NUM_RUNS, 1, 1, 1))[block], model(x[block]))
         torch.nn.functional.cross_entropy(model(x[block]), y[block]).backward()
-    torch.nn.functional.cross_entropy(stacked(x), y, reduction="none").view(NUM_RUNS, 5).mean(1).sum().backward()
+    torch.nn.functional.cross_entropy(fused(x), y, reduction="none").view(NUM_RUNS, 5).mean(1).sum().backward()
     for a, b in zip(alone, together, strict=True):
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-7)
-    torch.optim.SGD(together[1].parameters(), lr=1.0).step()  # moves one slice of the stack
+    torch.optim.SGD(together[1].parameters(), lr=1.0).step()  # moves one slice of them
     with torch.no_grad():
-        now = stacked(x)
+        now = fused(x)
         torch.testing.assert_close(now[:5], alone[0](x[:5]))
         torch.testing.assert_close(now[5:10], together[1](x[5:10]))
     assert not torch.allclose(now[5:10], alone[1](x[5:10]))
 
 
-def test_one_model_is_its_own_stack_and_models_with_buffers_have_none():
+def test_one_model_needs_no_fusing_and_models_with_buffers_cannot_be():
     model = models()[0]
-    assert stack([model]) is model
-    with pytest.raises(ValueError, match="models with buffers cannot be stacked"):
-        stack([torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)])
+    assert fuse([model]) is model
+    with pytest.raises(ValueError, match="models with buffers cannot be fused"):
+        fuse([torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)])
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 @pytest.mark.parametrize("block", [1, 16, 37])
 def test_native_runs_in_one_call_equal_a_call_each_bit_for_bit(compiled, num_threads, block):
     own = [[p.detach().clone() for p in model.parameters()] for model in models()]
-    stacked = [p.detach() for p in stack(models()).parameters()]
+    fused = [p.detach() for p in fuse(models()).parameters()]
     x, y = images(NUM_RUNS * block)
     radius, step = torch.linspace(0.01, 0.1, len(x)), torch.full((len(x),), 0.02)
     d = torch.linspace(-1, 1, 3 * len(x)).view(len(x), 3)
@@ -106,13 +106,13 @@ def test_native_runs_in_one_call_equal_a_call_each_bit_for_bit(compiled, num_thr
     blocks = [slice(block * r, block * (r + 1)) for r in range(NUM_RUNS)]
     for function in calls:
         alone = torch.cat([function(own[r], blocks[r]) for r in range(NUM_RUNS)])
-        assert torch.equal(function(stacked, slice(None)), alone)
-    together = native.parameter_gradients(stacked, x, d, num_threads=num_threads)
+        assert torch.equal(function(fused, slice(None)), alone)
+    together = native.parameter_gradients(fused, x, d, num_threads=num_threads)
     alone = [native.parameter_gradients(own[r], x[b], d[b], num_threads=num_threads) for r, b in enumerate(blocks)]
     for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(whole, torch.stack(parts), rtol=1e-6, atol=1e-7)  # products of matrices in torch
     with pytest.raises(ValueError, match=r"equal blocks for networks \(3,\), got 4 images"):
-        native.logits(stacked, images(4)[0], num_threads=1)
+        native.logits(fused, images(4)[0], num_threads=1)
 
 
 @pytest.mark.parametrize("name", ["mixed", "split", "paired", "trades", "scrambled", "by_prediction"])
@@ -209,7 +209,7 @@ def test_losses_of_fifty_steps_agree_with_runs_alone(backend, request):
             )
 
         train_epoch(
-            stack([trained[r] for r in runs]),
+            fuse([trained[r] for r in runs]),
             train,
             update=lambda: [optimizer.step() for optimizer in optimizers],
             objective=Noting(0.5),
@@ -268,13 +268,13 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def test_runs_side_by_side_write_the_bytes_of_runs_alone(alone, bases, tmp_path, caplog):
-    """Other alphas, seeds, learning rates, numbers of epochs; bases trained side by side, too."""
+def test_fused_runs_write_the_bytes_of_runs_alone(alone, bases, tmp_path, caplog):
+    """Other alphas, seeds, learning rates, numbers of epochs; fused bases, too."""
     caplog.set_level(logging.INFO, "frl_repro")
     own_bases = tmp_path / "bases"
     folders = experiment.run_all(variants(tmp_path / "runs", own_bases))
-    assert "4 runs train side by side" in caplog.text
-    assert "2 runs train side by side" in caplog.text
+    assert "4 fused runs" in caplog.text
+    assert "2 fused runs" in caplog.text
     assert sorted(path.name for path in own_bases.iterdir()) == sorted(path.name for path in bases.iterdir())
     for together, separate in zip(folders, alone, strict=True):
         assert together.name == separate.name
@@ -285,7 +285,7 @@ def test_runs_side_by_side_write_the_bytes_of_runs_alone(alone, bases, tmp_path,
         )
 
 
-def test_with_pytorch_side_by_side_runs_agree_within_rounding(tmp_path):
+def test_with_pytorch_fused_runs_agree_within_rounding(tmp_path):
     bases = tmp_path / "bases"
     together = experiment.run_all(variants(tmp_path / "together", bases, backend="torch"))
     separate = [experiment.run(config) for config in variants(tmp_path / "alone", bases, backend="torch")]
@@ -296,7 +296,7 @@ def test_with_pytorch_side_by_side_runs_agree_within_rounding(tmp_path):
 
 
 def test_killed_between_two_runs_they_continue_to_the_same_bytes(alone, bases, tmp_path, monkeypatch):
-    """The process dies after two of four runs have saved the epoch: the others repeat it, side by side again."""
+    """The process dies after two of four runs have saved the epoch: the others repeat it, fused again."""
     save, saved = fitting.checkpoints.save_state, []
 
     def save_and_stop(path, state):
@@ -373,7 +373,7 @@ def test_finished_runs_are_skipped_and_equal_jobs_are_one(alone, bases, caplog):
     stamps = [(folder / "done.json").stat().st_mtime_ns for folder in alone]
     assert experiment.run_all([*configs, configs[0]]) == [*alone, alone[0]]
     assert [(folder / "done.json").stat().st_mtime_ns for folder in alone] == stamps
-    assert "side by side" not in caplog.text
+    assert "fused runs" not in caplog.text
 
 
 def test_runs_that_differ_in_more_than_per_run_settings_train_one_after_the_other(bases, tmp_path, caplog):
@@ -395,7 +395,7 @@ def test_two_threads_share_the_runs_out_and_write_the_same_bytes(alone, bases, t
     configs[3] = tiny_retraining(tmp_path, backend="native", init_from="nowhere.pt")
     *folders, mistaken = experiment.run_all(configs)
     assert "init_from=nowhere.pt: no such file" in str(mistaken)
-    assert "4 runs train side by side, 2 at a time on each of 2 threads" in caplog.text
+    assert "4 fused runs, 2 at a time on each of 2 threads" in caplog.text
     epochs = [message for message in caplog.messages if "epoch " in message and "loss" in message]
     assert {message.split()[0] for message in epochs} >= {folder.name for folder in folders}
     assert all(any(message.startswith(folder.name) for folder in folders) for message in epochs)
@@ -403,7 +403,7 @@ def test_two_threads_share_the_runs_out_and_write_the_same_bytes(alone, bases, t
         assert contents(together) == contents(separate)
 
 
-def test_runs_that_cannot_be_stacked_stay_on_one_thread(two_threads, bases, tmp_path):
+def test_runs_that_cannot_be_fused_stay_on_one_thread(two_threads, bases, tmp_path):
     callers = []
 
     def work(part):
@@ -427,7 +427,7 @@ def test_runs_that_do_not_fit_into_memory_at_once_train_in_parts(alone, bases, t
     enough = next(free for free in range(0, 2**26, 2**16) if _at_once(monkeypatch, model, config, free) == 2)
     monkeypatch.setattr(fused, "_free_memory", lambda _: enough)
     folders = experiment.run_all(variants(tmp_path, bases))
-    assert caplog.text.count("4 runs train side by side, 2 at a time") == 1
+    assert caplog.text.count("4 fused runs, 2 at a time") == 1
     assert [json.loads((folder / "run.json").read_text())["num_side_by_side"] for folder in folders] == [2] * 4
     for together, separate in zip(folders, alone, strict=True):
         assert contents(together) == contents(separate)
@@ -441,7 +441,7 @@ def _at_once(monkeypatch, model, config, free):
 
 
 @pytest.mark.parametrize(("num_files", "most"), [(0, 1), (9, 2), (400, 100)])
-def test_no_more_runs_train_side_by_side_than_files_may_be_open(num_files, most, bases, tmp_path, monkeypatch):
+def test_no_more_runs_are_fused_than_files_may_be_open(num_files, most, bases, tmp_path, monkeypatch):
     limit = len(os.listdir("/dev/fd")) + 32 + num_files  # noqa: PTH208 (names are numbers, not paths)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     config = variants(tmp_path, bases)[0]
@@ -455,7 +455,7 @@ def test_epochs_end_early_only_when_every_run_has_diverged():
         broken.fc2.bias.fill_(float("nan"))
     optimizer = torch.optim.SGD(sound.parameters(), lr=1e-3)
     outcome = train_epoch(
-        stack([broken, sound]),
+        fuse([broken, sound]),
         train,
         update=optimizer.step,
         objective=objectives.Mixed(0),
@@ -474,7 +474,7 @@ def test_the_fused_launcher_does_a_sweep_in_one_process_and_reports_each_failed_
     arguments += TINY
     assert call(monkeypatch, *arguments) == 1
     out, errors = capsys.readouterr()
-    assert "4 runs train side by side" in out
+    assert "4 fused runs" in out
     assert "2 of 4 jobs failed:" in errors
     assert "Traceback" not in errors + out
     failed = json.loads((in_tmp / "outputs" / "failed.json").read_text())

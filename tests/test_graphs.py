@@ -7,7 +7,7 @@ import torch
 
 from frl_repro.attacks import ascend, pgd
 from frl_repro.evaluation.measure import set_up_machine
-from frl_repro.models import build_model, stack
+from frl_repro.models import build_model, fuse
 from frl_repro.models.compute import graphs
 from frl_repro.models.compute.backends import TORCH, choose_backend
 
@@ -17,7 +17,7 @@ def setting(device, num_runs=1):
     generator = torch.Generator().manual_seed(0)
     models = [build_model("lenet5", num_classes=3, image_shape=(1, 32, 32), seed=r).to(device) for r in range(num_runs)]
     x = torch.rand(num_runs * 6, 1, 32, 32, generator=generator).to(device)
-    return stack(models), x, torch.arange(num_runs * 6, device=device) % 3
+    return fuse(models), x, torch.arange(num_runs * 6, device=device) % 3
 
 
 def attacked(model, x, y, steps, *, factor=1.0, early_stop=False):
@@ -74,6 +74,6 @@ def test_weights_that_moved_elsewhere_are_recorded_anew(monkeypatch):
         attacked(model, x, y, steps)
     other = setting("cuda", num_runs=2)[0]._models[1]
     for mine, its in zip(model.parameters(), other.parameters(), strict=True):
-        mine.data = its.data  # as stacking does
+        mine.data = its.data  # as fusing does
     for _ in range(4):
         torch.testing.assert_close(attacked(model, x, y, steps), attacked(model, x, y, ascend), rtol=0, atol=1e-6)

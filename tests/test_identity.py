@@ -531,7 +531,7 @@ def test_no_run_is_done_without_its_files(name, mended_by, disturbed):
         assert file in recorded(folder, "done.json")["sha256"]
 
 
-def test_of_runs_side_by_side_the_one_whose_folder_goes_ends_alone(tmp_path, monkeypatch):
+def test_of_fused_runs_the_one_whose_folder_goes_ends_alone(tmp_path, monkeypatch):
     configs = [jobs.configure(*SYNTHETIC, "trainer.num_epochs=3", f"seed={seed}") for seed in (0, 1)]
     save = checkpoints.save_state
 

@@ -181,7 +181,7 @@ def test_whatever_fails_is_said_once(method, tmp_path, monkeypatch, caplog):
     logger.close()
 
 
-def test_runs_side_by_side_have_a_folder_each(monkeypatch, in_tmp):
+def test_fused_runs_have_a_folder_each(monkeypatch, in_tmp):
     arguments = ["-m", "seed=0,1", "hydra/launcher=fused", "logger=tensorboard", *TINY]
     assert call(monkeypatch, *arguments) == 0
     folders = sorted((in_tmp / "outputs").iterdir())

@@ -9,7 +9,7 @@ import torch
 from frl_repro import attacks
 from frl_repro.attacks import pgd
 from frl_repro.basics.errors import reason
-from frl_repro.models import build_model, stack
+from frl_repro.models import build_model, fuse
 from frl_repro.models.compute import backends
 from frl_repro.models.compute.memory import Parts, ascend_in_parts, logits_in_parts
 from frl_repro.models.compute.native import lenet5 as native
@@ -52,7 +52,7 @@ def attacked(ascend, *, num_runs=1, factor=None, early_stop=False, restarts=1):
     epsilon = 0.1 if factor is None else torch.linspace(0.01, 0.1, len(x))
     settings = {"num_steps": 3, "num_restarts": restarts, "early_stop": early_stop, "ascend": ascend}
     generators = [torch.Generator().manual_seed(r) for r in range(num_runs)]
-    return pgd(stack(models), x, y, epsilon=epsilon, step_size=0.03, generator=generators, **settings)
+    return pgd(fuse(models), x, y, epsilon=epsilon, step_size=0.03, generator=generators, **settings)
 
 
 @pytest.mark.parametrize("num", [1, 4, 12])

@@ -347,7 +347,7 @@ def test_a_method_that_is_stopped_continues_to_the_same_bytes(name, recipe, tmp_
 @pytest.mark.parametrize(("name", "key", "values"), [
     ("dafa", "frl__strength", (0.5, 2.0)), ("faal", "frl__ball", (0.1, 1.0)), ("cfol", "frl__eta", (0.001, 0.1)),
 ])  # fmt: skip
-def test_runs_that_differ_in_a_methods_number_train_side_by_side_as_they_do_alone(name, key, values, tmp_path):
+def test_runs_that_differ_in_a_methods_number_train_fused_as_they_do_alone(name, key, values, tmp_path):
     together = [settings_of(tmp_path / "together", name, "scratch", **{key: value}) for value in values]
     assert together[0].shared == together[1].shared
     assert together[0].run_id != together[1].run_id

@@ -12,7 +12,7 @@ from frl_repro.attacks import pgd
 from frl_repro.basics import streams
 from frl_repro.basics.errors import UserError
 from frl_repro.data import Dataset, Split
-from frl_repro.models import Normalise, build_model, checkpoints, stack
+from frl_repro.models import Normalise, build_model, checkpoints, fuse
 from frl_repro.models.compute.backends import TORCH, choose_backend
 from frl_repro.models.networks import new_network
 from frl_repro.results.tables import reading
@@ -201,13 +201,13 @@ def test_an_attack_leaves_batch_statistics_alone():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pytorch_serves_them_where_no_image_size_is_known_and_they_are_not_stacked(name):
+def test_pytorch_serves_them_where_no_image_size_is_known_and_they_are_not_fused(name):
     models = [network(name, width=1, seed=seed) for seed in range(2)]
     assert choose_backend("auto", models[0], torch.device("cpu")) is TORCH
     with pytest.raises(UserError, match=r"^backend=native: no image size is known; use backend=auto$"):
         choose_backend("native", models[0], torch.device("cpu"))
     with pytest.raises(ValueError, match="buffers"):
-        stack(models)
+        fuse(models)
 
 
 def toy_images(num=48):
@@ -416,7 +416,7 @@ def test_a_run_with_batch_norm_and_augmentation_is_repeatable_and_continues_to_t
     assert contents(continued) == contents(straight)
 
 
-def test_runs_that_cannot_be_stacked_give_one_after_the_other_what_each_gives_alone(tmp_path, caplog):
+def test_runs_that_cannot_be_fused_give_one_after_the_other_what_each_gives_alone(tmp_path, caplog):
     caplog.set_level(logging.INFO, "frl_repro")
     alone = [experiment.run(tiny(tmp_path / f"alone{seed}", seed=seed)) for seed in range(2)]
     together = experiment.run_all([tiny(tmp_path / f"together{seed}", seed=seed) for seed in range(2)])

@@ -66,7 +66,7 @@ def pgd(
         saves the steps of fallen samples; meant for evaluation.
     generator : torch.Generator or sequence of them, optional
         Source of the random starts; required when there are any. Of several, each serves one of as many equal blocks of
-        ``x``: runs that are trained together keep the starts that each would draw alone.
+        ``x``: fused runs keep the starts that each would draw alone.
     ascend, logits : callable
         The steps themselves, and the model's answers that a KL objective and the choice among restarts need: PyTorch's
         by default, or those of another backend.

@@ -112,7 +112,7 @@ def _main(config_name: str, act: _Act) -> int:
         if speaks():
             sys.stderr.write(_INTERRUPTED_LINE)
         if threading.active_count() > 1:
-            # Those of a sweep side by side: an interpreter that ends while they work aborts. States on disk are whole.
+            # Those of fused runs: an interpreter that ends while they work aborts. States on disk are whole.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)

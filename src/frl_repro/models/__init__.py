@@ -10,23 +10,23 @@ import torch
 from torch import nn
 
 from frl_repro.basics.errors import UserError
+from frl_repro.models.fused import FusedModel, fuse
 from frl_repro.models.lenet5 import IMAGE_SIZE as LENET5_IMAGE_SIZE
 from frl_repro.models.lenet5 import LeNet5
 from frl_repro.models.normalise import Normalise
 from frl_repro.models.residual import MIN_IMAGE_SIDE, ResidualNetwork, preact_resnet18, wrn28
 from frl_repro.models.small import ResNet8, SmallCNN
-from frl_repro.models.stack import ModelStack, stack
 
 __all__ = [
     "COMPUTATIONS",
     "MODELS",
+    "FusedModel",
     "LeNet5",
-    "ModelStack",
     "Normalise",
     "ResidualNetwork",
     "build_model",
+    "fuse",
     "random_state_kept",
-    "stack",
 ]
 
 

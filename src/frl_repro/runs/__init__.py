@@ -1,1 +1,1 @@
-"""A run's life on disk: where it starts, resume, bases, sweeps, runs side by side."""
+"""A run's life on disk: where it starts, resume, bases, sweeps, fused runs."""

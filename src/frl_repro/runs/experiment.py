@@ -86,7 +86,7 @@ def run(config: RunConfig, *, command: str = "", wait: bool = False, inputs: Inp
 def run_all(
     configs: Sequence[RunConfig], *, command: str = "", wait: bool = False, inputs: Inputs | None = None
 ) -> list[Outcome]:
-    """Do several runs, or what is left of them; those that can train side by side do (`RunConfig.shared`).
+    """Do several runs, or what is left of them; those that can be fused are (`RunConfig.shared`).
 
     Each writes what it would write alone, up to rounding. A run that fails stops no other.
 
@@ -209,7 +209,7 @@ def _run_group(
     wait: bool,
     outcomes: dict[Path, Outcome],
 ) -> None:
-    """Do runs that can train side by side, as many at once as memory holds, and note what becomes of each."""
+    """Do runs that can be fused, as many at once as memory holds, and note what becomes of each."""
     machine = configs[0].keys
     device = distributed.own_device(resolve_device(machine.device))
     set_up_machine(device, machine.num_threads)
@@ -223,7 +223,7 @@ def _run_group(
 
     def work(part: Sequence[RunConfig]) -> None:
         try:
-            _run_side_by_side(
+            _run_fused(
                 part, dataset, data, device, starts, command, wait=wait, is_alone=len(configs) == 1, outcomes=outcomes
             )
         except Exception as problem:
@@ -233,7 +233,7 @@ def _run_group(
     share_out(sorted(configs, key=lambda config: config.folder), work, at_once=at_once, device=device)
 
 
-def _run_side_by_side(
+def _run_fused(
     configs: Sequence[RunConfig],
     dataset: Dataset,
     data: Inputs,
@@ -266,7 +266,7 @@ def _run_side_by_side(
             outcomes[folder] = fitted if isinstance(fitted, Exception) else folder
             if isinstance(fitted, Fitted):
                 try:
-                    _write_results(opened[place], fitted, num_side_by_side=len(opened))
+                    _write_results(opened[place], fitted, num_fused=len(opened))
                 except (UserError, OSError) as problem:
                     outcomes[folder] = problem
 
@@ -275,7 +275,7 @@ def _status_of(config: RunConfig) -> Status:
     return distributed.from_writer(functools.partial(folder_status, config.folder, config))
 
 
-def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> None:
+def _write_results(bench: Bench, fitted: Fitted, *, num_fused: int) -> None:
     """Measure the test split, write the run's tables, and ``done.json`` last."""
     config, folder = bench.config, bench.folder
     num_epochs = config.training[1].num_epochs
@@ -295,7 +295,7 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
         writing.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
     bench.logger.update(fitted.history, rows, fitted.policy_rows)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
-    effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
+    effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_fused}  # seconds of all those runs
     bench.write_record(fitted.segments, **effort)
     checksums = {name: sha256(folder / name) for name in _result_files(bench, fitted)}
     inputs = {"data": {"digest": bench.dataset.digest}, "start": bench.start}

@@ -1,4 +1,5 @@
-"""Which runs train side by side: those that share every setting that shapes a step, as many as memory holds.
+"""Which runs are fused, that is trained side by side in the same tensors: those that share every setting that shapes a
+step, as many as memory holds.
 
 A GPU trains them all in one batched computation. On the processor each thread trains some of the runs by itself:
 threads that share every step wait for one another at its end, and where other programs take cores away, they wait long.
@@ -26,7 +27,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-_NUM_NAMED = 3  # settings named where runs cannot train together
+_NUM_NAMED = 3  # settings named where runs cannot be fused
 _COPIES = 4  # of everything that a step computes: value, gradient, and what the layers of both passes keep
 _MEMORY_UNKNOWN = 2 * 2**30  # what a machine is taken to have where it does not say
 _FILES_OF_A_RUN = 4  # open at once: lock, logger, what is being written, and its folder
@@ -35,7 +36,7 @@ _MEMORY_SHARE = 0.5  # of what is free now; the rest is for measuring, and for w
 
 
 def grouped(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """Return the runs in groups that can train side by side, in the order of their first runs; logs why not all can."""
+    """Return the runs in groups that can be fused, in the order of their first runs; logs why not all can."""
     groups: dict[tuple[tuple[str, str], ...], list[RunConfig]] = {}
     for config in configs:
         groups.setdefault(tuple(config.shared.items()), []).append(config)
@@ -49,7 +50,7 @@ def grouped(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 
 def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ...], device: torch.device) -> int:
-    """Return how many runs may train side by side: 1 for models that cannot be stacked, else what the machine holds.
+    """Return how many runs may be fused: 1 for models that cannot be fused, else what the machine holds.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def share_out(
     ----------
     configs : sequence of RunConfig
     work : callable
-        Takes runs to train side by side; raises nothing. The threads that it may use are PyTorch's of the thread that
+        Takes runs to fuse; raises nothing. The threads that it may use are PyTorch's of the thread that
         it is called in.
     at_once : int
         At least 1.
@@ -99,7 +100,7 @@ def share_out(
     if at_once > 1:
         at_a_time = "" if len(parts) == 1 else f", {size} at a time"
         per_thread = "" if num_workers == 1 else f" on each of {num_workers} threads"
-        LOGGER.info("%d runs train side by side%s%s", len(configs), at_a_time, per_thread)
+        LOGGER.info("%d fused runs%s%s", len(configs), at_a_time, per_thread)
     if num_workers == 1:
         for part in parts:
             work(part)

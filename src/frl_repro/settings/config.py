@@ -127,7 +127,7 @@ class RunConfig:
 
     @property
     def shared(self) -> dict[str, str]:
-        """What runs must have in common to train together: see `identity.shared`."""
+        """What runs must have in common to be fused: see `identity.shared`."""
         return identity.shared(self)
 
     def base(self) -> RunConfig:

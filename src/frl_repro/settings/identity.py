@@ -63,7 +63,7 @@ def dotted(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shared(config: RunConfig) -> dict[str, str]:
-    """Return what runs must have in common to train together: settings by dotted key, as text.
+    """Return what runs must have in common to be fused: settings by dotted key, as text.
 
     Left out are settings that each run can have for itself: seed, learning rate, numbers of methods (``is_per_run``),
     how its result is measured. Of

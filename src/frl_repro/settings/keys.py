@@ -33,7 +33,7 @@ class Key:
         It says how to compute, not what: no part of a run's hash.
     is_path : bool
     is_per_run : bool
-        Runs that differ in it alone can train together: a number of a method, which `Method.per_run` gives of each run.
+        Runs that differ in it alone can be fused: a number of a method, which `Method.per_run` gives of each run.
     is_optional : bool
         Files of ``conf/retrain`` have it or not; None in methods that do not read it.
     choices : mapping, optional

@@ -1,6 +1,6 @@
 """Train models to their last epoch: resume, schedule, policy, validation, running average, state.
 
-Runs that differ in per-run quantities alone (seed, alphas, learning rate; `RunConfig.shared`) train side by side,
+Runs that differ in per-run quantities alone (seed, alphas, learning rate; `RunConfig.shared`) are fused: they train
 an epoch at a time. Everything else of a run is its own, and the same as if it trained alone.
 """
 
@@ -26,7 +26,7 @@ from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.basics.run_folder import STATE_FILE, has_state
 from frl_repro.data import Split, in_unit_range
 from frl_repro.evaluation.class_errors import ClassErrors
-from frl_repro.models import checkpoints, stack
+from frl_repro.models import checkpoints, fuse
 from frl_repro.models.compute import distributed, speed
 from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
 from frl_repro.training import build
@@ -165,7 +165,7 @@ class _Training:
                 "machine": self.machine,
                 **bench.inputs,
                 "segments": self.segments,
-                # Cloned: a slice of a stack would be saved with the whole stack.
+                # Cloned: a slice of fused weights would be saved with all of them.
                 "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
@@ -320,14 +320,14 @@ def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitt
 
 
 class _Loop:
-    """Runs that train side by side: their models in one stack, their method, and what computes them."""
+    """Fused runs: their models as one, their method, and what computes them."""
 
     def __init__(self, trainings: Sequence[_Training], train: Split, *, is_alone: bool) -> None:
         self.trainings, self.train, self.is_alone = trainings, train, is_alone
         bench, self.trainer = trainings[0].bench, trainings[0].trainer
         self.config, self.dataset, self.device, backend = bench.config, bench.dataset, bench.device, bench.backend
         self.configs, models = [t.bench.config for t in trainings], [t.model for t in trainings]
-        self.model = stack(models)
+        self.model = fuse(models)
         is_compiled = self.config.keys.compile
         computing = speed.for_training(self.model, precision=self.trainer.precision, is_compiled=is_compiled)
         self.attack = speed.attack_on(computing, build.training_attack(self.config, backend), is_compiled=is_compiled)

@@ -3,7 +3,7 @@
 An objective attacks the batch and takes it through the network (`Objective.predict`), and turns predictions and class
 weights into one number a run (`Objective.loss`). Between the two a method may look at the predictions.
 
-Everything broadcasts over leading dimensions: `...` is empty for one run, (R,) for R runs that train side by side, each
+Everything broadcasts over leading dimensions: `...` is empty for one run, (R,) for R fused runs, each
 with its own batch of N images, class weights and loss.
 
 Losses of clean and attacked images take both through the network at once, or with ``is_joint=False`` one after the

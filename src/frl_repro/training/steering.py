@@ -29,13 +29,13 @@ class RunErrors:
 
     @classmethod
     def of(cls, errors: Sequence[ErrorRates], device: torch.device | str = "cpu") -> RunErrors:
-        """Put the runs' error rates side by side."""
+        """Stack the runs' error rates."""
 
-        def together(name: str) -> Tensor:
+        def stacked(name: str) -> Tensor:
             rates = [torch.as_tensor(getattr(one, name), dtype=torch.float64) for one in errors]
             return torch.stack(rates).to(device)
 
-        return cls(*(together(f.name) for f in fields(cls)))
+        return cls(*(stacked(f.name) for f in fields(cls)))
 
 
 @dataclass

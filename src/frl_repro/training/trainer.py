@@ -1,6 +1,6 @@
-"""The training loop: one epoch of one run or of several side by side, the schedule and the non-finite guard.
+"""The training loop: one epoch of one run or of several fused ones, the schedule and the non-finite guard.
 
-Runs that train side by side take their steps together, in tensors with a leading run axis R. Each keeps its own model,
+Fused runs take their steps together, in tensors with a leading run axis R. Each keeps its own model,
 data order, random starts, method and optimiser; a run that diverges disturbs no other.
 """
 
@@ -102,7 +102,7 @@ def train_epoch(
     Parameters
     ----------
     model : nn.Module
-        Changed in place. Of one run, or the `frl_repro.models.ModelStack` of R runs.
+        Changed in place. Of one run, or the `frl_repro.models.FusedModel` of R runs.
     train : Split
         Images, shape (N, C, H, W), and labels, shape (N,), on the model's device.
     update : callable

@@ -20,7 +20,7 @@ from frl_repro import attacks
 from frl_repro.attacks import Ascend, Ascent
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER
-from frl_repro.models import LeNet5, ModelStack
+from frl_repro.models import FusedModel, LeNet5
 from frl_repro.models.compute.graphs import GraphedAscend
 from frl_repro.models.compute.memory import Parts, ascend_in_parts, logits_in_parts
 from frl_repro.models.compute.native import Engine, Unsupported, engine_for
@@ -33,7 +33,7 @@ _ZERO_SUM_SHARE, _ZERO_SUM_ROUNDING = 1e-4, 1e-6
 
 @dataclass(frozen=True)
 class Backend:
-    """A set of functions that do the arithmetic, of one model or of the `frl_repro.models.ModelStack` of several runs.
+    """A set of functions that do the arithmetic, of one model or of the `frl_repro.models.FusedModel` of several runs.
 
     Attributes
     ----------
@@ -161,10 +161,10 @@ NATIVE = Backend(
 
 
 def native_backend(engine: Engine) -> Backend:
-    """Return the backend of a network for which native code was generated, and of stacks of its architecture."""
+    """Return the backend of a network for which native code was generated, and of fused ones of its architecture."""
 
     def tensors(model: nn.Module) -> dict[str, Tensor]:
-        if isinstance(model, ModelStack):
+        if isinstance(model, FusedModel):
             return dict(zip(model.names, model.parameters(), strict=True))
         return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 

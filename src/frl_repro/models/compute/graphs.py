@@ -19,7 +19,7 @@ from frl_repro.attacks import Ascent, ascend
 from frl_repro.basics.progress import LOGGER
 
 _CALLS_BEFORE = 2  # a shape that comes once more than this is worth recording
-_NUM_KEPT = 512  # recorded attacks: a few shapes for each of the runs that train side by side
+_NUM_KEPT = 512  # recorded attacks: a few shapes for each of the fused runs
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class GraphedAscend:
         given, x = ascent, ascent.x
         ascent = replace(ascent, epsilon=_on_device(ascent.epsilon, x), step_size=_on_device(ascent.step_size, x))
         tensors = ascent.tensors
-        # A graph holds addresses: of the weights too, which move when runs are stacked anew.
+        # A graph holds addresses: of the weights too, which move when runs are fused anew.
         held = itertools.chain(model.parameters(), model.buffers())
         weights = tuple((tensor.data_ptr(), tensor.shape) for tensor in held)
         # The same weights may be computed in bfloat16 in training and in float32 when they are measured.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from frl_repro.attacks import Ascend, Ascent
 from frl_repro.basics.errors import is_out_of_memory
 from frl_repro.basics.progress import LOGGER
-from frl_repro.models import ModelStack
+from frl_repro.models import FusedModel
 
 
 class Parts:
@@ -74,7 +74,7 @@ class Parts:
 
 
 def _num_runs(model: nn.Module) -> int:
-    return model.num_runs if isinstance(model, ModelStack) else 1
+    return model.num_runs if isinstance(model, FusedModel) else 1
 
 
 def logits_in_parts(logits: Callable[[nn.Module, Tensor], Tensor], parts: Parts) -> Any:

@@ -42,7 +42,7 @@ def for_training(model: nn.Module, *, precision: str, is_compiled: bool) -> nn.M
     Parameters
     ----------
     model : nn.Module
-        Of one run, or a stack of several.
+        Of one run, or of fused ones.
     precision : {"float32", "bfloat16"}
     is_compiled : bool
         Compile it with ``torch.compile``, for each shape of batch anew.

@@ -91,7 +91,7 @@ class ClassStats:
 
     @classmethod
     def of_runs(cls, runs: Sequence[ClassStats]) -> ClassStats:
-        """Put R runs' sums side by side, shapes (R, ...); each has as many images."""
+        """Stack R runs' sums, shapes (R, ...); each has as many images."""
         batches = []
         for of_batch in zip(*(run._batches for run in runs), strict=True):
             tensors = [(b.clean, b.y_clean, b.attacked, b.y_attacked) for b in of_batch]

@@ -5,7 +5,8 @@ then `Method.plan` (radius by class, sampling). After the forward pass: `Method.
 by class). After the last step of an epoch: `Method.see_epoch`. Once, before the finished model is measured:
 `Method.finish`. The test split is not among what a method can be given.
 
-Runs that train side by side share one method: every tensor has a leading run axis R, and no run looks at another.
+Fused runs, which take their steps in the same tensors, share one method: every tensor has a leading run axis R, and no
+run looks at another.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class When(NamedTuple):
     Attributes
     ----------
     epoch : Tensor, shape (R,), int64
-        Each run's epoch, counted from 0: runs side by side need not be at the same one. On the method's device.
+        Each run's epoch, counted from 0: fused runs need not be at the same one. On the method's device.
     num_epochs : Tensor, shape (R,), int64
         How many each run has.
     step, num_steps : int
@@ -103,7 +104,7 @@ class Weights(NamedTuple):
 
 
 class Method:
-    """A class-wise method for R runs that train side by side. A subclass overrides what it needs.
+    """A class-wise method for R fused runs. A subclass overrides what it needs.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ class ClassPolicy(Method):
     ----------
     rules : Rules
     shape : tuple of int
-        Of state and answers: (R, K) for R runs side by side; (K,) for one.
+        Of state and answers: (R, K) for R fused runs; (K,) for one.
     device : torch.device
 
     Raises

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
-class ModelStack(nn.Module):
+class FusedModel(nn.Module):
     """R models as one: a batch is R equal blocks of images, and block r goes through model r.
 
     Parameters of shape (R, ...) hold the models' own ones, which become views of them: an optimiser of model r moves
-    its slice of the stack, and a backward pass through the stack leaves model r its gradients.
+    its slice, and a backward pass through the whole leaves model r its gradients.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class ModelStack(nn.Module):
         super().__init__()
         self._models = tuple(models)  # a tuple hides them from nn.Module: they are views, not parts
         if next(models[0].buffers(), None) is not None:
-            raise ValueError("models with buffers cannot be stacked")
+            raise ValueError("models with buffers cannot be fused")
         self._names = [name for name, _ in models[0].named_parameters()]
         for name in self._names:
             views = [model.get_parameter(name) for model in models]
@@ -43,7 +43,7 @@ class ModelStack(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models' own names of the stack's parameters, in their order."""
+        """The models' own names of the parameters, in their order."""
         return tuple(self._names)
 
     @property
@@ -68,6 +68,6 @@ def _hand_out(views: Sequence[nn.Parameter], stacked: Tensor) -> None:
         view.grad = gradient
 
 
-def stack(models: Sequence[nn.Module]) -> nn.Module:
-    """Return the models as one module: a model that is alone as it is, else a `ModelStack`."""
-    return models[0] if len(models) == 1 else ModelStack(models)
+def fuse(models: Sequence[nn.Module]) -> nn.Module:
+    """Return the models as one module: a model that is alone as it is, else a `FusedModel`."""
+    return models[0] if len(models) == 1 else FusedModel(models)
