@@ -102,7 +102,7 @@ def stopped(*arguments):
 
     def end_epoch_and_stop(training, *given, **settings):
         end_epoch(training, *given, **settings)
-        if training.bench.config.retrain is not None:
+        if training.run.config.retrain is not None:
             raise Stop
 
     fitting._Training.end_epoch = end_epoch_and_stop

@@ -320,7 +320,7 @@ def test_a_method_that_is_stopped_continues_to_the_same_bytes(name, recipe, tmp_
     end_epoch, num = fitting._Training.end_epoch, itertools.count()
 
     def stop(self, *arguments, **settings):
-        if self.bench.folder.parent.name == "stopped" and next(num) == 1:
+        if self.run.folder.parent.name == "stopped" and next(num) == 1:
             raise KeyboardInterrupt
         end_epoch(self, *arguments, **settings)
 

@@ -23,7 +23,7 @@ from frl_repro.settings.config import RunConfig
 from frl_repro.settings.keys import IN_EVERY_HASH, about
 from frl_repro.settings.parse import parse
 from frl_repro.settings.schema import GROUPS, RetrainConfig
-from frl_repro.training import bench, build, fitting, objectives
+from frl_repro.training import build, fitting, objectives, open_run
 from frl_repro.training.trainer import one_cycle_learning_rate, train_epoch
 from support import composed, contents, same_weights
 
@@ -391,13 +391,13 @@ def test_precision_is_science_and_machine_switches_are_not(tmp_path):
 
 def test_training_in_bfloat16_differs_and_is_measured_in_float32(tmp_path, monkeypatch):
     measured = []
-    evaluate = bench.measure
+    evaluate = open_run.measure
 
     def note(model, *arguments, **settings):
         measured.append(type(model))
         return evaluate(model, *arguments, **settings)
 
-    monkeypatch.setattr(bench, "measure", note)
+    monkeypatch.setattr(open_run, "measure", note)
     plain = experiment.run(tiny(tmp_path, trainer__num_epochs=1))
     low = experiment.run(tiny(tmp_path, trainer__num_epochs=1, trainer__precision="bfloat16"))
     assert (plain / "model.safetensors").read_bytes() != (low / "model.safetensors").read_bytes()

@@ -24,9 +24,9 @@ from frl_repro.models.compute.backends import TORCH, choose_backend
 from frl_repro.runs import experiment
 from frl_repro.settings.keys import key
 from frl_repro.settings.methods import MethodSettings
-from frl_repro.training.bench import new_model
 from frl_repro.training.frl import Method, Rules, Weights
 from frl_repro.training.frl.reweight import Reweight
+from frl_repro.training.open_run import new_model
 from support import ROOT, contents, same_weights, stopped, tiny_run
 
 K = 3

@@ -48,10 +48,10 @@ from frl_repro.runs.fused import grouped, runs_at_once, share_out
 from frl_repro.runs.inputs import Inputs, compare_finished, find_base
 from frl_repro.runs.opening import Status, check_validation, folder_status, load_weights, open_run
 from frl_repro.settings.config import RunConfig
-from frl_repro.training.bench import Bench, Fitted
 from frl_repro.training.build import check_batches
 from frl_repro.training.fitting import fit
 from frl_repro.training.loggers import LOGGERS
+from frl_repro.training.open_run import Fitted, OpenRun
 
 Outcome = Path | Exception
 """What became of a run: its folder, or why it failed."""
@@ -248,19 +248,19 @@ def _run_fused(
     """Do runs that fit into memory together; ``is_alone``: no other run is under way in this process."""
     started = time.perf_counter()
     with ExitStack() as stack:
-        opened: list[Bench] = []
+        opened: list[OpenRun] = []
         for config in configs:
             try:
-                bench = open_run(
+                run = open_run(
                     config, dataset, data, device, starts[config.folder], command, stack, wait=wait, started=started
                 )
             except (UserError, OSError) as problem:
                 outcomes[config.folder] = problem
                 continue
-            if bench is None:
+            if run is None:
                 outcomes[config.folder] = config.folder
             else:
-                opened.append(bench)
+                opened.append(run)
         for place, fitted in fit(opened, is_alone=is_alone):
             folder = opened[place].folder
             outcomes[folder] = fitted if isinstance(fitted, Exception) else folder
@@ -275,59 +275,59 @@ def _status_of(config: RunConfig) -> Status:
     return distributed.from_writer(functools.partial(folder_status, config.folder, config))
 
 
-def _write_results(bench: Bench, fitted: Fitted, *, num_fused: int) -> None:
+def _write_results(run: OpenRun, fitted: Fitted, *, num_fused: int) -> None:
     """Measure the test split, write the run's tables, and ``done.json`` last."""
-    config, folder = bench.config, bench.folder
+    config, folder = run.config, run.folder
     num_epochs = config.training[1].num_epochs
     distributed.from_writer(functools.partial(check_in_place, folder))
-    measured = _measure_kept(bench, fitted)
+    measured = _measure_kept(run, fitted)
     if not distributed.is_writer():
         return
     check_held(folder)
     rows = [*fitted.rows, *(row for one in measured for row in one.rows)]
-    origin = bench.origin(epoch=num_epochs, checkpoint=rows[-1]["checkpoint"])
+    origin = run.origin(epoch=num_epochs, checkpoint=rows[-1]["checkpoint"])
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     writing.write_table(folder / CLASSWISE_FILE, rows, schema.CLASSWISE_HEADER)
-    write_outcomes(folder / OUTCOMES_FILE, bench.outcomes(measured[-1]))
+    write_outcomes(folder / OUTCOMES_FILE, run.outcomes(measured[-1]))
     writing.write_table(folder / HISTORY_FILE, fitted.history, schema.HISTORY_COLUMNS)
     if config.has_method:
         columns = list(dict.fromkeys([*schema.POLICY_COLUMNS, *(name for row in fitted.policy_rows for name in row)]))
         writing.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
-    bench.logger.update(fitted.history, rows, fitted.policy_rows)
-    wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
+    run.logger.update(fitted.history, rows, fitted.policy_rows)
+    wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - run.started, 1)
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_fused}  # seconds of all those runs
-    bench.write_record(fitted.segments, **effort)
-    checksums = {name: sha256(folder / name) for name in _result_files(bench, fitted)}
-    inputs = {"data": {"digest": bench.dataset.digest}, "start": bench.start}
-    inputs |= {} if bench.network is None else {"network": bench.network}
+    run.write_record(fitted.segments, **effort)
+    checksums = {name: sha256(folder / name) for name in _result_files(run, fitted)}
+    inputs = {"data": {"digest": run.dataset.digest}, "start": run.start}
+    inputs |= {} if run.network is None else {"network": run.network}
     done = {"run_id": config.run_id, "config_hash": config.hash, **inputs, "sha256": checksums}
     writing.write_json(folder / DONE_FILE, done)
     forget_state(folder)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder, top=config.keys.top))
 
 
-def _result_files(bench: Bench, fitted: Fitted) -> list[str]:
+def _result_files(run: OpenRun, fitted: Fitted) -> list[str]:
     """Return the names of a finished run's files; UserError where one was deleted while the run worked."""
     absent = {
-        POLICY_FILE: not bench.config.has_method,
-        SPLIT_FILE: bench.dataset.validation is None,
+        POLICY_FILE: not run.config.has_method,
+        SPLIT_FILE: run.dataset.validation is None,
         BEST_FILE: fitted.best_epoch is None,
     }
     names = [name for name in (*RESULT_FILES, OUTCOMES_FILE, BEST_FILE) if not absent.get(name, False)]
     for name in names:
-        if not (bench.folder / name).exists():
-            raise UserError(f"{bench.folder / name} was deleted while the run worked: repeat the command")
+        if not (run.folder / name).exists():
+            raise UserError(f"{run.folder / name} was deleted while the run worked: repeat the command")
     return names
 
 
-def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
+def _measure_kept(run: OpenRun, fitted: Fitted) -> list[Measured]:
     """Measure the kept checkpoints, the best one where it is another one, and the last; the test split comes last."""
-    num_epochs = bench.config.training[1].num_epochs
-    splits = {"selection": bench.dataset.selection, "test": bench.dataset.test}
+    num_epochs = run.config.training[1].num_epochs
+    splits = {"selection": run.dataset.selection, "test": run.dataset.test}
 
     def measure(model: nn.Module, epoch: int, checkpoint: str) -> list[Measured]:
         return [
-            bench.measure(model, split, name, epoch, checkpoint=checkpoint)
+            run.measure(model, split, name, epoch, checkpoint=checkpoint)
             for name, split in splits.items()
             if split is not None
         ]
@@ -335,7 +335,7 @@ def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
     if fitted.best_epoch is None or fitted.best_epoch == num_epochs:
         return measure(fitted.model, num_epochs, LAST if fitted.best_epoch is None else BOTH)
     best = copy.deepcopy(fitted.model)
-    load_weights(bench.folder / BEST_FILE, best)
+    load_weights(run.folder / BEST_FILE, best)
     return measure(best, fitted.best_epoch, BEST) + measure(fitted.model, num_epochs, LAST)
 
 

@@ -19,7 +19,7 @@ from frl_repro.models.identity import differences, network_record, recorded_star
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.schema import DatasetConfig, ImageFolderConfig, OwnModelConfig
-from frl_repro.training.bench import new_model
+from frl_repro.training.open_run import new_model
 
 
 class Inputs:

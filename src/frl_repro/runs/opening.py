@@ -27,9 +27,9 @@ from frl_repro.models.networks import image_shape
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.runs.inputs import Inputs
 from frl_repro.settings.config import RunConfig, to_dict
-from frl_repro.training.bench import Bench
 from frl_repro.training.build import check_batches, num_steering_images
 from frl_repro.training.loggers import LOGGERS, Logger, forget
+from frl_repro.training.open_run import OpenRun
 
 Status = Literal["new", "unfinished", "finished"]
 
@@ -45,7 +45,7 @@ def open_run(
     *,
     wait: bool,
     started: float,
-) -> Bench | None:
+) -> OpenRun | None:
     """Take hold of a run's folder and prepare what is left of the run; None where another process has finished it."""
     folder = config.folder
     validation = _validation_subset(dataset, config)
@@ -68,7 +68,7 @@ def open_run(
         is_ours=network is None,
     )
     distributed.refuse_unless_alike({"backend": backend.name, "device": device.type})
-    bench = Bench(
+    run = OpenRun(
         config=config,
         dataset=dataset,
         validation=validation,
@@ -85,7 +85,7 @@ def open_run(
         },
         network=network,
     )
-    opened.callback(bench.logger.close)
+    opened.callback(run.logger.close)
 
     def take_hold() -> bool:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,14 +95,14 @@ def open_run(
         status = folder_status(folder, config)
         if status != "new" and not config.keys.force:
             recorded = read_object(folder / RUN_FILE)
-            changes = differences(recorded, bench.made_from)
+            changes = differences(recorded, run.made_from)
             refuse_changes(folder, changes, is_finished=status == "finished")
             if status == "finished":
                 return False
-        _open_folder(bench, status)
+        _open_folder(run, status)
         return True
 
-    return bench if distributed.from_writer(take_hold) else None
+    return run if distributed.from_writer(take_hold) else None
 
 
 def load_weights(
@@ -135,11 +135,11 @@ def _only_torch(config: RunConfig) -> str | None:
     return next((setting for setting, is_asked_for in asked_for.items() if is_asked_for), None)
 
 
-def _open_folder(bench: Bench, status: Status) -> None:
+def _open_folder(run: OpenRun, status: Status) -> None:
     """Prepare the folder, which this process holds, for what is left of the run."""
-    config, dataset, folder = bench.config, bench.dataset, bench.folder
+    config, dataset, folder = run.config, run.dataset, run.folder
     if status != "new" and config.keys.force:
-        is_changed = differences(read_object(folder / RUN_FILE), bench.made_from)
+        is_changed = differences(read_object(folder / RUN_FILE), run.made_from)
         if status == "finished" or is_changed:
             # In this order, so that a repeated run neither looks finished nor continues from the one before.
             forget_state(folder)
@@ -147,13 +147,13 @@ def _open_folder(bench: Bench, status: Status) -> None:
             forget(folder)
     for leftover in folder.glob(TEMPORARY_PATTERN):
         leftover.unlink()
-    bench.write_record([])
+    run.write_record([])
     if dataset.validation is not None:
         indices = {"train": dataset.train_indices, "validation": dataset.validation_indices}
         if dataset.selection_indices is not None:
             indices["selection"] = dataset.selection_indices
         write_bytes(folder / SPLIT_FILE, safetensors.torch.save(indices))
-    LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, bench.device, bench.backend.name, folder)
+    LOGGER.info("%s on %s (backend %s) -> %s", config.run_id, run.device, run.backend.name, folder)
     if dataset.validation is not None:
         for key, settings in (("evaluation", config.evaluation), ("frl", config.frl)):
             at_most(f"{key}.num_validation", getattr(settings, "num_validation", None), len(dataset.validation))

@@ -30,8 +30,8 @@ from frl_repro.models import checkpoints, fuse
 from frl_repro.models.compute import distributed, speed
 from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
 from frl_repro.training import build
-from frl_repro.training.bench import Bench, Fitted
 from frl_repro.training.frl import Method, When, method_of
+from frl_repro.training.open_run import Fitted, OpenRun
 from frl_repro.training.steering import RunErrors
 from frl_repro.training.trainer import Diverged, EpochSummary, train_epoch
 
@@ -55,9 +55,9 @@ _STATE_FIELDS = readback.fields(
 class _Training:
     """One run under way: its model, optimiser and running average, and what it has recorded."""
 
-    def __init__(self, bench: Bench, before: dict[str, list[dict[str, Any]]]) -> None:
-        self.bench, self.model = bench, bench.model
-        _, self.trainer = bench.config.training
+    def __init__(self, run: OpenRun, before: dict[str, list[dict[str, Any]]]) -> None:
+        self.run, self.model = run, run.model
+        _, self.trainer = run.config.training
         self.optimizer = build.optimizer(self.model, self.trainer)
         self.average = None
         if self.trainer.ema_decay is not None:
@@ -71,12 +71,12 @@ class _Training:
         self.num_done, self.earlier_seconds = 0, 0.0
         self.earlier_segments: list[dict[str, Any]] = []  # of the processes before this one
         self.failure: Exception | None = None
-        self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
+        self.machine = f"{run.device.type}, backend {run.backend.name}, {torch.get_num_threads()} threads"
         if distributed.num_processes() > 1:
             self.machine += f", {distributed.num_processes()} processes"
-        if distributed.from_writer(lambda: has_state(bench.folder)):
+        if distributed.from_writer(lambda: has_state(run.folder)):
             self._resume()
-        elif bench.config.retrain is not None:
+        elif run.config.retrain is not None:
             self._measure_before(before)
 
     @property
@@ -97,7 +97,7 @@ class _Training:
         first = self.earlier_segments[-1]["epochs"][-1] + 1 if self.earlier_segments else 1
         if self.num_done < first:
             return self.earlier_segments
-        return [*self.earlier_segments, {"epochs": [first, self.num_done], **self.bench.process}]
+        return [*self.earlier_segments, {"epochs": [first, self.num_done], **self.run.process}]
 
     def step(self, step: int, num_steps: int, *, is_averaged: bool) -> None:
         """Move the model along its gradients, and the average along: step ``step`` of the epoch, counted from 0."""
@@ -109,25 +109,25 @@ class _Training:
 
     def end_epoch(self, summary: EpochSummary | Diverged, policy_rows: list[dict[str, Any]], *, note: str) -> None:
         """Record an epoch, measure the validation split where that is due, save the state, and show it all."""
-        bench, num_epochs = self.bench, self.trainer.num_epochs
+        run, num_epochs = self.run, self.trainer.num_epochs
         epoch = self.num_done + 1
         if isinstance(summary, Diverged):
-            last_good = bench.folder / STATE_FILE if self.num_done > 0 else "none yet"
+            last_good = run.folder / STATE_FILE if self.num_done > 0 else "none yet"
             where = f"of epoch {epoch}; last good state: {last_good}"
             self.failure = UserError(f"training diverged: {summary.reason} {where}")
             return
         learning_rate = build.learning_rate(self.trainer, self.num_done, step=0, num_steps=summary.num_steps)
-        entry = {"run_id": bench.config.run_id, "epoch": epoch, "learning_rate": learning_rate, **asdict(summary)}
+        entry = {"run_id": run.config.run_id, "epoch": epoch, "learning_rate": learning_rate, **asdict(summary)}
         entry["train_clean_error"] = entry.pop("clean_error")
         entry["train_attacked_error"] = entry.pop("attacked_error")
         entry |= {"validation_natural_error": None, "validation_robust_error": None}
         self.history.append(entry)
         self.policy_rows += policy_rows
         self.num_done = epoch
-        LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - bench.started))
-        is_due = epoch % bench.config.evaluation.validation_every == 0 or epoch == num_epochs
-        if bench.validation is not None and is_due:
-            rows = bench.measure(self.measured, bench.validation, "validation", epoch).rows
+        LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - run.started))
+        is_due = epoch % run.config.evaluation.validation_every == 0 or epoch == num_epochs
+        if run.validation is not None and is_due:
+            rows = run.measure(self.measured, run.validation, "validation", epoch).rows
             self.rows += rows
             errors = validation_errors(rows)
             entry["validation_natural_error"] = errors["overall_natural"]
@@ -135,35 +135,35 @@ class _Training:
             self._keep_if_best(errors)
         if distributed.is_writer():
             self._save_state()
-        bench.logger.update(self.history, self.rows, self.policy_rows)
+        run.logger.update(self.history, self.rows, self.policy_rows)
 
     def validation_errors(self) -> ClassErrors | None:
         """Return the class errors of all validation images that are measured, at the largest radius."""
-        bench = self.bench
-        if bench.validation is None:
+        run = self.run
+        if run.validation is None:
             return None
-        measured = bench.measure(self.model, bench.validation, "validation", self.num_done + 1)
-        return measured.samples.by_class(bench.dataset.num_classes)[-1]
+        measured = run.measure(self.model, run.validation, "validation", self.num_done + 1)
+        return measured.samples.by_class(run.dataset.num_classes)[-1]
 
     def validation_logits(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Return logits, shape (N, K), and labels, shape (N,), of all validation images; UserError without any."""
-        bench = self.bench
-        if bench.validation is None:
-            raise UserError(f"frl={bench.config.frl.name} needs dataset.validation_fraction above 0")
-        images, labels = (part.to(bench.device) for part in (bench.validation.images, bench.validation.labels))
+        run = self.run
+        if run.validation is None:
+            raise UserError(f"frl={run.config.frl.name} needs dataset.validation_fraction above 0")
+        images, labels = (part.to(run.device) for part in (run.validation.images, run.validation.labels))
         with evaluation_mode(model):
-            parts = [bench.backend.logits(model, in_unit_range(part)) for part in torch.split(images, _BATCH_OF_LOGITS)]
+            parts = [run.backend.logits(model, in_unit_range(part)) for part in torch.split(images, _BATCH_OF_LOGITS)]
         return torch.cat(parts), labels
 
     def _save_state(self) -> None:
-        bench = self.bench
-        check_held(bench.folder)
+        run = self.run
+        check_held(run.folder)
         checkpoints.save_state(
-            bench.folder / STATE_FILE,
+            run.folder / STATE_FILE,
             {
                 "epoch": self.num_done,
                 "machine": self.machine,
-                **bench.inputs,
+                **run.inputs,
                 "segments": self.segments,
                 # Cloned: a slice of fused weights would be saved with all of them.
                 "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
@@ -174,7 +174,7 @@ class _Training:
                 "history": self.history,
                 "rows": self.rows,
                 "policy_rows": self.policy_rows,
-                "seconds": self.earlier_seconds + time.perf_counter() - bench.started,
+                "seconds": self.earlier_seconds + time.perf_counter() - run.started,
             },
         )
 
@@ -183,18 +183,18 @@ class _Training:
 
         ``before`` holds what was measured for other runs: jobs of a grid start from one model.
         """
-        bench, config = self.bench, self.bench.config
-        of_same = repr((bench.inputs, config.seed, config.evaluation))
+        run, config = self.run, self.run.config
+        of_same = repr((run.inputs, config.seed, config.evaluation))
         if of_same not in before:
-            dataset = bench.dataset
-            splits = [("validation", bench.validation), ("selection", dataset.selection), ("test", dataset.test)]
+            dataset = run.dataset
+            splits = [("validation", run.validation), ("selection", dataset.selection), ("test", dataset.test)]
             before[of_same] = [
                 row
                 for name, split in splits
                 if split is not None
-                for row in bench.measure(self.model, split, name, 0).rows
+                for row in run.measure(self.model, split, name, 0).rows
             ]
-        self.rows = [{**row, **bench.keys} for row in before[of_same]]
+        self.rows = [{**row, **run.keys} for row in before[of_same]]
 
     def _keep_if_best(self, errors: Mapping[str, float]) -> None:
         """Write the weights down where this epoch's validation error is smaller than that of every one before.
@@ -202,16 +202,16 @@ class _Training:
         The file is written before the state that names its epoch: a process that is killed between the two repeats the
         epoch and writes the same bytes.
         """
-        criterion = self.bench.config.evaluation.keep_best_by
+        criterion = self.run.config.evaluation.keep_best_by
         if criterion is None or (self.best is not None and errors[criterion] >= self.best["error"]):
             return
         self.best = {"epoch": self.num_done, "error": errors[criterion]}
         if distributed.is_writer():
-            origin = self.bench.origin(epoch=self.num_done, checkpoint=BEST)
-            checkpoints.save_weights(self.bench.folder / BEST_FILE, self.measured, origin=origin)
+            origin = self.run.origin(epoch=self.num_done, checkpoint=BEST)
+            checkpoints.save_weights(self.run.folder / BEST_FILE, self.measured, origin=origin)
 
     def _resume(self) -> None:
-        path = self.bench.folder / STATE_FILE
+        path = self.run.folder / STATE_FILE
         try:
             self._continue_from(distributed.from_writer(lambda: checkpoints.load_state(path)))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as problem:
@@ -220,17 +220,17 @@ class _Training:
             raise UserError(f"{path} is the state of another training: delete it to train from the start") from None
         LOGGER.info("continuing after epoch %d of %d", self.num_done, self.trainer.num_epochs)
         if distributed.is_writer():
-            self.bench.write_record(self.segments)
+            self.run.write_record(self.segments)
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
-        folder = self.bench.folder
+        folder = self.run.folder
         path = folder / STATE_FILE
         readback.checked(state, _STATE_FIELDS, source=path, remedy="delete it to train from the start")
         rows = [*state["history"], *state["rows"], *state["policy_rows"]]
-        is_ours = all(row.get("run_id") == self.bench.config.run_id for row in rows)
+        is_ours = all(row.get("run_id") == self.run.config.run_id for row in rows)
         if not is_ours or not state["epoch"] == len(state["history"]) <= self.trainer.num_epochs:
             raise ValueError("another run's")
-        for name, digest in self.bench.inputs.items():
+        for name, digest in self.run.inputs.items():
             if state.get(name, digest) != digest:  # older states do not say
                 raise UserError(
                     f"{path} is the state of a training with another {name}: delete the folder {folder} "
@@ -255,10 +255,10 @@ class _Training:
 
     def _finish(self) -> None:
         """Let the method change the trained model, before it is measured."""
-        config, K = self.bench.config, self.bench.dataset.num_classes
+        config, K = self.run.config, self.run.dataset.num_classes
         if not config.has_method:
             return
-        method = method_of([config], num_classes=K, device=self.bench.device)
+        method = method_of([config], num_classes=K, device=self.run.device)
         if self.policy_state is not None:
             method.state = {name: tensor.unsqueeze(0) for name, tensor in self.policy_state.items()}
         method.finish(0, self.measured, self.validation_logits)
@@ -280,12 +280,12 @@ class _Training:
         )
 
 
-def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:
+def fit(runs: Sequence[OpenRun], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:
     """Train every run to its last epoch, continuing from the states in their folders; each is handed over as it ends.
 
     Parameters
     ----------
-    benches : sequence of Bench
+    runs : sequence of OpenRun
         Runs of one data set, device and backend with the same `RunConfig.shared`. They need not be at the same epoch.
     is_alone : bool
         No other run is under way in this process: messages need not say whose they are.
@@ -293,17 +293,17 @@ def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitt
     Yields
     ------
     (int, Fitted or Exception)
-        A run's place in ``benches``, and what came of it: the error of a run that diverged, or that could not continue.
+        A run's place in ``runs``, and what came of it: the error of a run that diverged, or that could not continue.
     """
-    if not benches:
+    if not runs:
         return
-    device, train = benches[0].device, benches[0].dataset.train
+    device, train = runs[0].device, runs[0].dataset.train
     train = Split(images=train.images.to(device), labels=train.labels.to(device))
     under_way: dict[int, _Training] = {}
     before: dict[str, list[dict[str, Any]]] = {}
-    for place, bench in enumerate(benches):
+    for place, run in enumerate(runs):
         try:
-            under_way[place] = _Training(bench, before)
+            under_way[place] = _Training(run, before)
         except (UserError, OSError) as problem:  # a damaged state is this run's trouble alone
             yield place, problem
     loop: _Loop | None = None
@@ -324,9 +324,9 @@ class _Loop:
 
     def __init__(self, trainings: Sequence[_Training], train: Split, *, is_alone: bool) -> None:
         self.trainings, self.train, self.is_alone = trainings, train, is_alone
-        bench, self.trainer = trainings[0].bench, trainings[0].trainer
-        self.config, self.dataset, self.device, backend = bench.config, bench.dataset, bench.device, bench.backend
-        self.configs, models = [t.bench.config for t in trainings], [t.model for t in trainings]
+        run, self.trainer = trainings[0].run, trainings[0].trainer
+        self.config, self.dataset, self.device, backend = run.config, run.dataset, run.device, run.backend
+        self.configs, models = [t.run.config for t in trainings], [t.model for t in trainings]
         self.model = fuse(models)
         is_compiled = self.config.keys.compile
         computing = speed.for_training(self.model, precision=self.trainer.precision, is_compiled=is_compiled)
@@ -388,7 +388,7 @@ class _Loop:
 
         The networks of the package draw none, and the global random state is everyone's: it is put back.
         """
-        if self.trainings[0].bench.network is None:
+        if self.trainings[0].run.network is None:
             yield
             return
         devices = [self.device] if self.device.type == "cuda" else []
@@ -406,10 +406,10 @@ class _Loop:
             rows: list[dict[str, Any]] = []
             if method is not None:
                 training.policy_state = {name: state[r].clone() for name, state in method.state.items()}
-                keys = {**training.bench.keys, "epoch": training.num_done + 1}
+                keys = {**training.run.keys, "epoch": training.num_done + 1}
                 rows = self.steering.rows(r, keys, self.dataset.class_names, when, epsilon=epsilon)
             try:
-                note = "" if self.is_alone else f"{training.bench.config.run_id}  "
+                note = "" if self.is_alone else f"{training.run.config.run_id}  "
                 training.end_epoch(summary, rows, note=note)
             except (OSError, UserError) as problem:
                 training.failure = problem

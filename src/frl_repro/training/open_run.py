@@ -25,7 +25,7 @@ from frl_repro.training.loggers import Logger
 
 
 @dataclass(frozen=True)
-class Bench:
+class OpenRun:
     """All that one run works with.
 
     Attributes
