@@ -34,7 +34,7 @@ from frl_repro.results.tables import reading, schema, text_tables, writing
 from frl_repro.results.tables.components import COMPONENTS_FILE
 from frl_repro.results.tables.examples import EXAMPLES_FILE, Examples, write_examples
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE, SPLIT_DIGEST, Outcomes, write_outcomes
-from frl_repro.settings.config import EvaluateConfig, to_dict
+from frl_repro.settings.config import EvaluateConfig, SanityConfig, to_dict
 from frl_repro.settings.schema import AutoAttackEvaluationConfig, OwnModelConfig, PGDEvaluationConfig
 
 USUAL_STEP_SIZE = 2 / 255  # of the report and the paper; another one is part of the attack's name in tables
@@ -153,6 +153,27 @@ def measure(
     return Measured(rows, samples)
 
 
+def model_and_backend(
+    path: Path,
+    config: EvaluateConfig | SanityConfig,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    key: str | None = None,
+    setting: str = "checkpoint",
+) -> tuple[nn.Module, Backend]:
+    """Return the network of a checkpoint, on the device, and what computes it; see `network_of`."""
+    model = network_of(path, config, dataset, key=key, setting=setting).to(device)
+    backend = choose_backend(
+        config.keys.backend,
+        model,
+        device,
+        image_shape=image_shape(dataset),
+        is_ours=not isinstance(config.model, OwnModelConfig),
+    )
+    return model, backend
+
+
 def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     """Measure a checkpoint on the test split, show its class table and return the folder of its tables.
 
@@ -173,17 +194,9 @@ def measure_checkpoint(config: EvaluateConfig, *, command: str = "") -> Path:
     device = resolve_device(config.keys.device)
     set_up_machine(device, config.keys.num_threads)
     dataset = load_dataset(config.dataset)
-    model = network_of(path, config, dataset, key=config.keys.checkpoint_key)
+    model, backend = model_and_backend(path, config, dataset, device, key=config.keys.checkpoint_key)
     seed = int(origin["seed"]) if config.keys.seed is None else config.keys.seed
     keys = {**origin, "dataset": config.dataset.name, "model": config.model.name, "split": "test"}
-    model = model.to(device)
-    backend = choose_backend(
-        config.keys.backend,
-        model,
-        device,
-        image_shape=image_shape(dataset),
-        is_ours=not isinstance(config.model, OwnModelConfig),
-    )
     folder = Path(config.keys.output_dir) / f"{keys['run_id']}-{config.hash}"
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {"data": dataset.content, "checkpoint": weights_record(path)}

@@ -29,10 +29,15 @@ from frl_repro.basics.provenance import describe
 from frl_repro.data import Dataset, Split, at_most, load_dataset
 from frl_repro.data.splits import subset
 from frl_repro.evaluation.evaluate import EvaluationAttack, evaluate
-from frl_repro.evaluation.measure import USUAL_STEP_SIZE, origin_of, resolve_device, set_up_machine
-from frl_repro.models.compute.backends import Backend, choose_backend
-from frl_repro.models.loading import network_of, refuse_other_model
-from frl_repro.models.networks import image_shape
+from frl_repro.evaluation.measure import (
+    USUAL_STEP_SIZE,
+    model_and_backend,
+    origin_of,
+    resolve_device,
+    set_up_machine,
+)
+from frl_repro.models.compute.backends import Backend
+from frl_repro.models.loading import refuse_other_model
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.results.tables import writing
 from frl_repro.results.tables.sanity_rules import (
@@ -51,7 +56,6 @@ from frl_repro.results.tables.sanity_rules import (
     table_text,
 )
 from frl_repro.settings.config import SanityConfig, to_dict
-from frl_repro.settings.schema import OwnModelConfig
 
 _BATCH_SIZE = 500
 _NUM_DISTANCES = 16  # points of the losses' curves; the first is a grey level of 8-bit images at 16/255
@@ -364,15 +368,7 @@ def _load(
     key: str | None = None,
     setting: str = "checkpoint",
 ) -> Attacker:
-    model = network_of(path, config, dataset, key=key, setting=setting).to(device)
-    backend = choose_backend(
-        config.keys.backend,
-        model,
-        device,
-        image_shape=image_shape(dataset),
-        is_ours=not isinstance(config.model, OwnModelConfig),
-    )
-    return Attacker(model, backend)
+    return Attacker(*model_and_backend(path, config, dataset, device, key=key, setting=setting))
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:

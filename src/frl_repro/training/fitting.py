@@ -417,7 +417,8 @@ class _Loop:
     def _average(self, method: Method, when: When) -> None:
         """Take the weights of the runs that the method accepts into their running averages."""
         errors = [t.validation_errors() for t in self.trainings]
-        seen = None if any(e is None for e in errors) else RunErrors.of([e for e in errors if e is not None])
+        known = [e for e in errors if e is not None]
+        seen = RunErrors.of(known, method.device) if len(known) == len(errors) else None
         for training, is_accepted in zip(self.trainings, method.accepts(seen, when).tolist(), strict=True):
             if is_accepted and training.average is not None:
                 training.average.update_parameters(training.model)
