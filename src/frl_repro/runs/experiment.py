@@ -20,7 +20,7 @@ from torch import nn
 
 from frl_repro.basics.atomic import check_in_place
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.folder_lock import check_held, remove_leftover, remove_leftover, remove_leftover
+from frl_repro.basics.folder_lock import check_held, remove_leftover
 from frl_repro.basics.progress import LOGGER
 from frl_repro.basics.run_folder import (
     CLASSWISE_FILE,
