@@ -98,7 +98,7 @@ def _summaries(
     points: DataFrame, epsilon: float, *, title: str, errors: Sequence[str], top: int | None, classes: str
 ) -> list[str]:
     """What is said of one data set and model: a table of each split, and of each method the choice and the grid."""
-    from frl_repro.results.tables.schema import format_epsilon
+    from frl_repro.basics.radii import format_epsilon
     from frl_repro.results.tables.selection import by_setting, choice_rows, setting_columns
 
     text = []

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import COLUMN_WIDTH, TITLE_LINE_HEIGHT, add_legend, paper_style, shortened, wrapped
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.subsets import overall
 from frl_repro.results.tables.text_tables import is_worst, worst_and_best
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.class_bars import Series, describe, draw_class_panels
 from frl_repro.results.figures.style import BLUE, ORANGE
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import comparable, listed, main_setting, select_attack
 from frl_repro.results.tables.subsets import select_epsilon, select_last_epoch, select_split
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.figures.style import COLUMN_WIDTH, RED, paper_style, wrapped
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import (
     best_settings,
     by_setting,
@@ -23,6 +23,7 @@ from frl_repro.results.tables.selection import (
     setting_columns,
     summary,
 )
+from frl_repro.settings.methods import ALPHA_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _QUANTITIES = {"natural": "Worst-class natural error (%)", "robust": "Worst-class robust error (%)"}
-_LABELS = {"alpha_nat": "alpha nat", "alpha_bndy": "alpha bndy", "alpha_margin": "alpha margin"}
+_LABELS = {name: name.replace("_", " ") for name in ALPHA_COLUMNS}
 _CRITERION = "sum"
 _COMMAND = "python train.py -m frl=reweight sweep=alpha_grid"
 
@@ -87,7 +88,7 @@ def _numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> tuple[Data
     if runs is None:
         raise UserError(f"the tables hold no retraining: run `{_COMMAND}`")
     after = runs[runs["when"] == "after"]
-    varied = [str(m) for m, part in after.groupby("method") if sum(part[a].nunique() > 1 for a in _LABELS) == 2]
+    varied = [str(m) for m, part in after.groupby("method") if len(_varied(part)) == 2]
     if len(varied) != 1:
         found = f"several ({', '.join(varied)}): choose one with where=method=" if varied else f"none: run `{_COMMAND}`"
         raise UserError(f"this figure shows a method with a grid of two alphas; the tables have {found}")
@@ -104,8 +105,12 @@ def _numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> tuple[Data
 
 
 def _axes(numbers: DataFrame) -> tuple[str, str]:
-    rows, columns = (name for name in _LABELS if numbers[name].nunique() > 1)
+    rows, columns = _varied(numbers)
     return rows, columns
+
+
+def _varied(rows: DataFrame) -> list[str]:
+    return [name for name in _LABELS if name in rows.columns and rows[name].nunique() > 1]
 
 
 def _draw(axes: Axes, numbers: DataFrame, rows: str, columns: str, quantity: str) -> None:

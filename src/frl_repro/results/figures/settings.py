@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import BLUE, COLUMN_WIDTH, RED, TITLE_LINE_HEIGHT, paper_style, wrapped
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import (
     BEFORE,
     by_setting,

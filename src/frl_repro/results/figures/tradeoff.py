@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.figures.style import (
     BLUE,
     COLUMN_WIDTH,
@@ -23,7 +24,6 @@ from frl_repro.results.figures.style import (
     paper_style,
     wrapped,
 )
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import setting_name, summary, with_bases
 from frl_repro.results.tables.text_tables import display_width
 

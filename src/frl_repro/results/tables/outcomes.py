@@ -19,8 +19,8 @@ from safetensors.numpy import save
 from frl_repro.basics import readback
 from frl_repro.basics.atomic import write_bytes
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import format_epsilon, parse_fraction
 from frl_repro.basics.regular_files import check_regular
-from frl_repro.results.tables.schema import format_epsilon, parse_fraction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

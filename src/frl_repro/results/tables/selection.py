@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables.schema import RUN_COLUMNS, SETTING_COLUMNS, format_epsilon
+from frl_repro.basics.radii import format_epsilon
+from frl_repro.results.tables.schema import RUN_COLUMNS, SETTING_COLUMNS
 from frl_repro.results.tables.subsets import overall, select_epsilon, select_last_epoch, select_split
 from frl_repro.results.tables.variants import BASE_COLUMN, EXTERNAL, VARIANT_COLUMN
+from frl_repro.settings.methods import ALPHA_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -165,7 +167,7 @@ def with_bases(runs: DataFrame) -> DataFrame:
         alike = [name for name in runs.columns if name.startswith(("overall_", "worst_class_"))]
     before = before.drop_duplicates(["dataset", "model", "recipe", "split", "seed", *alike]).copy()
     before["method"] = BEFORE
-    before[[name for name in runs.columns if name.startswith("alpha_")]] = math.nan
+    before[[name for name in ALPHA_COLUMNS if name in runs.columns]] = math.nan
     return pd.concat([part for part in (before, after) if not part.empty], ignore_index=True)
 
 
@@ -425,9 +427,7 @@ def setting_name(row: pd.Series) -> str:
     """
     parts = [str(row["method"])]
     parts += [
-        f"{name} {row[f'alpha_{name}']:g}"
-        for name in ("nat", "bndy", "margin", "rob")
-        if pd.notna(row.get(f"alpha_{name}", math.nan))
+        f"{name.removeprefix('alpha_')} {row[name]:g}" for name in ALPHA_COLUMNS if pd.notna(row.get(name, math.nan))
     ]
     if row["recipe"] not in ("", "report"):
         parts.append(f"({row['recipe']})")

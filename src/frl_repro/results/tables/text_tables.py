@@ -6,10 +6,10 @@ import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frl_repro.basics.errors import UserError, one_line, printable
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.basics.run_folder import CLASSWISE_FILE
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.tables.reading import read_classwise
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.subsets import overall, select_last_epoch, select_split
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.tables.reading import merged, read_json, read_sources
-from frl_repro.results.tables.schema import SETTING_COLUMNS, format_epsilon
+from frl_repro.results.tables.schema import SETTING_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

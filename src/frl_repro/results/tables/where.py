@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import parse_fraction
 from frl_repro.basics.suggestions import choice_hint
-from frl_repro.results.tables.schema import parse_fraction
 from frl_repro.results.tables.selection import MAX_LISTED, listed, shown
 from frl_repro.results.tables.variants import VARIANT_COLUMN, parts_of, unquoted
 
