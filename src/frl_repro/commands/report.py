@@ -69,6 +69,13 @@ _FIGURES = (
     _Place("tradeoff", "exp4", "Average against worst-class robust accuracy, one point a run"),
 )
 
+_OF_OTHER_METHODS = (
+    _Place("settings", "", "Every setting"),
+    _Place("trajectory", "", "How a method steers: class weights and radii over the epochs"),
+    _Place("tradeoff", "", "Average against worst-class robust accuracy, one point a run"),
+)
+"""Figures of runs that play no part in the claims."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report that ``argv`` (default: the command line) asks for; returns the exit code.
@@ -81,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(given: dict[str, str]) -> str:
     from frl_repro.basics.atomic import write_text
     from frl_repro.results import DEFAULT_TOP
+    from frl_repro.results.registration import of_first_study
     from frl_repro.results.report import markdown
     from frl_repro.results.report.autoattack import autoattack_grids
     from frl_repro.results.report.claims import CLAIM_COLUMNS, claim_rows, judge
@@ -88,7 +96,7 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.results.report.registered import load_registered
     from frl_repro.results.report.registered_page import VERDICT_COLUMNS, section, verdict_rows
     from frl_repro.results.report.sanity import sanity_grids, sanity_pictures, sanity_table
-    from frl_repro.results.report.study import load_study, of_first_study, study_rows
+    from frl_repro.results.report.study import load_study, study_rows
     from frl_repro.results.tables.reading import find_tables, read_policy
     from frl_repro.results.tables.sanity_rules import SANITY_FILE
     from frl_repro.results.tables.selection import select_attack
@@ -103,7 +111,7 @@ def _report(given: dict[str, str]) -> str:
     epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
     top = whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP
     study = load_study(runs, epsilon=epsilon, attack=given.get("attack"), where=where)
-    findings = judge(study)
+    findings = judge(study) if study.settings else []
 
     df, _ = study_rows(runs, where)
     policies = of_first_study(_found(runs, "policy.csv"))
@@ -175,7 +183,7 @@ def _pictures(
 
     pictures: list[Picture] = []
     written: list[Path] = []
-    for place in _FIGURES:
+    for place in _FIGURES if study.settings else _OF_OTHER_METHODS:
         entry = FIGURES[place.figure]
         rows = df if entry.table == "classwise.csv" else policy
         try:
@@ -287,7 +295,7 @@ def _verdicts(findings: Sequence[Finding]) -> str:
                     f"        over test images [{100 * one.over_images.low:.1f}, {100 * one.over_images.high:.1f}]"
                 )
         lines += [f"    {remark}" for remark in finding.remarks]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _usage() -> str:

@@ -156,10 +156,27 @@ def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mappi
         return f"unknown key {key}; {hint}{f' ({ours})' if is_ours else ''}"
     if elsewhere:
         return f"unknown key {key} here: {ours}"
+    if group == "frl" and kind is RunConfig:
+        return f"unknown key {key}; {_keys_by_method(choices)}"
     inside = sorted(name.split(".", 1)[1] for name in keys if name.startswith(f"{group}."))
     if inside:
         return f"unknown key {key}; {group} has {', '.join(inside)}"
     return f"unknown key {key}; known are {', '.join([*groups_of(kind), *sections_of(kind)])} (--help lists every key)"
+
+
+def _keys_by_method(choices: Mapping[str, str] | None) -> str:
+    """Return the keys in ``frl`` of the chosen method; where it has none or is not known, those of every method."""
+    of_methods: dict[str, set[str]] = {}
+    for method, names in method_keys().items():
+        of_methods.setdefault(method.split()[0], set()).update(
+            name.removeprefix("frl.") for name in names if name.startswith("frl.") and name != "frl.name"
+        )
+    chosen = f"frl={(choices or {}).get('frl')}"
+    shown: dict[str, list[str]] = {}  # methods that have the same keys are named together
+    for method, found in of_methods.items():
+        if found and (method == chosen or not of_methods.get(chosen)):
+            shown.setdefault(", ".join(sorted(found)), []).append(method)
+    return "; ".join(f"{' and '.join(methods)}: {found}" for found, methods in shown.items())
 
 
 def _keys_meant(key: str, readable: Sequence[str], others: Sequence[str], kind: type[Config]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -23,6 +24,7 @@ from frl_repro.results.tables.selection import (
     setting_columns,
     summary,
 )
+from frl_repro.results.tables.variants import SETTINGS_COLUMN, VARIANT_COLUMN, differences
 from frl_repro.settings.methods import ALPHA_COLUMNS
 
 if TYPE_CHECKING:
@@ -35,6 +37,28 @@ _QUANTITIES = {"natural": "Worst-class natural error (%)", "robust": "Worst-clas
 _LABELS = {name: name.replace("_", " ") for name in ALPHA_COLUMNS}
 _CRITERION = "sum"
 _COMMAND = "python train.py -m frl=reweight sweep=alpha_grid"
+
+
+def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
+    """Rows of a grid of alphas, of the recipe and settings that most of its cells have, and a line that says so."""
+    if SETTINGS_COLUMN not in df.columns:
+        return df, ""
+    kept, notes = [df], []
+    for method, part in df[df["recipe"] != ""].groupby("method"):
+        if len(_varied(part)) != 2:
+            continue
+        told_apart = differences(part[SETTINGS_COLUMN].unique())
+        apart = "recipe=" + part["recipe"] + " " + part[SETTINGS_COLUMN].map(told_apart)
+        cells = part.assign(apart=apart).drop_duplicates(["apart", *_varied(part)])
+        num_cells = cells["apart"].value_counts(sort=False).sort_index()
+        first, *others = map(str, num_cells.sort_values(ascending=False, kind="stable").index)
+        if others:
+            kept = [rows[rows["method"] != method] for rows in kept]
+            kept.append(part[apart == first].assign(**{VARIANT_COLUMN: ""}))
+            notes.append(
+                f"shown: {method} {first.strip()}, as most cells; left out: {'; '.join(map(str.strip, others))}"
+            )
+    return pd.concat(kept), "\n".join(notes)
 
 
 def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:

@@ -143,6 +143,8 @@ def read_policy(paths: Iterable[str | Path]) -> DataFrame:
             table[name] = _numbers(table[name], file).astype("int64")
         for name in (*POLICY_COLUMNS[-5:], *ALPHA_COLUMNS):
             table[name] = table[name].map(_float_or_nan).astype(float)
+        for name in table.columns.difference(list(POLICY_COLUMNS)):  # a method's own
+            table[name] = _numbers_where_all_are(table[name])
         tables.append(table)
     return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
 

@@ -136,10 +136,10 @@ def worst_and_best(errors: Sequence[float], top: int) -> tuple[list[int], list[i
 
 
 def is_worst(errors: Sequence[float]) -> list[bool]:
-    """Return which errors are the largest; none where nearly all are: what is said of most classes tells nothing."""
+    """Return which errors are the largest; none where all or most are: what is said of most classes tells nothing."""
     worst = [error == max(errors) for error in errors]
     num_worst = sum(worst)
-    says_nothing = num_worst > max(_MAX_TIED, len(worst) / 2)
+    says_nothing = num_worst == len(worst) or num_worst > max(_MAX_TIED, len(worst) / 2)
     return [False] * len(worst) if says_nothing else worst
 
 

@@ -33,6 +33,9 @@ BASE_COLUMN = "base"
 """What tells the models apart that runs start from; of runs without a class policy, the data and steps they train with.
 Runs that agree in it can be compared."""
 
+SETTINGS_COLUMN = "settings"
+"""All that ``run.json`` says of how a run was trained, as text like ``variant``; empty where that is not known."""
+
 EXTERNAL = "external"
 """What checkpoints that none of our runs wrote are called among methods."""
 
@@ -42,6 +45,8 @@ _SECTIONS = ("dataset", "model", "attack", "trainer", "frl", "tau", "retrain", "
 """Parts of a run's configuration that say how it was trained and are not columns of the tables."""
 
 _OF_BASES = ("dataset.", "model.", "attack.", "trainer.", "init_from")
+
+_OF_RETRAINING = "retrain."
 
 BEFORE_THE_KEY = {
     "num_accumulation": "1",
@@ -149,7 +154,9 @@ def _is_of_bases_alone(table: DataFrame, sources: NDArray[Any], abouts: Mapping[
 
 
 def with_variants(table: DataFrame, files: Iterable[str | Path]) -> DataFrame:
-    """Return a table with the columns ``variant``, such as ``"ema_decay=0.998"``, and ``base``; empty where all agree.
+    """Return a table with the columns ``variant``, such as ``"ema_decay=0.998"``, ``base`` and ``settings``.
+
+    The first two name what tells runs apart, and are empty where all agree.
 
     Parameters
     ----------
@@ -171,9 +178,19 @@ def with_variants(table: DataFrame, files: Iterable[str | Path]) -> DataFrame:
 
 
 def parts_of(variant: str) -> dict[str, str]:
-    """Return the settings that a variant names, by key."""
+    """Return the settings that a variant, or a run's ``settings``, names, by key."""
     parts = (part.partition("=") for part in _PART.findall(variant))
     return {key: unquoted(value) for key, _, value in parts}
+
+
+def differences(settings: Collection[str]) -> dict[str, str]:
+    """Return for each run's ``settings`` those in which some of them differ, as text like ``variant``."""
+    of_run = {
+        text: {key: _Value(value, value, value) for key, value in parts_of(text).items()}
+        for text in dict.fromkeys(settings)
+        if text
+    }
+    return {**dict.fromkeys(settings, ""), **_texts(of_run)}
 
 
 def unquoted(text: str) -> str:
@@ -316,21 +333,34 @@ def _named(table: DataFrame, abouts: Sequence[_About]) -> DataFrame:
             taken.add((text, seed))
             variants[run_id, place] = text
     bases: dict[str, str] = {}
-    for _, part in runs.groupby(["dataset", "model", runs["recipe"] != ""]):
+    # What is retrained starts from a base; a method that trains from scratch is alike what has no method.
+    is_retrained = [
+        _is_retrained(settings[run_id]) if run_id in settings else recipe != ""
+        for run_id, recipe in zip(runs["run_id"], runs["recipe"], strict=True)
+    ]
+    for _, part in runs.assign(is_retrained=is_retrained).groupby(["dataset", "model", "is_retrained"]):
         bases |= _texts({run_id: _of_base(settings[run_id]) for run_id in part["run_id"] if run_id in settings})
+    texts_of_all = {
+        run_id: " ".join(f"{key}={_quoted(value.precise)}" for key, value in of_run.items())
+        for run_id, of_run in settings.items()
+    }
     return table.assign(
         **{
             VARIANT_COLUMN: [variants[key] for key in zip(table["run_id"], places, strict=True)],
             BASE_COLUMN: [bases.get(run_id, "") for run_id in table["run_id"]],
+            SETTINGS_COLUMN: [texts_of_all.get(run_id, "") for run_id in table["run_id"]],
         }
     )
 
 
+def _is_retrained(settings: Mapping[str, _Value]) -> bool:
+    return any(key.startswith(_OF_RETRAINING) for key in settings)
+
+
 def _of_base(settings: Mapping[str, _Value]) -> dict[str, _Value]:
     """Return the settings of the model that a run starts from; of a run that starts anew, all but its attack."""
-    is_retrained = any(key.startswith("retrain.") for key in settings)
     chosen = {key: value for key, value in settings.items() if key.startswith(_OF_BASES)}
-    if not is_retrained:
+    if not _is_retrained(settings):
         return {key: value for key, value in chosen.items() if not key.startswith("attack.")}
     saw_validation = settings.get("departures.base_saw_validation")
     if saw_validation is not None and saw_validation.identity == "true":
