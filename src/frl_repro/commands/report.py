@@ -50,7 +50,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class _Place:
-    """A figure of the report: what it is drawn from, where its files go, how the page calls it."""
+    """A figure of the page: what it is drawn from, where its files go, how the page calls it."""
 
     figure: str
     folder: str
@@ -78,7 +78,7 @@ _OF_OTHER_METHODS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report that ``argv`` (default: the command line) asks for; returns the exit code.
+    """Write the page that ``argv`` (default: the command line) asks for; returns the exit code.
 
     A mistake of the user or of the file system is one line on stderr and exit code 1.
     """
@@ -301,7 +301,7 @@ def _verdicts(findings: Sequence[Finding]) -> str:
 def _usage() -> str:
     program = program_name()
     return usage_text(
-        "Judge the report's claims by the tables of finished runs, and write them, with all figures, as one HTML page.",
+        "Judge the reproduction report's claims by tables of finished runs, and write one HTML page with all figures.",
         program=program,
         keys=_KEYS,
         sections={"examples": f"  {program}\n  {program} runs=outputs/exp1,outputs/exp2 epsilon=8/255 out=my_report"},

@@ -37,7 +37,7 @@ from frl_repro.results.tables.outcomes import OUTCOMES_FILE, SPLIT_DIGEST, Outco
 from frl_repro.settings.config import EvaluateConfig, to_dict
 from frl_repro.settings.schema import AutoAttackEvaluationConfig, OwnModelConfig, PGDEvaluationConfig
 
-USUAL_STEP_SIZE = 2 / 255  # of the report and the paper; another one is part of the attack's name in tables
+USUAL_STEP_SIZE = 2 / 255  # of the reproduction report and the paper; tables name another one with the attack
 
 
 def resolve_device(name: str) -> torch.device:

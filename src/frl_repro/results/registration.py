@@ -61,7 +61,7 @@ MARGINS = ("margins 5", "margins 10")
 REMARGIN = ("remargin 5", "remargin 10")
 
 STUDY = "fashion-mnist-2026"
-"""Report's data and network: what the report claims, and how its methods compare under equal conditions."""
+"""The reproduction report's data and network: what it claims, and how its methods compare under equal conditions."""
 
 SEEDS = tuple(range(10, 20))
 DEVELOPMENT_SEEDS = (0, 1, 2)

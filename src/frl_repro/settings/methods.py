@@ -88,7 +88,7 @@ class TauConfig:
 
 @dataclass
 class DeparturesConfig:
-    """Departures of the report's public code from its text; all off unless its recipe turns them on."""
+    """Departures of the published code from the reproduction report's text; all off unless its recipe turns them on."""
 
     scrambled_labels: bool | None = own("score the shuffled mixed batch against unshuffled labels (departure 1)")
     flipped_boundary: bool | None = own(

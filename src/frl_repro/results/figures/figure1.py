@@ -1,4 +1,4 @@
-"""Figure 1 of the report: error by class of the naturally and of the adversarially trained model."""
+"""Figure 1 of the reproduction report: error by class of the naturally and of the adversarially trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AutoAttack beside the tables' own attack, on the same images: is the robustness that the report speaks of real?"""
+"""AutoAttack beside the tables' own attack, on the same images: is the measured robustness real?"""
 
 from __future__ import annotations
 

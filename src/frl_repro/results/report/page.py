@@ -1,4 +1,4 @@
-"""The report as one HTML file: no network, opens from disk; claims first, then experiments, runs and deviations."""
+"""The page, one HTML file: no network, opens from disk; claims first, then experiments, runs and deviations."""
 
 from __future__ import annotations
 

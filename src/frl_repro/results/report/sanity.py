@@ -1,4 +1,4 @@
-"""Sanity checks on the report: which model passes what, and the figures behind it."""
+"""Sanity checks on the page: which model passes what, and the figures behind it."""
 
 from __future__ import annotations
 

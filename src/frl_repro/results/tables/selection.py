@@ -423,7 +423,7 @@ def one_value(df: DataFrame, *names: str) -> None:
 def setting_name(row: pd.Series) -> str:
     """A setting as people write it: ``reweight nat 5 bndy 1``, with what tells it from others of the same alphas.
 
-    The recipe is named where it is not the report's.
+    The recipe is named where it is not the reproduction report's.
     """
     parts = [str(row["method"])]
     parts += [
