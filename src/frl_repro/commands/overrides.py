@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from hydra.errors import MissingConfigException
 
-# What people need of Hydra's settings. Others put files where nothing here looks for them, or start what is unchecked.
+# Hydra's settings that are allowed. Others move output files, or start jobs that were not checked.
 _HYDRA_KEYS = (
     "hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra/hydra_logging", "hydra.verbose",
     "hydra.job.env_set.",
@@ -161,7 +161,7 @@ def refuse_ignored(job: Sequence[str], kind: type[Config], choices_of: Callable[
         if any(key in keys for keys in methods.values()):
             chosen = f"frl={choices['frl']} recipe={choices['recipe']}"
             readers = [method for method, keys in methods.items() if key in keys]
-            # The other methods of this recipe say enough; else the recipes of this method; else all that read the key.
+            # Methods of this recipe; else recipes of this method; else all that read the key.
             method, recipe = f"frl={choices['frl']}", f"recipe={choices['recipe']}"
             of_recipe = [reader for reader in readers if reader.endswith(f" {recipe}")]
             of_method = [reader for reader in readers if reader.startswith(f"{method} ")]

@@ -227,7 +227,7 @@ def _examples(runs: str, study: Study, out: Path | None) -> tuple[list[Picture],
         if out is not None:
             folder = out / _below(path.parent, runs)
             folder.mkdir(parents=True, exist_ok=True)
-            # Anew: the layout of images moves when a figure is drawn twice, and scripts/plot.py draws it once.
+            # A new figure: saving one twice moves its layout, and scripts/plot.py saves it once.
             written += save(examples_figure(examples), folder, path.stem)
     return pictures, written
 

@@ -124,7 +124,7 @@ class Preferred:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Test errors of every role at one radius, and what the images say of them.
+    """Test errors of every role at one radius, with outcomes by image.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Find and read result tables, checked cell by cell before anything is believed."""
+"""Find and read result tables; every cell is checked."""
 
 from __future__ import annotations
 

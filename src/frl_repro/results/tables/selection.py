@@ -1,4 +1,4 @@
-"""Which rows of the tables belong together: one evaluation, one setting, before and after. Needs no torch."""
+"""Select and group rows: one evaluation, one setting, before and after. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SETTING = ("dataset", "model", "method", *SETTING_COLUMNS, VARIANT_COLUMN)
 
 BEFORE = "before retraining"
-"""What a model that retraining starts from is called among methods."""
+"""Method name of a base in tables of settings."""
 
 MAX_LISTED = 4
 """How many settings or names a message lists."""

@@ -1,4 +1,4 @@
-"""What tells runs apart that tables call alike: data and settings of ``run.json``. Needs no torch.
+"""Differences among runs that share all table columns: data and settings of ``run.json``. Needs no torch.
 
 A table names the data set, the model, the method, the recipe and the alphas. Two runs that agree in these may still
 differ in the images behind a data set's name, a departure, a running average or a number of steps; counted as two seeds
@@ -54,13 +54,13 @@ BEFORE_THE_KEY = {
     "augmentation": "none",
     "selection_fraction": "0.0",
 }
-"""What runs did whose ``run.json`` lacks a key because the key came later; null where this does not say."""
+"""Behaviour of runs from before a key existed, by key; null for others."""
 
 _OF_THE_MACHINE = ("root", "download", "cache_dir")
 """Keys of these parts that change no number; ``root`` does for data sets that are folders, see below."""
 
 _FOLDERS = ("image_folder",)
-"""Data sets that are what lies in their ``root``."""
+"""Data sets whose images are the files in ``root``."""
 
 _OF_TRAINING = ("dataset.name", "dataset.validation_fraction", "dataset.split_seed", "dataset.num_train",
                 "dataset.augmentation")  # fmt: skip
@@ -73,7 +73,7 @@ _PART = re.compile(r'[^\s=]+="(?:[^"]|"")*"|\S+')
 
 
 class _Value(NamedTuple):
-    """A setting: what it is called, what makes it what it is, and how it is called where its name does not tell."""
+    """A setting's value: as shown, as compared, and as shown where two values look alike."""
 
     shown: str
     identity: str
@@ -239,7 +239,7 @@ def _shown(key: str, value: Any, identity: str) -> str:
 
 
 def _content(name: str, digest: str) -> _Value:
-    """A file or folder: what it holds makes it what it is, as far as that is known."""
+    """Return a file or folder as a setting: compared by its digest, where that is known."""
     return _Value(name, digest, f"{name}@{digest[:_DIGEST_LENGTH]}") if digest else _Value(name, name, name)
 
 
