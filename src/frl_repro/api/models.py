@@ -32,9 +32,7 @@ def measurable(
     with machine_kept(), evaluation_mode(own):
         if place.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-        K = num_classes_of(
-            own, images, place
-        )  # images that the model cannot take are refused before native code runs
+        K = num_classes_of(own, images, place)  # images that the model cannot take are refused before native code runs
         computing = choose_backend(backend, own, place, image_shape=images.shape[1:], is_ours=False)
         yield own, place, computing, K
 
