@@ -18,7 +18,7 @@
 set -u
 limit=${1:-540}
 device=${DEVICE:-cuda}
-# What the report itself ran at its own cadence comes last: it measures 2,100 images before every step.
+# What the reproduction report itself ran at its own cadence comes last: it measures 2,100 images before every step.
 parts=${PARTS:-exp1,exp2,exp3,exp4,controls,grid,audit,published}
 seeds=${SEEDS:-0,1,2,3,4}
 out=${OUT:-outputs/device}

@@ -65,7 +65,7 @@ _AUDITED = ("fixed_step", "flipped_boundary", "overall_over_22", "ignored_tau_na
 STUDY = {
     "exp1": Part("natural against adversarial training", ("experiment=exp1",), ("figure=1 runs=outputs/exp1",)),
     "exp2": Part(
-        "reweight at the report's alphas",
+        "reweight at the reproduction report's alphas",
         ("experiment=exp2",),
         (
             "figure=2 runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1",
@@ -102,7 +102,7 @@ STUDY = {
         seeds="0",
     ),
     "published": Part(
-        "Experiments 2 and 3 as the report's public code runs them: the policy is measured before every step",
+        "Experiments 2 and 3 as the published code runs them: the policy is measured before every step",
         (
             "experiment=exp2 recipe=report_code alpha.nat=1 alpha.bndy=1,5 output_dir=outputs/published",
             "experiment=exp2 recipe=report_code alpha.nat=5 alpha.bndy=1 output_dir=outputs/published",

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.commands.helptext import help_text
+from frl_repro.settings import methods
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
 from frl_repro.settings.files import settings_in
 from frl_repro.settings.identity import dotted
@@ -300,6 +301,33 @@ def test_files_of_a_method_are_read_as_hydra_composes_them(recipe, frl):
     assert values == {key: value for key, value in by_hydra.items() if key in read}
     of_methods = {key for key in by_hydra if key.split(".")[0] in (*SECTIONS, "frl")} - {"frl.name"}
     assert of_methods <= read.keys()
+
+
+def test_help_declares_the_settings_that_a_method_has():
+    """Made without importing the method's file, and with what they inherit."""
+    declared = GROUPS["frl"].declared()
+    assert declared.keys() == set(GROUPS["frl"])
+    for name, kind in declared.items():
+        fields = [(item.name, item.type, about(item)) for item in dataclasses.fields(kind)]
+        assert fields == [(item.name, item.type, about(item)) for item in dataclasses.fields(GROUPS["frl"][name])]
+    assert explanations(RunConfig)["frl=cfol"]["acts_by"].one_of == ("draw", "weigh")
+
+
+def test_a_declaration_may_derive_take_constants_and_lists(tmp_path, monkeypatch):
+    file = tmp_path / "training" / "frl" / "new_one.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport no_such_package\n"
+        "from frl_repro.settings.keys import COUNT, key\n"
+        "from frl_repro.settings.methods import ValidationSettings\n_WAYS = ('one', 'other')\n"
+        "x = no_such_package.x\n@dataclass\nclass Settings(ValidationSettings):\n"
+        "    way: str = key('how', one_of=_WAYS)\n    sizes: list[int] = key('how many', COUNT)\n"
+    )
+    monkeypatch.setattr(methods, "__file__", str(tmp_path / "settings" / "methods.py"))
+    kind = methods._declared.__wrapped__("new_one")
+    known = {item.name: about(item) for item in dataclasses.fields(kind)}
+    assert (known["way"].one_of, known["sizes"].bounds) == (("one", "other"), methods.COUNT)
+    assert known["num_steps"].help == "its steps"  # inherited
 
 
 def test_the_key_list_is_a_contract():

@@ -81,7 +81,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, notebook):
     assert shown == WITH_FIGURES
     complaints = {name: part.text for name, parts in outputs.items() for part in parts if part.get("name") == "stderr"}
     assert complaints == {}
-    assert not list(tmp_path.glob("walkthrough-*"))  # it tidies up
+    assert not list(tmp_path.rglob("run.json"))  # nothing is left
 
     printed = "".join(part.text for part in outputs["claims"] if part.output_type == "stream").splitlines()
     verdicts = pd.read_csv(ROOT / "outputs" / "reference" / "claims.csv").drop_duplicates("claim")

@@ -90,7 +90,8 @@ def test_no_error_outside_0_to_1_is_written_on_an_axis():
     )
     for axes in settings_figure(rows, epsilon=EPSILON, attack=None).axes:
         assert all(0 <= tick <= 1 for tick in axes.get_xticks())
-        assert axes.get_xlim()[0] < 0  # room for whole marks
+        assert axes.get_xlim()[0] == 0
+        assert not any(line.get_clip_on() for line in axes.get_lines() if len(line.get_xdata()))  # marks are whole
 
 
 def test_a_star_marks_a_class_that_is_the_worst_of_all():

@@ -144,8 +144,16 @@ def test_runs_that_tables_call_alike_are_told_apart_by_their_settings(controls, 
     plain = "margin_bounds=null ema_decay=null"
     assert variants == {"None-0": plain, "None-1": plain, "0.998-0": averaged, "0.998-1": averaged}
     assert set(select_where(table, "ema_decay=0.998,margin_bounds=[0.5,2]")["run_id"]) == {"0.998-0", "0.998-1"}
-    with pytest.raises(UserError, match=r"no rows with ema_decay=0\.9; .*; margin_bounds=null ema_decay=null"):
+    with pytest.raises(UserError, match=r"no rows with ema_decay=0\.9; the tables have ema_decay=0\.998, null$"):
         select_where(table, "ema_decay=0.9")
+    # By their keys, also where all runs are alike.
+    assert set(select_where(table, "retrain.trainer.ema_decay=0.998")["run_id"]) == {"0.998-0", "0.998-1"}
+    assert len(select_where(table, "num_steps=20,retrain.trainer.num_epochs=10")) == len(table)
+    assert len(select_where(table, "trainer.precision=float32")) == len(table)  # before there was the key
+    with pytest.raises(UserError, match=r"no rows with num_steps=7; the tables have num_steps=20$"):
+        select_where(table, "num_steps=7")
+    with pytest.raises(UserError, match=r"did you mean retrain\.trainer\.num_epochs\?"):
+        select_where(table, "retrain.trainer.num_epoch=7")
     assert collect.main([f"runs={controls}"]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[:4] for line in shown.splitlines() if line.startswith(("before", "finetune"))][:3] == [

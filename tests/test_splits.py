@@ -123,7 +123,9 @@ def test_no_validation():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_split_refuses_fraction_out_of_range(fraction):
-    with pytest.raises(UserError, match=r"validation_fraction=\S+ is out of range: allowed are 0 .* to below 1"):
+    with pytest.raises(
+        UserError, match=r"^dataset\.validation_fraction=\S+ is out of range: allowed are 0 .* to below 1"
+    ):
         split_train_validation(torch.tensor([0, 1]), fraction, seed=0)
 
 

@@ -22,7 +22,7 @@ from frl_repro.settings.parse import node
 from frl_repro.settings.schema import PGDEvaluationConfig
 
 EPSILONS = (8 / 255, 16 / 255)
-"""Radii of the report."""
+"""Radii of the reproduction report."""
 
 
 def evaluate(
@@ -113,7 +113,9 @@ def evaluate(
         )  # fmt: skip
     df = pd.DataFrame(measured.rows, columns=list(schema.CLASSWISE_HEADER))
     texts = ["recipe", schema.CHECKPOINT_COLUMN]  # as `reading.read_classwise` has it: no text is an empty one
-    return df.assign(variant="", base="", **{column: df[column].fillna("").astype(str) for column in texts})
+    return df.assign(
+        variant="", base="", settings="", **{column: df[column].fillna("").astype(str) for column in texts}
+    )
 
 
 def attack(

@@ -1,4 +1,4 @@
-"""A model as it is given: what it returns, where it is, and how it is left as it was."""
+"""The caller's model: its classes, its device, and its state, which stays unchanged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measurable(
     with machine_kept(), evaluation_mode(own):
         if place.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-        K = num_classes_of(own, images, place)  # before native code asks: what the model cannot take is told here
+        K = num_classes_of(own, images, place)  # images that the model cannot take are refused before native code runs
         computing = choose_backend(backend, own, place, image_shape=images.shape[1:], is_ours=False)
         yield own, place, computing, K
 
@@ -68,7 +68,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def machine_kept() -> Iterator[None]:
-    """Put back what computing sets for the whole process: threads, and how exact and repeatable a GPU is."""
+    """Restore process-wide settings of PyTorch: threads, and precision and determinism on a GPU."""
     cudnn, threads = torch.backends.cudnn, torch.get_num_threads()
     kept = cudnn.deterministic, cudnn.allow_tf32
     try:

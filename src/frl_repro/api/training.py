@@ -45,7 +45,7 @@ from frl_repro.training.frl import Method
 
 @dataclass(frozen=True, repr=False)
 class Trained:
-    """What a training has come to.
+    """The result of a training.
 
     Attributes
     ----------
@@ -173,7 +173,7 @@ def _dataset(splits: Mapping[str, Split], class_names: tuple[str, ...], settings
 
 
 def _refuse_other(folder: Path, config: RunConfig, model: nn.Module, dataset: Dataset) -> None:
-    """Say what differs where a folder holds a run of something else."""
+    """Refuse a folder that holds a run of another model, other data or other settings."""
     if not (folder / RUN_FILE).is_file():
         return
     recorded = read_object(folder / RUN_FILE)

@@ -1,4 +1,4 @@
-"""Writes that either happen completely or not at all: no reader ever meets half a file."""
+"""Atomic writes: a reader sees the old file or the new one, never part of it."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
         When the folder cannot be created or written to, or the disk is full; it names ``path``.
     """
     if path.parent in _kept:
-        check_in_place(path.parent)  # and never make the folder anew
+        check_in_place(path.parent)  # and never create the folder again
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -78,7 +78,7 @@ def kept_in_place(folder: Path) -> Iterator[None]:
     OSError
         There is no such folder.
     """
-    # Kept open: the number of a folder that is open is given to no other, and file systems in user space keep it.
+    # Kept open: the inode number of an open folder is not reused, also on file systems in user space.
     descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
     _kept[folder] = descriptor
     try:
@@ -118,7 +118,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _remove(temporary: Path) -> None:
-    """Remove the file if that is possible; where it is not, what went wrong before is what counts."""
+    """Remove the file if possible; a failure here must not hide the error before it."""
     with suppress(OSError):
         temporary.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user, and what is said of any other."""
+"""The exception for mistakes of the user, and one-line messages for any other exception."""
 
 import os
 import re

@@ -131,7 +131,7 @@ def remove_leftover(folder: Path) -> None:
 
 @dataclass
 class _Watch:
-    """What has been seen of somebody else's lease: the last record, and since when it has been the same."""
+    """Another process's lease as last read: its record, and since when that is unchanged."""
 
     record: dict[str, Any] | None = None
     since: float = field(default_factory=time.monotonic)
@@ -185,12 +185,12 @@ def _take(path: Path, *, wait: bool, log: Callable[[str], object]) -> _Lease:
 
 
 def _try(path: Path, watch: _Watch, tell: Callable[[str], None]) -> tuple[_Lease | None, _Verdict, bool]:
-    """Return the lease if it can be had; else how things stand, and whether the other's lock is seen."""
+    """Return the lease if the folder is free; else what its record says, and whether its lock is visible."""
     lease = _Lease(path)
     is_new = lease.create()
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:  # just given back
+    except FileNotFoundError:  # just released
         return None, "unknown", True
     is_ours = False
     try:
@@ -204,7 +204,7 @@ def _try(path: Path, watch: _Watch, tell: Callable[[str], None]) -> tuple[_Lease
                 f"{path.parent}: this file system has no locks ({problem.strerror}); {LOCK_FILE} keeps other processes "
                 f"out. A run that is killed is free for other machines {SILENCE:.0f} s later"
             )
-        # Given back and made anew by another process, it is not the file that was opened.
+        # Another process has released and created it again: it is not the file that was opened.
         if not _is_at(descriptor, path):
             return None, "unknown", True
         if not is_new:
@@ -239,7 +239,7 @@ def _locked(descriptor: int) -> bool:
 
 
 class _Lease:
-    """This process's word, in the folder's `LOCK_FILE`, that it works there."""
+    """This process's lease: its record in the folder's `LOCK_FILE`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -291,7 +291,7 @@ class _Lease:
         self._renewal.start()
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         self._ended.set()
         self._renewal.join()
         with suppress(OSError):  # the folder has gone

@@ -1,4 +1,4 @@
-"""Where the package finds its own files, and where it keeps what it can make again."""
+"""Folders of the package: its own files, and its cache."""
 
 import os
 from pathlib import Path

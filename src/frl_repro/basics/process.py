@@ -1,4 +1,4 @@
-"""What a process needs of its surroundings before it does anything: streams, a user's name, a folder, a parent."""
+"""Preparation of a process: standard streams, a user's name, a working folder, a parent that is watched."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def set_up() -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when its parent does: a worker whose command was killed would work, or wait, for nobody.
+    """End this process when its parent ends: a worker must not outlive a killed command.
 
     States and results on disk are whole at any moment.
     """

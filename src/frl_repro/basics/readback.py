@@ -209,7 +209,7 @@ def read_json(path: Path, check: Check, *, remedy: str) -> Any:
 
 
 def parse_json(content: str | bytes, *, source: str | Path, remedy: str) -> Any:
-    """Return what JSON text says.
+    """Return the value of JSON text.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Read files that are files: a named pipe or a device under the name of one would be waited for without end."""
+"""Read regular files alone: reading a named pipe or a device could block for ever."""
 
 from __future__ import annotations
 

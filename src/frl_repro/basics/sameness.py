@@ -1,4 +1,4 @@
-"""Whether processes that do one thing together would do the same: what each knows of itself, and where two differ.
+"""Whether processes that share a run agree: facts about each process, and where two differ.
 
 Needs no torch: the process that hands out the jobs of a sweep asks as well.
 """
@@ -51,7 +51,7 @@ def flat(settings: Mapping[str, Any], *, without: Sequence[str] = ()) -> dict[st
 
 
 def difference(first: Mapping[str, str], other: Mapping[str, str]) -> str | None:
-    """Return in words what ``other`` has otherwise than ``first``; None where they agree."""
+    """Return where ``other`` differs from ``first``, as text; None where they agree."""
     for name in dict.fromkeys([*first, *other]):
         if first.get(name) != other.get(name):
             there, here = (_short(facts.get(name)) for facts in (other, first))

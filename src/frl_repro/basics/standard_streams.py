@@ -18,7 +18,7 @@ _NAMES = ("stdin", "stdout", "stderr")  # by descriptor
 
 
 class _Lasting(io.FileIO):
-    """A stream that takes everything: from the first failure on, what is written to it is dropped."""
+    """A stream that never fails: after the first failure, further output is dropped."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -35,7 +35,7 @@ class _Lasting(io.FileIO):
 
 
 def set_up() -> None:
-    """Make the interpreter's own streams last; streams that someone else has put in their place are left alone."""
+    """Guard the interpreter's own streams; streams that a caller has put in their place are left alone."""
     if os.name == "posix":
         for descriptor in range(len(_NAMES)):
             _open_where_closed(descriptor)
@@ -54,7 +54,7 @@ def set_up() -> None:
 
 
 def problem() -> str | None:
-    """Return why standard output takes no more; None where it does, or where its reader has seen enough."""
+    """Return why standard output failed; None where it works, or where its reader has closed it."""
     raw = _raw(sys.stdout)
     found = raw.problem if isinstance(raw, _Lasting) else None
     if found is None or found.errno == errno.EPIPE:

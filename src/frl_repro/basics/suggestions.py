@@ -120,7 +120,7 @@ ADVICE = {word: advice for words, advice in _ADVICE.items() for word in words.sp
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the choice that a word stands for: by another name of it, as part of it, or by its letters."""
+    """Return the choice nearest to a word: by an alias, as part of it, or by edit distance."""
     names, lower = list(known), word.lower()
     by_name = [ours for ours in _CHOICES.get(lower, []) if ours in names]
     within = [name for name in names if len(lower) > 2 and lower in name]

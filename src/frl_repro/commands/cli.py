@@ -124,12 +124,12 @@ def _ends_at_second_interrupt() -> Iterator[None]:
     """Let the first Ctrl-C end the command in order, and a second one at once: files on disk are whole at any time."""
     is_ours = threading.current_thread() is threading.main_thread()
     is_ours = is_ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not is_ours:  # someone else has a say, say a launcher's worker or a notebook
+    if not is_ours:  # a launcher's worker or a notebook handles interrupts itself
         yield
         return
 
     def second(*_: object) -> None:
-        with suppress(OSError):  # nobody reads
+        with suppress(OSError):  # standard output is closed
             os.write(2, _INTERRUPTED_LINE.encode())
         os._exit(_INTERRUPTED)
 
@@ -141,7 +141,7 @@ def _ends_at_second_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        # After a first interrupt the second one keeps its meaning until the process has ended.
+        # After a first interrupt a second one ends the process until it has exited.
         if signal.getsignal(signal.SIGINT) is first:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -39,6 +39,7 @@ def _collect(given: dict[str, str]) -> str:
     import pandas as pd
 
     from frl_repro.basics.errors import UserError
+    from frl_repro.results.registration import of_first_study, registered_left_out
     from frl_repro.results.tables.reading import find_tables
     from frl_repro.results.tables.selection import (
         attacks_of,
@@ -56,7 +57,8 @@ def _collect(given: dict[str, str]) -> str:
     errors = [choice("errors", part.strip(), _ERRORS) for part in given.get("errors", "natural,robust").split(",")]
     top = whole_number("top", given["top"]) if "top" in given else None
     wanted = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
-    all_rows = read_runs(find_tables(given.get("runs", "outputs")))
+    found = find_tables(given.get("runs", "outputs"))
+    all_rows = read_runs(of_first_study(found))
     df = select_where(all_rows, given.get("where", ""))
     classes = classes_alone(all_rows, df)
     df = select_checkpoint(df, checkpoint)
@@ -65,7 +67,8 @@ def _collect(given: dict[str, str]) -> str:
     if wanted is not None:
         select_epsilon(df, wanted)  # refuses a radius that no run has
 
-    text, collected = [], []
+    note = registered_left_out(found)
+    text, collected = [f"{note}\n"] if note else [], []
     groups = list(df.groupby(["dataset", "model"]))
     for (dataset, model), rows in groups:
         attacks = attacks_of(rows)
@@ -98,7 +101,7 @@ def _summaries(
     points: DataFrame, epsilon: float, *, title: str, errors: Sequence[str], top: int | None, classes: str
 ) -> list[str]:
     """What is said of one data set and model: a table of each split, and of each method the choice and the grid."""
-    from frl_repro.results.tables.schema import format_epsilon
+    from frl_repro.basics.radii import format_epsilon
     from frl_repro.results.tables.selection import by_setting, choice_rows, setting_columns
 
     text = []

@@ -32,7 +32,7 @@ Examples
   {program} attack=none seed=3                 natural training, another seed
   {program} attack.epsilon=4/255 trainer.num_epochs=5
   {program} -m seed=0,1,2 attack=none,pgd      six runs
-  {program} -m experiment=exp1                 Experiment 1 of the report
+  {program} -m experiment=exp1                 Experiment 1 of the reproduction report
   {program} frl=reweight alpha.nat=5           Fair Robust Learning from the adversarially trained model
   {program} dataset=synthetic trainer.num_epochs=1   a trial in seconds, without data
 

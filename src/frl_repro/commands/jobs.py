@@ -281,7 +281,7 @@ def register_resolvers() -> None:
 
 
 def broken_settings(*more: Path) -> str | None:
-    """Return what is wrong with the first settings file that cannot be read, here or in folders; None where all can."""
+    """Return the error of the first settings file that cannot be read, here or in folders; None where all can."""
     import yaml
     from omegaconf import OmegaConf
 
@@ -294,6 +294,6 @@ def broken_settings(*more: Path) -> str | None:
             mark = getattr(problem, "problem_mark", None)
             where = "" if mark is None else f", line {mark.line + 1}"
             return f"{path}{where} is no valid YAML: {getattr(problem, 'problem', None) or in_one_line(problem)}"
-        except Exception as problem:  # the parser itself breaks at some
+        except Exception as problem:  # the parser itself fails at some texts
             return f"{path} is no valid YAML ({type(problem).__name__})"
     return None

@@ -116,7 +116,7 @@ def whole_number(key: str, value: str, *, least: int = 1) -> int:
 
 def parse_epsilon(text: str) -> float:
     """Return a radius in pixel units from ``"8/255"`` or ``"0.03"``; UserError outside [0, 1]."""
-    from frl_repro.results.tables.schema import parse_fraction
+    from frl_repro.basics.radii import parse_fraction
 
     try:
         epsilon = parse_fraction(text)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from hydra.errors import MissingConfigException
 
-# What people need of Hydra's settings. Others put files where nothing here looks for them, or start what is unchecked.
+# Hydra's settings that are allowed. Others move output files, or start jobs that were not checked.
 _HYDRA_KEYS = (
     "hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.", "hydra/hydra_logging", "hydra.verbose",
     "hydra.job.env_set.",
@@ -58,8 +58,15 @@ def _form_of(text: str) -> str:
     form = "an override has the form key=value"
     if Path(text).suffix in (".pt", ".pth", ".safetensors", ".ckpt"):
         return f"{form}; did you mean checkpoint={text}?"
+    readers = [method.split()[0] for method, keys in method_keys().items() if text in keys]
+    if readers:
+        return f"{form}; {text} is a setting of {_few(list(dict.fromkeys(readers)))}: {text}=value"
     groups = [path.parent.name for path in sorted(paths.CONFIG_DIR.glob(f"[!r]*/{glob.escape(text)}.yaml"))]
     return f"{form}; did you mean {' or '.join(f'{group}={text}' for group in groups)}?" if groups else form
+
+
+def _few(names: Sequence[str]) -> str:
+    return " and ".join([*names[:_MOST_NAMED], *(["others"] if len(names) > _MOST_NAMED else [])])
 
 
 def missing_choice(error: MissingConfigException) -> str:
@@ -154,7 +161,7 @@ def refuse_ignored(job: Sequence[str], kind: type[Config], choices_of: Callable[
         if any(key in keys for keys in methods.values()):
             chosen = f"frl={choices['frl']} recipe={choices['recipe']}"
             readers = [method for method, keys in methods.items() if key in keys]
-            # The other methods of this recipe say enough; else the recipes of this method; else all that read the key.
+            # Methods of this recipe; else recipes of this method; else all that read the key.
             method, recipe = f"frl={choices['frl']}", f"recipe={choices['recipe']}"
             of_recipe = [reader for reader in readers if reader.endswith(f" {recipe}")]
             of_method = [reader for reader in readers if reader.startswith(f"{method} ")]
@@ -168,8 +175,7 @@ def refuse_ignored(job: Sequence[str], kind: type[Config], choices_of: Callable[
                 continue  # of the user's own: Hydra says whether its file has the key
             chosen, known = f"{group}={choices.get(group)}", all_keys(kind)[key]
         if known and chosen not in known:
-            shown = [*known[:_MOST_NAMED], *(["others"] if len(known) > _MOST_NAMED else [])]
-            raise UserError(f"{key} has no effect with {chosen}; it belongs to {' and '.join(shown)}")
+            raise UserError(f"{key} has no effect with {chosen}; it belongs to {_few(known)}")
 
 
 def values_of(override: Override) -> list[str]:

@@ -105,23 +105,29 @@ def _draw(given: dict[str, str]) -> str:
 
 def _from_tables(entry: FigureEntry, options: _Options) -> tuple[Drawing, str]:
     """Draw from the rows that the options choose; with it the errors by class of each run as text, where asked for."""
+    from frl_repro.results.registration import of_first_study, registered_left_out
     from frl_repro.results.tables.reading import find_tables, read_policy
     from frl_repro.results.tables.subsets import select_checkpoint
     from frl_repro.results.tables.text_tables import class_table
     from frl_repro.results.tables.variants import read_runs, with_variants
     from frl_repro.results.tables.where import classes_alone, select_where
 
-    paths = find_tables(options.runs, entry.table)
+    found = find_tables(options.runs, entry.table)
+    paths = of_first_study(found)
     is_classwise = entry.table == "classwise.csv"
-    df = read_runs(paths) if is_classwise else with_variants(read_policy(paths), find_tables(options.runs))
+    df = (
+        read_runs(paths)
+        if is_classwise
+        else with_variants(read_policy(paths), of_first_study(find_tables(options.runs)))
+    )
     all_rows, df = df, select_where(df, options.where)
     classes = classes_alone(all_rows, df)
     if is_classwise:
         df = select_checkpoint(df, options.checkpoint)
     drawing = draw(entry, df, epsilon=options.epsilon, attack=options.attack, top=options.top)
-    if classes:
-        note = f"of classes {classes} alone: what is called overall or worst is so among these"
-        drawing = replace(drawing, note="\n".join(filter(None, [drawing.note, note])))
+    of_classes = f"of classes {classes} alone: what is called overall or worst is so among these" if classes else ""
+    notes = [registered_left_out(found), drawing.note, of_classes]
+    drawing = replace(drawing, note="\n".join(filter(None, notes)))
     is_printed = is_classwise and options.table
     tables = [class_table(rows, top=options.top) for _, rows in df.groupby("run_id")] if is_printed else []
     return drawing, "".join(tables)

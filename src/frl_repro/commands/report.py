@@ -50,7 +50,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class _Place:
-    """A figure of the report: what it is drawn from, where its files go, how the page calls it."""
+    """A figure of the page: what it is drawn from, where its files go, how the page calls it."""
 
     figure: str
     folder: str
@@ -69,9 +69,16 @@ _FIGURES = (
     _Place("tradeoff", "exp4", "Average against worst-class robust accuracy, one point a run"),
 )
 
+_OF_OTHER_METHODS = (
+    _Place("settings", "", "Every setting"),
+    _Place("trajectory", "", "How a method steers: class weights and radii over the epochs"),
+    _Place("tradeoff", "", "Average against worst-class robust accuracy, one point a run"),
+)
+"""Figures of runs that play no part in the claims."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report that ``argv`` (default: the command line) asks for; returns the exit code.
+    """Write the page that ``argv`` (default: the command line) asks for; returns the exit code.
 
     A mistake of the user or of the file system is one line on stderr and exit code 1.
     """
@@ -81,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(given: dict[str, str]) -> str:
     from frl_repro.basics.atomic import write_text
     from frl_repro.results import DEFAULT_TOP
+    from frl_repro.results.registration import of_first_study
     from frl_repro.results.report import markdown
     from frl_repro.results.report.autoattack import autoattack_grids
     from frl_repro.results.report.claims import CLAIM_COLUMNS, claim_rows, judge
@@ -88,7 +96,7 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.results.report.registered import load_registered
     from frl_repro.results.report.registered_page import VERDICT_COLUMNS, section, verdict_rows
     from frl_repro.results.report.sanity import sanity_grids, sanity_pictures, sanity_table
-    from frl_repro.results.report.study import load_study, of_first_study, study_rows
+    from frl_repro.results.report.study import load_study, study_rows
     from frl_repro.results.tables.reading import find_tables, read_policy
     from frl_repro.results.tables.sanity_rules import SANITY_FILE
     from frl_repro.results.tables.selection import select_attack
@@ -103,7 +111,7 @@ def _report(given: dict[str, str]) -> str:
     epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
     top = whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP
     study = load_study(runs, epsilon=epsilon, attack=given.get("attack"), where=where)
-    findings = judge(study)
+    findings = judge(study) if study.settings else []
 
     df, _ = study_rows(runs, where)
     policies = of_first_study(_found(runs, "policy.csv"))
@@ -175,7 +183,7 @@ def _pictures(
 
     pictures: list[Picture] = []
     written: list[Path] = []
-    for place in _FIGURES:
+    for place in _FIGURES if study.settings else _OF_OTHER_METHODS:
         entry = FIGURES[place.figure]
         rows = df if entry.table == "classwise.csv" else policy
         try:
@@ -219,7 +227,7 @@ def _examples(runs: str, study: Study, out: Path | None) -> tuple[list[Picture],
         if out is not None:
             folder = out / _below(path.parent, runs)
             folder.mkdir(parents=True, exist_ok=True)
-            # Anew: the layout of images moves when a figure is drawn twice, and scripts/plot.py draws it once.
+            # A new figure: saving one twice moves its layout, and scripts/plot.py saves it once.
             written += save(examples_figure(examples), folder, path.stem)
     return pictures, written
 
@@ -287,13 +295,13 @@ def _verdicts(findings: Sequence[Finding]) -> str:
                     f"        over test images [{100 * one.over_images.low:.1f}, {100 * one.over_images.high:.1f}]"
                 )
         lines += [f"    {remark}" for remark in finding.remarks]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _usage() -> str:
     program = program_name()
     return usage_text(
-        "Judge the report's claims by the tables of finished runs, and write them, with all figures, as one HTML page.",
+        "Judge the reproduction report's claims by tables of finished runs, and write one HTML page with all figures.",
         program=program,
         keys=_KEYS,
         sections={"examples": f"  {program}\n  {program} runs=outputs/exp1,outputs/exp2 epsilon=8/255 out=my_report"},

@@ -1,4 +1,4 @@
-"""The jobs of a command are done: one in this process, those of a sweep by the launcher that was chosen.
+"""Run the jobs of a command: one in this process, those of a sweep by the chosen launcher.
 
 Hydra is imported inside functions: ``--help`` and completion must not wait for it.
 """
@@ -57,7 +57,7 @@ class Task:
         self._num_jobs, self._commander = len(jobs), os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is sent to another process: not the jobs that it does not do."""
+        """Return what is sent to another process: without jobs that it does not run."""
         return {**self.__dict__, "jobs": []}
 
     def __call__(self, settings: DictConfig) -> None:
@@ -72,11 +72,11 @@ class Task:
         return Job(list(overrides), [], plain(settings), self._kind)
 
     def do_here(self, jobs: Sequence[Job]) -> None:
-        """Do jobs in this process, at once where they can be, and take down what became of them."""
+        """Run jobs in this process, fused where possible, and write their outcomes."""
         self.note(self.work(jobs), is_elsewhere=False)
 
     def work(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """Do jobs, say why one fails, and return what became of each."""
+        """Run jobs, log why one fails, and return their outcomes."""
         if os.getpid() != self._commander:
             process.set_up()
             if os.getppid() == self._commander:  # of joblib; those of Ray and SLURM have keepers of their own
@@ -133,7 +133,7 @@ def _run_of(job: Job) -> str | None:
 
 
 def _what_became_of(outcome: Mapping[str, Any]) -> str:
-    """Return what a job that another process did would have shown here at its end."""
+    """Return what a job of another process would have printed here at its end."""
     from frl_repro.results.tables.text_tables import table_of_run
 
     if outcome["reason"]:
@@ -143,12 +143,12 @@ def _what_became_of(outcome: Mapping[str, Any]) -> str:
     folder = Path(outcome["output_dir"]) / outcome["run"]
     try:
         return f"done: {folder}\n{table_of_run(folder)}"
-    except (UserError, OSError) as problem:  # a file system that shows late what others have written
+    except (UserError, OSError) as problem:  # a network file system may show new files late
         return f"done: {folder} (its table: {reason(problem)})"
 
 
 def run_one(act: Act, job: Job, line: CommandLine) -> list[dict[str, Any]]:
-    """Do the job of a command that is no sweep; return what became of it."""
+    """Run the job of a command that is no sweep; return its outcome."""
     from hydra.core.utils import configure_log, env_override
 
     assert job.hydra is not None
@@ -161,7 +161,7 @@ def run_one(act: Act, job: Job, line: CommandLine) -> list[dict[str, Any]]:
 def run_sweep(
     act: Act, jobs: Sequence[Job], line: CommandLine, config_name: str, *, command: str
 ) -> list[dict[str, Any]]:
-    """Have a launcher do the jobs of a sweep; return what became of each.
+    """Run the jobs of a sweep by a launcher; return their outcomes.
 
     Hydra notes a sweep's settings in a folder; every run keeps its own record, so this one only carries what became of
     each job from wherever it ran, and is thrown away.
@@ -208,7 +208,7 @@ def ask_hydra(
     import hydra
 
     before, argv = os.environ.get(_HYDRA_RAISES), sys.argv
-    os.environ[_HYDRA_RAISES] = "1"  # else it prints a traceback of its own and exits
+    os.environ[_HYDRA_RAISES] = "1"  # else Hydra prints a traceback and exits
     sys.argv = [argv[0], *line.search, *arguments]  # settings stand together, before flags
     try:
         with _one_line_for_mistakes(line):

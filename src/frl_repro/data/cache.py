@@ -1,4 +1,4 @@
-"""Tensors kept on disk with a checksum, so that work done once is not done again and damage is never believed."""
+"""Tensors cached on disk with a checksum: a damaged file counts as missing."""
 
 import hashlib
 import logging

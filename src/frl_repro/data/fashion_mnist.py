@@ -34,7 +34,7 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 
-IMAGE_SIDE = 32  # pixels; the report resizes 28 to 32 with torchvision's Resize on PIL images, which is bilinear
+IMAGE_SIDE = 32  # pixels; the reproduction report resizes 28 to 32, bilinear: torchvision's Resize on PIL images
 
 # Source: the four files as published at github.com/zalandoresearch/fashion-mnist, uncompressed. The files unpacked by
 # torchvision (which checks the md5 of the archives) and those of the Debian package have this same content.

@@ -71,7 +71,9 @@ def split_train_validation(labels: Tensor, fraction: float, seed: int) -> tuple[
         When the fraction is out of range, or leaves a class without a training or a validation sample.
     """
     if not 0 <= fraction < 1:
-        raise UserError(f"validation_fraction={fraction} is out of range: allowed are 0 (no validation) to below 1")
+        raise UserError(
+            f"dataset.validation_fraction={fraction} is out of range: allowed are 0 (no validation) to below 1"
+        )
     order = stratified_order(labels, torch.Generator().manual_seed(seed))
     num_validation = round(fraction * len(labels))
     validation_indices, train_indices = order[:num_validation], order[num_validation:].sort().values
@@ -81,8 +83,8 @@ def split_train_validation(labels: Tensor, fraction: float, seed: int) -> tuple[
     for part, indices in parts.items():
         if (num_present := _num_distinct(labels[indices])) < num_classes:
             raise UserError(
-                f"validation_fraction={fraction} of {len(labels)} training images leaves {num_classes - num_present} "
-                f"of {num_classes} classes without a {part} image: "
+                f"dataset.validation_fraction={fraction} of {len(labels)} training images leaves "
+                f"{num_classes - num_present} of {num_classes} classes without a {part} image: "
                 f"use {'a smaller' if part == 'training' else 'a larger'} fraction or more images"
             )
     return train_indices, validation_indices

@@ -84,7 +84,7 @@ class ClassErrors:
 
     Notes
     -----
-    Source: Xu et al. 2021, section 2 (natural and boundary error); the report, section 3.
+    Source: Xu et al. 2021, section 2 (natural and boundary error); the reproduction report, section 3.
     """
 
     count: Tensor

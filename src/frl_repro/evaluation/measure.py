@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from frl_repro.attacks import evaluation_mode, pgd
 from frl_repro.attacks.predictions import predicted_class, say_not_finite
-from frl_repro.basics import streams
+from frl_repro.basics import radii, streams
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.basics.provenance import describe
@@ -37,7 +37,7 @@ from frl_repro.results.tables.outcomes import OUTCOMES_FILE, SPLIT_DIGEST, Outco
 from frl_repro.settings.config import EvaluateConfig, SanityConfig, to_dict
 from frl_repro.settings.schema import AutoAttackEvaluationConfig, OwnModelConfig, PGDEvaluationConfig
 
-USUAL_STEP_SIZE = 2 / 255  # of the report and the paper; another one is part of the attack's name in tables
+USUAL_STEP_SIZE = 2 / 255  # of the reproduction report and the paper; tables name another one with the attack
 
 
 def resolve_device(name: str) -> torch.device:
@@ -81,7 +81,7 @@ def evaluation_name(settings: PGDEvaluationConfig) -> str:
     if settings.num_restarts > 1:
         name += f"x{settings.num_restarts}"
     if settings.step_size != USUAL_STEP_SIZE:
-        name += f"-step_{schema.format_epsilon(settings.step_size)}"
+        name += f"-step_{radii.format_epsilon(settings.step_size)}"
     if not settings.random_start:
         name += "-no_random_start"
     return name + ("-early_stop" if settings.early_stop else "")

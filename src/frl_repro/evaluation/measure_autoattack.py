@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from frl_repro.basics import radii
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.data import Dataset, Split
@@ -173,6 +174,6 @@ def _earlier(path: Path, about: Mapping[str, Any], split: Split, images: NDArray
 
 def _codes_of(earlier: Outcomes, epsilons: Sequence[float]) -> dict[float, NDArray[np.uint8]]:
     """Return the codes by the radii of the settings; a file holds these as text, which may round them."""
-    by_text = {schema.format_epsilon(epsilon): codes for epsilon, codes in earlier.broken_by.items()}
-    wanted = {epsilon: by_text.get(schema.format_epsilon(epsilon)) for epsilon in epsilons}
+    by_text = {radii.format_epsilon(epsilon): codes for epsilon, codes in earlier.broken_by.items()}
+    wanted = {epsilon: by_text.get(radii.format_epsilon(epsilon)) for epsilon in epsilons}
     return {epsilon: codes.copy() for epsilon, codes in wanted.items() if codes is not None}

@@ -1,4 +1,4 @@
-"""LeNet-5 as the report uses it."""
+"""LeNet-5 as the reproduction report uses it."""
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ class LeNet5(nn.Module):
 
     Notes
     -----
-    Source: the report, section 3.2: 5x5 convolutions 1-6-16-120, tanh, 2x2 average pooling after the first two,
-    linear 84, linear 10. No input normalisation: the report feeds [0, 1] images.
+    Source: the reproduction report, section 3.2: 5x5 convolutions 1-6-16-120, tanh, 2x2 average pooling after the first
+    two, linear 84, linear 10. No input normalisation: images in [0, 1] are the input.
     """
 
     def __init__(self, *, num_classes: int, in_channels: int = 1) -> None:

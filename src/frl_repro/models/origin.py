@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from frl_repro.basics import readback
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.run_folder import RUN_FILE, WEIGHTS_FILE, read_object
+from frl_repro.settings.methods import ALPHA_COLUMNS
 
 HEADER_ENTRY = "frl_repro"
 _REMEDY = "what its header says of its run cannot be trusted: get the checkpoint anew"
@@ -33,10 +34,7 @@ ORIGIN_FIELDS: Mapping[str, readback.Check] = {
     "epoch": readback.whole(),
     "checkpoint": readback.maybe(readback.one_of("last", "best", "best+last")),
     "recipe": readback.maybe(_NAME),
-    "alpha_nat": _SETTING,
-    "alpha_bndy": _SETTING,
-    "alpha_margin": _SETTING,
-    "alpha_rob": _SETTING,
+    **dict.fromkeys(ALPHA_COLUMNS, _SETTING),
     "settings": readback.fields({}, {"model": readback.SETTINGS, "dataset": readback.SETTINGS}),
     "data": readback.fields(
         {

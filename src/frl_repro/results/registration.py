@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ MARGINS = ("margins 5", "margins 10")
 REMARGIN = ("remargin 5", "remargin 10")
 
 STUDY = "fashion-mnist-2026"
-"""Report's data and network: what the report claims, and how its methods compare under equal conditions."""
+"""The reproduction report's data and network: what it claims, and how its methods compare under equal conditions."""
 
 SEEDS = tuple(range(10, 20))
 DEVELOPMENT_SEEDS = (0, 1, 2)
@@ -114,3 +115,30 @@ def _list_digest(registration: str) -> str:
     """Return the sha256 of the runs of one registration: another one that is added later changes nothing."""
     names = sorted(name for name, run in registered_runs().items() if run.registration == registration)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def of_first_study(tables: Sequence[Path]) -> Sequence[Path]:
+    """Return tables that are neither registered runs' nor of the bases beside them; all where there are no others.
+
+    Registered runs are judged by what was registered, apart from the runs that the study was developed with.
+    """
+    registered = [path for path in tables if path.parent.name in registered_runs()]
+    places = {path.parents[1] for path in registered}
+    others = [path for path in tables if path not in registered and path.parents[2] not in places]
+    return others or tables
+
+
+def registered_left_out(tables: Sequence[Path]) -> str:
+    """Return a line on the registered runs that `of_first_study` leaves out, and how to get them; empty where none."""
+    kept = of_first_study(tables)
+    registered = [path for path in tables if path.parent.name in registered_runs() and path not in kept]
+    if not registered:
+        return ""
+    places = {path.parents[1] for path in registered}
+    seeds = sorted({registered_runs()[path.parent.name].seed for path in registered})
+    is_apart = not any(path.parents[1] in places for path in kept)
+    how = f"runs={','.join(sorted(map(str, places)))} shows them" if is_apart else "runs= with their folders shows them"
+    return (
+        f"left out: {len(registered)} registered runs (seeds {', '.join(map(str, seeds))}), which are not mixed with "
+        f"others; {how}"
+    )

@@ -105,7 +105,7 @@ def run_all(
 
 
 def _run_all(configs: Sequence[RunConfig], data: Inputs, command: str, *, wait: bool) -> list[Outcome]:
-    """Do what `run_all` says, with data sets that may have been loaded already."""
+    """As `run_all`, with data sets that may be loaded already."""
     by_folder: dict[Path, RunConfig] = {}
     for config in configs:
         by_folder.setdefault(config.folder, config)
@@ -123,7 +123,7 @@ def _run_all(configs: Sequence[RunConfig], data: Inputs, command: str, *, wait: 
         except Exception as problem:
             outcomes[folder] = problem
 
-    # Retraining last: what it starts from may be one of the other runs.
+    # Retraining last: its base may be one of the other runs.
     for is_retrained in (False, True):
         configs_of_kind = [config for config in to_do.values() if (config.retrain is not None) is is_retrained]
         starts, failed = _starting_points(configs_of_kind, data, command)
@@ -140,7 +140,7 @@ def _run_all(configs: Sequence[RunConfig], data: Inputs, command: str, *, wait: 
 
 
 def _note_failure(configs: Sequence[RunConfig], problem: Exception, outcomes: dict[Path, Outcome]) -> None:
-    """Note why runs failed; what has come to its end by then stays as it is."""
+    """Record why runs failed; runs that have finished keep their result."""
     for config in configs:
         outcomes.setdefault(config.folder, problem)
 
@@ -182,7 +182,7 @@ def _starting_points(
                     LOGGER.info("the model that retraining starts from: %s", found)
                     starts[config.folder] = found / WEIGHTS_FILE
                 else:
-                    # What the data cannot give is said before the starting model is trained, not after.
+                    # Settings that the data cannot satisfy are refused before the base is trained.
                     dataset = data.load(config.dataset)
                     check_validation(config, dataset)
                     check_batches(config, dataset, functools.partial(data.network, config, dataset))
@@ -210,7 +210,7 @@ def _run_group(
     wait: bool,
     outcomes: dict[Path, Outcome],
 ) -> None:
-    """Do runs that can be fused, as many at once as memory holds, and note what becomes of each."""
+    """Train fused runs, as many at once as memory holds, and record how each ends."""
     machine = configs[0].keys
     device = distributed.own_device(resolve_device(machine.device))
     set_up_machine(device, machine.num_threads)
@@ -230,7 +230,7 @@ def _run_group(
         except Exception as problem:
             _note_failure(part, problem, outcomes)
 
-    # In order of their names: processes that need the same runs then never wait for one another in a circle.
+    # In order of their names: processes that lock the same runs cannot deadlock.
     share_out(sorted(configs, key=lambda config: config.folder), work, at_once=at_once, device=device)
 
 

@@ -28,11 +28,11 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _NUM_NAMED = 3  # settings named where runs cannot be fused
-_COPIES = 4  # of everything that a step computes: value, gradient, and what the layers of both passes keep
-_MEMORY_UNKNOWN = 2 * 2**30  # what a machine is taken to have where it does not say
+_COPIES = 4  # copies of each activation: value, gradient, and what both passes keep for the backward pass
+_MEMORY_UNKNOWN = 2 * 2**30  # assumed where the system does not say
 _FILES_OF_A_RUN = 4  # open at once: lock, logger, what is being written, and its folder
 _SPARE_FILES = 32  # for the process itself: libraries that are loaded, the compiler, tables
-_MEMORY_SHARE = 0.5  # of what is free now; the rest is for measuring, and for what the estimate forgets
+_MEMORY_SHARE = 0.5  # of what is free now; the rest is for measuring, and for errors of the estimate
 
 
 def grouped(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
@@ -79,7 +79,7 @@ def runs_at_once(model: nn.Module, config: RunConfig, image_shape: tuple[int, ..
 def share_out(
     configs: Sequence[RunConfig], work: Callable[[Sequence[RunConfig]], None], *, at_once: int, device: torch.device
 ) -> None:
-    """Have all runs worked on, at most ``at_once`` at any time: by this thread, or by as many as the processor offers.
+    """Train all runs, at most ``at_once`` at a time, in this thread or in one thread a core.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def share_out(
                 return
             work(part)
 
-    # Daemons end with the program, so that an interruption need not wait for an epoch's end; states on disk are whole.
+    # Daemon threads: an interrupt need not wait for the end of an epoch; states on disk are complete.
     workers = [threading.Thread(target=worker, daemon=True) for _ in range(num_workers)]
     for thread in workers:
         thread.start()
@@ -127,7 +127,7 @@ def share_out(
 
 
 def _bytes_per_image(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """Return the size of what the layers compute of one image."""
+    """Return the size of the activations of one image."""
     sizes = [4 * torch.Size(image_shape).numel()]
 
     def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:

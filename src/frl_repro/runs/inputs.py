@@ -63,14 +63,14 @@ class Inputs:
         return network_record(network) if isinstance(config.model, OwnModelConfig) else None
 
     def own_network(self, config: RunConfig) -> dict[str, str] | None:
-        """Return what would be recorded of the network that training starts with now; one process may call it alone."""
+        """Return the record of the network that training would start with now; needs no other process."""
         if not isinstance(config.model, OwnModelConfig):
             return None
         return self.record(config, self.network(config, self._load(config.dataset)))
 
     def _load(self, config: DatasetConfig) -> Dataset:
         if self._loaded is None or self._loaded[0] != config:
-            self._loaded = None  # its memory is free before the next one comes
+            self._loaded = None  # frees its memory before the next one is loaded
             self._loaded = config, self._load_from_files(config)
         return self._loaded[1]
 
@@ -134,7 +134,7 @@ def find_base(
     for folder in sorted(found, key=lambda folder: recorded_sha256(folder).get(WEIGHTS_FILE) != wanted)[:1]:
         check_finished(folder)
         return folder, base
-    # What lies there is finished, but serves not, or was begun on other data.
+    # The run there is finished but of no use, or was begun on other data.
     recorded = read_object(base.folder / RUN_FILE) if (base.folder / RUN_FILE).exists() else {}
     if recorded and ((base.folder / DONE_FILE).exists() or differences(recorded, made_from)):
         other = f"-network_{network['sha256'][:8]}" if network else ""
@@ -157,7 +157,7 @@ def _trained_alike(base: RunConfig) -> list[Path]:
         except UserError:
             if folder == base.folder:
                 raise
-            continue  # of no use, and nobody asked for this run
+            continue  # damaged; the user did not ask for this run
         except OSError:
             continue
         is_alike = isinstance(recorded, Mapping) and base.is_trained_like(recorded)
@@ -167,7 +167,7 @@ def _trained_alike(base: RunConfig) -> list[Path]:
 
 
 def _has_trained_on(folder: Path, data: Mapping[str, Any], base: RunConfig) -> bool:
-    """Return whether a run's training images and classes are these; which images it was measured on is no matter."""
+    """Return whether a run was trained on these images and classes; its test images may be others."""
     recorded = read_object(folder / RUN_FILE).get("data")
     if not isinstance(recorded, Mapping):
         # Of an older version, which kept no digest: settings and checksums say what the images are, but of own folders.

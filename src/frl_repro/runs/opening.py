@@ -46,7 +46,7 @@ def open_run(
     wait: bool,
     started: float,
 ) -> OpenRun | None:
-    """Take hold of a run's folder and prepare what is left of the run; None where another process has finished it."""
+    """Lock a run's folder and prepare the rest of the run; None where another process has finished it."""
     folder = config.folder
     validation = _validation_subset(dataset, config)
     model = data.network(config, dataset)
@@ -91,7 +91,7 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
         opened.enter_context(held(folder, wait=wait, log=LOGGER.info))
         opened.enter_context(kept_in_place(folder))
-        # Asked only now: another process may have finished the run since `run_all` looked.
+        # Checked under the lock: another process may have finished the run meanwhile.
         status = folder_status(folder, config)
         if status != "new" and not config.keys.force:
             recorded = read_object(folder / RUN_FILE)
@@ -136,12 +136,12 @@ def _only_torch(config: RunConfig) -> str | None:
 
 
 def _open_folder(run: OpenRun, status: Status) -> None:
-    """Prepare the folder, which this process holds, for what is left of the run."""
+    """Prepare the locked folder for the rest of the run."""
     config, dataset, folder = run.config, run.dataset, run.folder
     if status != "new" and config.keys.force:
         is_changed = differences(read_object(folder / RUN_FILE), run.made_from)
         if status == "finished" or is_changed:
-            # In this order, so that a repeated run neither looks finished nor continues from the one before.
+            # In this order: a repeated run must neither look finished nor resume the earlier one.
             forget_state(folder)
             (folder / DONE_FILE).unlink(missing_ok=True)
             forget(folder)

@@ -1,4 +1,4 @@
-"""What a sweep leaves beside its runs: which are still to come, which failed and why, and how long it will take.
+"""Records of a sweep: which runs are still to come, which failed and why, and the time left.
 
 ``sweep-<hash>.json`` in the output folder lists the sweep's runs; it is there from the start of the sweep until every
 job has come to its end, and stays when the sweep is killed: the same command takes it up again. ``failed.json`` lists
@@ -42,7 +42,7 @@ _FAILURES = readback.items(readback.fields(_FAILURE))
 _PLAN = readback.fields({"runs": readback.items(_FOLDER)})
 _OUTCOME = readback.fields({**_FAILURE, "output_dir": readback.ANY_TEXT})
 
-_WINDOW = 20  # jobs that the time left is judged by: the last ones, for finished runs are skipped at once
+_WINDOW = 20  # jobs that the estimate of the time left uses: the last ones, for finished runs are skipped at once
 
 
 @contextmanager
@@ -62,9 +62,9 @@ def planned(runs: Sequence[tuple[str, Path]], *, command: str) -> Iterator[None]
         names = sorted({relative(folder, output_dir) for of, folder in runs if of == output_dir})
         digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
         path = Path(output_dir) / PLAN_PATTERN.replace("*", digest)
-        # A list is a convenience: where it cannot be written, the jobs say what they themselves cannot do.
+        # The list is optional: a folder that cannot be written to fails in the jobs, with their message.
         with suppress(OSError):
-            # The process is for telling the lists of two that were started with the same runs apart.
+            # The process id tells two sweeps of the same runs apart.
             plan = {"command": command, "process": f"{platform.node()} {os.getpid()}", "runs": names}
             plans[path] = json.dumps(plan, indent=2) + "\n"
             write_text(path, plans[path])
@@ -138,10 +138,10 @@ def note_failures(outcomes: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _failures_of_others(path: Path, runs: Collection[str | None]) -> list[dict[str, Any]]:
-    """Return the failures in a list that still stand, but for those of ``runs``."""
+    """Return the failures of a list that are still current, without those of ``runs``."""
     try:
         noted = read_list(path)
-    except (UserError, OSError):  # none, or of no use to anybody
+    except (UserError, OSError):  # missing or damaged
         return []
     folders = [(entry, path.parent / entry["run"]) for entry in noted if entry.get("run") not in (None, *runs)]
     return [entry for entry, folder in folders if folder.is_dir() and not (folder / DONE_FILE).exists()]
@@ -184,12 +184,12 @@ def read_outcome(path: Path) -> dict[str, Any]:
 
 
 def note_outcome(scratch: Path, outcome: Mapping[str, Any]) -> None:
-    """Leave what became of a job that has just ended in the sweep's scratch folder."""
+    """Write the outcome of a finished job to the sweep's scratch folder."""
     write_text(scratch / f"{_OUTCOME_PREFIX}{time.monotonic_ns()}-{uuid.uuid4().hex}", json.dumps(outcome))
 
 
 def read_outcomes(scratch: Path) -> list[dict[str, Any]]:
-    """Return what became of a sweep's jobs, in the order in which they ended."""
+    """Return the outcomes of a sweep's jobs, in the order in which they ended."""
     names = [path.name for path in scratch.glob(f"{_OUTCOME_PREFIX}*")]
     return [read_outcome(scratch / name) for name in sorted(names, key=_ended)]
 
@@ -199,7 +199,7 @@ def _ended(name: str) -> int:
 
 
 def progress_line(scratch: Path, *, num_jobs: int) -> str:
-    """Return how far a sweep is, from the files that its jobs have left, whichever process they ran in."""
+    """Return the progress of a sweep from the files of its jobs, whichever process they ran in."""
     with os.scandir(scratch) as entries:
         ends = sorted(_ended(entry.name) for entry in entries if entry.name.startswith(_OUTCOME_PREFIX))
     num_left = num_jobs - len(ends)

@@ -7,6 +7,7 @@ import re
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
+from frl_repro.basics.radii import format_epsilon, is_same_radius
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
 from frl_repro.settings.methods import DeparturesConfig, FRLConfig, TauConfig, ValidationSettings, has_own_recipes
 from frl_repro.settings.schema import (
@@ -187,7 +188,6 @@ def check_evaluation(evaluation: EvaluationConfig) -> None:
             raise UserError("evaluation.subset_seed has no effect with evaluation.num_images=null: all are taken")
     elif not evaluation.random_start and evaluation.num_restarts > 1:
         raise UserError("evaluation.num_restarts > 1 needs evaluation.random_start=true: without it all are the same")
-    from frl_repro.results.tables.schema import format_epsilon, is_same_radius  # noqa: PLC0415 (pandas is slow to import)
 
     if not evaluation.epsilons:
         raise UserError("evaluation.epsilons must name at least one radius, and each once")

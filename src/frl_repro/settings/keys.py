@@ -1,4 +1,4 @@
-"""How a setting is declared: what it means, its range or choices, and what kind of setting it is.
+"""Declarations of settings: meaning, range or choices, and kind.
 
 A setting is a field of a dataclass in `schema` or `methods`, declared there and nowhere else; ``conf/`` holds values.
 """

@@ -11,8 +11,8 @@ from frl_repro.basics import suggestions
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings.config import Config, EvaluateConfig, RunConfig, SanityConfig
 from frl_repro.settings.files import settings_in, trained_like
-from frl_repro.settings.keys import Key, about, hints
-from frl_repro.settings.methods import SettingsByMethod, explained
+from frl_repro.settings.keys import Key, about
+from frl_repro.settings.methods import SettingsByMethod
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import GROUPS, NOT_IN_TRAINING, SECTIONS
 
@@ -44,7 +44,7 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
     """Return every key of every choice, with the choices (``"attack=pgd"``) that read it."""
     keys: dict[str, list[str]] = {f.name: [] for f in dataclasses.fields(top_level_of(kind))}
     for group in groups_of(kind):
-        for choice, schema in choices_of(kind, group).items():
+        for choice, schema in _declared_choices(kind, group).items():
             for item in dataclasses.fields(schema):
                 if item.name != "name":
                     keys.setdefault(f"{group}.{item.name}", []).append(f"{group}={choice}")
@@ -62,44 +62,41 @@ def all_keys(kind: type[Config]) -> dict[str, list[str]]:
 def explanations(kind: type[Config]) -> dict[str, dict[str, Key]]:
     """Return what is known of every key by place: ``""``, ``"tau"``, ``"attack=pgd"``, ``"retrain.attack=pgd"``."""
     parts: dict[str, type] = {"": top_level_of(kind)}
-    parts |= {f"{group}={name}": s for group in groups_of(kind) for name, s in _light_choices(kind, group).items()}
+    parts |= {f"{group}={name}": s for group in groups_of(kind) for name, s in _declared_choices(kind, group).items()}
     for section in sections_of(kind):
         parts[section] = SECTIONS[section]
         for item in dataclasses.fields(SECTIONS[section]):
             parts |= {f"{section}.{item.name}={name}": s for name, s in (about(item).choices or {}).items()}
-    known = {part: {item.name: about(item) for item in dataclasses.fields(schema)} for part, schema in parts.items()}
-    if kind is RunConfig:
-        known |= {f"frl={name}": explained(name) for name in GROUPS["frl"] if f"frl={name}" not in known}
-    return known
+    return {part: {item.name: about(item) for item in dataclasses.fields(schema)} for part, schema in parts.items()}
 
 
-def _light_choices(kind: type[Any], group: str) -> Mapping[str, type]:
-    """Return the choices of a group that need no import: all but methods with settings of their own."""
+def _declared_choices(kind: type[Any], group: str) -> Mapping[str, type]:
+    """Return the choices of a group, made without importing methods."""
     choices = choices_of(kind, group)
-    return choices.of_family() if isinstance(choices, SettingsByMethod) else choices
+    return choices.declared() if isinstance(choices, SettingsByMethod) else choices
 
 
 def path_keys(kind: type[Config]) -> set[str]:
     """Return the keys that take a path: a leading ``~`` stands for the home folder, and every character for itself."""
-    return {key for key, _, item in _declared(kind) if about(item).is_path}
+    return {key for key, item in _declared(kind) if about(item).is_path}
 
 
 def list_keys(kind: type[Config]) -> set[str]:
     """Return the keys that take a list."""
-    return {key for key, schema, item in _declared(kind) if "list[" in str(hints(schema)[item.name])}
+    return {key for key, item in _declared(kind) if "list[" in str(item.type)}
 
 
-def _declared(kind: type[Config]) -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:
-    """Yield every key with the dataclass that declares it, and how; one of several choices once for each."""
+def _declared(kind: type[Config]) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield every key with its declaration; one of several choices once for each."""
     schemas = [("", top_level_of(kind)), *((f"{name}.", SECTIONS[name]) for name in sections_of(kind))]
-    schemas += [(f"{group}.", s) for group in groups_of(kind) for s in _light_choices(kind, group).values()]
+    schemas += [(f"{group}.", s) for group in groups_of(kind) for s in _declared_choices(kind, group).values()]
     for prefix, schema in schemas:
         for item in dataclasses.fields(schema):
             inner = about(item).choices or {}
             for choice in inner.values():
-                yield from ((f"{prefix}{item.name}.{f.name}", choice, f) for f in dataclasses.fields(choice))
+                yield from ((f"{prefix}{item.name}.{f.name}", f) for f in dataclasses.fields(choice))
             if not inner:
-                yield f"{prefix}{item.name}", schema, item
+                yield f"{prefix}{item.name}", item
 
 
 @functools.cache
@@ -159,10 +156,27 @@ def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mappi
         return f"unknown key {key}; {hint}{f' ({ours})' if is_ours else ''}"
     if elsewhere:
         return f"unknown key {key} here: {ours}"
+    if group == "frl" and kind is RunConfig:
+        return f"unknown key {key}; {_keys_by_method(choices)}"
     inside = sorted(name.split(".", 1)[1] for name in keys if name.startswith(f"{group}."))
     if inside:
         return f"unknown key {key}; {group} has {', '.join(inside)}"
     return f"unknown key {key}; known are {', '.join([*groups_of(kind), *sections_of(kind)])} (--help lists every key)"
+
+
+def _keys_by_method(choices: Mapping[str, str] | None) -> str:
+    """Return the keys in ``frl`` of the chosen method; where it has none or is not known, those of every method."""
+    of_methods: dict[str, set[str]] = {}
+    for method, names in method_keys().items():
+        of_methods.setdefault(method.split()[0], set()).update(
+            name.removeprefix("frl.") for name in names if name.startswith("frl.") and name != "frl.name"
+        )
+    chosen = f"frl={(choices or {}).get('frl')}"
+    shown: dict[str, list[str]] = {}  # methods that have the same keys are named together
+    for method, found in of_methods.items():
+        if found and (method == chosen or not of_methods.get(chosen)):
+            shown.setdefault(", ".join(sorted(found)), []).append(method)
+    return "; ".join(f"{' and '.join(methods)}: {found}" for found, methods in shown.items())
 
 
 def _keys_meant(key: str, readable: Sequence[str], others: Sequence[str], kind: type[Config]) -> list[str]:

@@ -1,7 +1,7 @@
 """Settings of methods: those that FRL's family shares, and where a method's own ones are found.
 
-Files of ``conf/retrain/<recipe>/<frl>.yaml`` say which method of FRL's family has which. Another method declares its
-own in its file (``Settings``), which is imported when that method is chosen.
+A method with files in ``conf/retrain/<recipe>`` is of FRL's family; they say which of the family's settings it has.
+Another method declares its own in its file (``Settings``), which is imported when that method is chosen.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from frl_repro.basics.paths import CONFIG_DIR
-from frl_repro.settings import keys
-from frl_repro.settings.keys import COUNT, Key, key, own
+from frl_repro.settings.keys import COUNT, key, own
 
 
 @dataclass
@@ -68,6 +68,15 @@ class AlphaConfig:
     )
 
 
+def columns_of(alpha: AlphaConfig) -> dict[str, float | None]:
+    """Return the step lengths as the tables have them: a column each, empty where the method lacks it."""
+    return {f"alpha_{name}": value for name, value in vars(alpha).items()}
+
+
+ALPHA_COLUMNS = tuple(columns_of(AlphaConfig()))
+"""Columns of the tables that hold step lengths."""
+
+
 @dataclass
 class TauConfig:
     """Tolerated gaps to the overall error; None where the method does not read it."""
@@ -79,7 +88,7 @@ class TauConfig:
 
 @dataclass
 class DeparturesConfig:
-    """Departures of the report's public code from its text; all off unless its recipe turns them on."""
+    """Departures of the published code from the reproduction report's text; all off unless its recipe turns them on."""
 
     scrambled_labels: bool | None = own("score the shuffled mixed batch against unshuffled labels (departure 1)")
     flipped_boundary: bool | None = own(
@@ -97,7 +106,6 @@ class DeparturesConfig:
 SECTIONS: dict[str, type] = {"alpha": AlphaConfig, "tau": TauConfig, "departures": DeparturesConfig}
 """Parts of a run's configuration that hold settings of methods alone, beside the group ``frl``."""
 
-_FRL_FAMILY = ("none", "finetune", "reweight", "remargin", "combined", "baseline_reweight")
 _PACKAGE = "frl_repro.training.frl"
 
 
@@ -105,7 +113,7 @@ class SettingsByMethod(Mapping[str, type]):
     """The dataclass of each method's settings, by the method's name: every file of ``conf/frl``.
 
     A method is a plug-in that is found by its name: its file is imported only where its settings are asked for, since
-    that loads PyTorch, and help and refusals of other settings need none.
+    that loads PyTorch. Help and messages need the declarations alone: `declared`.
     """
 
     def __getitem__(self, name: str) -> type:
@@ -114,55 +122,65 @@ class SettingsByMethod(Mapping[str, type]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(path.stem for path in (CONFIG_DIR / "frl").glob("*.yaml")))
 
-    def of_family(self) -> dict[str, type]:
-        """Return those of FRL's family, without importing anything."""
-        return {name: FRLConfig for name in self if name in _FRL_FAMILY}
-
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
         return name in list(iter(self))
 
+    def declared(self) -> dict[str, type]:
+        """Return the same dataclasses, made without importing the methods."""
+        return {name: _declared(name) for name in self}
+
+
+def has_own_recipes(name: str) -> bool:
+    """Return whether a method's settings stand in ``conf/retrain/<recipe>/<name>.yaml``: those of FRL's family do."""
+    return name in _with_recipes()
+
+
+@functools.cache
+def _with_recipes() -> frozenset[str]:
+    return frozenset(path.stem for path in (CONFIG_DIR / "retrain").glob("*/*.yaml"))
+
 
 @functools.cache
 def _settings_of(name: str) -> type:
-    if name in _FRL_FAMILY:
+    if has_own_recipes(name):
         return FRLConfig
     found: type = getattr(importlib.import_module(f"{_PACKAGE}.{name}"), "Settings", MethodSettings)
     return found
 
 
-def explained(name: str) -> dict[str, Key]:
-    """Return what a method's file says of its own settings, by name, without importing it: for help.
+@functools.cache
+def _declared(name: str) -> type:
+    """Return a method's ``Settings`` without importing its file.
 
-    A setting whose explanation or range is no literal, or a constant of `keys`, is left out.
+    Of the file, the class statement is run, and before it the imports of the standard library and of
+    `frl_repro.settings`, and the constants: importing the whole would load PyTorch.
     """
     path = Path(__file__).parents[1] / "training" / "frl" / f"{name}.py"
-    if not path.exists():
-        return {}
-    found: dict[str, Key] = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not (isinstance(node, ast.ClassDef) and node.name == "Settings"):
-            continue
-        for item in node.body:
-            if (
-                isinstance(item, ast.AnnAssign)
-                and isinstance(item.target, ast.Name)
-                and isinstance(item.value, ast.Call)
-            ):
-                said = [_constant(argument) for argument in item.value.args]
-                if said and all(isinstance(text, str) for text in said):
-                    found[item.target.id] = Key(*said)
+    if has_own_recipes(name) or not path.exists():
+        return _settings_of(name)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [statement for statement in tree.body if _is_light(statement)]
+    made: dict[str, Any] = {"__name__": __name__}  # a module that is imported: dataclasses look it up
+    exec(compile(tree, str(path), "exec"), made)  # noqa: S102 (part of a module of this package)
+    found: type = made.get("Settings", MethodSettings)
     return found
 
 
-def _constant(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):
-        return getattr(keys, node.id, None)
-    return node.value if isinstance(node, ast.Constant) else None
+def _is_light(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Import(names=names):
+            return all(_is_light_module(alias.name) for alias in names)
+        case ast.ImportFrom(module=str(module)):
+            return _is_light_module(module)
+        case ast.Assign(value=ast.Constant() | ast.Tuple()):
+            return True
+        case ast.ClassDef(name="Settings"):
+            return True
+    return False
 
 
-def has_own_recipes(name: str) -> bool:
-    """Return whether a method's settings stand in ``conf/retrain/<recipe>/<name>.yaml``: those of FRL's family do."""
-    return name in _FRL_FAMILY
+def _is_light_module(module: str) -> bool:
+    return module.split(".", maxsplit=1)[0] in sys.stdlib_module_names or f"{module}.".startswith("frl_repro.settings.")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from frl_repro.basics import radii
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER
-from frl_repro.results.tables import schema, subsets
+from frl_repro.results.tables import subsets
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -165,7 +166,7 @@ def scalars(history: Rows, rows: Rows, policy_rows: Rows) -> dict[tuple[str, int
 
 
 def _at(name: str, epsilon: float) -> str:
-    return name if name.endswith("natural_error") else f"{name}_{_word(schema.format_epsilon(epsilon))}"
+    return name if name.endswith("natural_error") else f"{name}_{_word(radii.format_epsilon(epsilon))}"
 
 
 def _word(name: str) -> str:

@@ -73,7 +73,7 @@ class Mixed(Objective):
     """Mean cross-entropy of a batch of which a share is attacked; clean ones weigh as natural loss, others as boundary.
 
     The order of the batch is random, so its first images are a random share. Weights are divided by the number of
-    images. Without a share it is natural training. Source: the report, section 3.2.
+    images. Without a share it is natural training. Source: the reproduction report, section 3.2.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class _Pairs(Objective):
 class SplitLoss(_Pairs):
     """Natural loss CE(f(x), y) plus boundary loss CE(f(x_adv), argmax f(x)), each weighted by true class.
 
-    Source: the report, section 3.3 (loss of Experiment 2). No gradient flows through argmax f(x).
+    Source: the reproduction report, section 3.3 (loss of Experiment 2). No gradient flows through argmax f(x).
     """
 
     def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
@@ -157,7 +157,7 @@ class SplitLoss(_Pairs):
 class Paired(_Pairs):
     """Natural loss CE(f(x), y) plus adversarial loss CE(f(x_adv), y), each weighted by true class.
 
-    Source: the report's code of Experiment 3, with its labels put right (docs/deviations.md, 1).
+    Source: the published code of Experiment 3, with its labels put right (docs/deviations.md, 1).
     """
 
     def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:

@@ -21,6 +21,7 @@ from frl_repro.results import registration
 from frl_repro.results.tables import writing
 from frl_repro.results.tables.outcomes import SPLIT_DIGEST, Outcomes
 from frl_repro.settings.config import RunConfig, rebuilding_settings, to_dict
+from frl_repro.settings.methods import columns_of
 from frl_repro.training.loggers import Logger
 
 
@@ -68,7 +69,7 @@ class OpenRun:
             "method": config.method,
             "seed": config.seed,
             "recipe": config.recipe.name if config.has_method else None,
-            **{f"alpha_{name}": value for name, value in vars(config.alpha).items()},
+            **columns_of(config.alpha),
         }
 
     def origin(self, *, epoch: int, checkpoint: str) -> dict[str, Any]:

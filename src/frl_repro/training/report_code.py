@@ -1,8 +1,8 @@
-"""What the report's public code computes where it departs from its text; `docs/deviations.md` numbers each.
+"""What the published code computes where it departs from the reproduction report; `docs/deviations.md` numbers each.
 
 Losses and measurements that depart are here; departures that are settings (fixed attack steps, `tau.bndy` for
 `tau.nat`, a base that saw the validation images) are read in `build` and `config`. `recipe=report_code` and the audit
-switch them on one by one, to show which of the report's conclusions depend on them.
+switch them on one by one, to show which of the reproduction report's conclusions depend on them.
 """
 
 from __future__ import annotations

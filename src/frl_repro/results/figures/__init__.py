@@ -161,10 +161,13 @@ def _draw_before_after(method: str, experiment: str) -> Draw:
 
 
 def _draw_grid(df: DataFrame, *, epsilon: float, attack: str | None, top: int = DEFAULT_TOP) -> Drawing:  # noqa: ARG001
-    from frl_repro.results.figures.grid import grid_figure, grid_numbers
+    from frl_repro.results.figures.grid import grid_figure, grid_numbers, main_rows
 
+    df, note = main_rows(df)
     return Drawing(
-        figure=grid_figure(df, epsilon=epsilon, attack=attack), numbers=grid_numbers(df, epsilon=epsilon, attack=attack)
+        figure=grid_figure(df, epsilon=epsilon, attack=attack),
+        numbers=grid_numbers(df, epsilon=epsilon, attack=attack),
+        note=note,
     )
 
 

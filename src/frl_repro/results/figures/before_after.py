@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from frl_repro.results import DEFAULT_TOP
-from frl_repro.results.figures.class_bars import Series, describe, draw_class_panels
+from frl_repro.results.figures.class_bars import Series, describe, draw_class_panels, looks
 from frl_repro.results.figures.style import GREEN, GREY
 from frl_repro.results.tables.selection import (
     before_and_after,
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _TITLES = {"natural": "Natural error", "robust": "Robust error"}
-_COLOURS = {"before": GREY, "after": GREEN}
-_HATCHES = {"before": "", "after": "////"}
-_LINE_STYLES = {"before": (0, (4, 2)), "after": (0, (1, 1))}
+_LOOKS = dict(zip(("before", "after"), looks(GREY, GREEN), strict=True))
 
 
 def main_rows(df: DataFrame, *, method: str, epsilon: float, attack: str | None) -> tuple[DataFrame, str]:
@@ -86,7 +84,7 @@ def before_after_numbers(df: DataFrame, *, method: str, command: str, epsilon: f
     rows = _rows(df, method, command, epsilon, attack)
     parts = []
     for quantity in _TITLES:
-        for when, series in zip(_COLOURS, _series(rows, quantity), strict=True):
+        for when, series in zip(_LOOKS, _series(rows, quantity), strict=True):
             part = series.numbers()
             part.insert(0, "when", when)
             part.insert(1, "quantity", quantity)
@@ -100,14 +98,6 @@ def _rows(df: DataFrame, method: str, command: str, epsilon: float, attack: str 
 
 def _series(rows: DataFrame, quantity: str) -> tuple[Series, Series]:
     before, after = (
-        Series(
-            label=f"{when} retraining",
-            colour=_COLOURS[when],
-            hatch=_HATCHES[when],
-            line_style=_LINE_STYLES[when],
-            rows=rows[rows["when"] == when],
-            quantity=quantity,
-        )
-        for when in _COLOURS
+        Series(f"{when} retraining", look, rows[rows["when"] == when], quantity) for when, look in _LOOKS.items()
     )
     return before, after

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import COLUMN_WIDTH, TITLE_LINE_HEIGHT, add_legend, paper_style, shortened, wrapped
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.subsets import overall
 from frl_repro.results.tables.text_tables import is_worst, worst_and_best
 
@@ -35,13 +35,27 @@ _FRAME_HEIGHT = 1.15  # inches for titles, axis, legend and caption
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a series is drawn: colour and hatch of its bars, style of the line that marks the error over all samples."""
+
+    colour: str
+    hatch: str
+    line_style: Any
+
+
+def looks(first: str, second: str) -> tuple[Look, Look]:
+    """Return the looks of two series by their colours; grey print and colour-blind readers tell them apart as well."""
+    return Look(first, "", (0, (4, 2))), Look(second, "////", (0, (1, 1)))
+
+
+@dataclass(frozen=True)
 class Series:
     """One bar a class.
 
     Attributes
     ----------
-    label, colour, hatch, line_style
-        How it is called and drawn; the line marks the error over all samples.
+    label : str
+    look : Look
     rows : DataFrame
         Rows of ``classwise.csv`` of one evaluation, any number of seeds.
     quantity : str
@@ -49,9 +63,7 @@ class Series:
     """
 
     label: str
-    colour: str
-    hatch: str
-    line_style: Any
+    look: Look
     rows: DataFrame
     quantity: str
 
@@ -178,8 +190,8 @@ def _draw_panel(axes: Axes, pair: Sequence[Series], classes: _Classes) -> int:
             position,
             mean,
             height=_BAR_THICKNESS,
-            color=series.colour,
-            hatch=series.hatch,
+            color=series.look.colour,
+            hatch=series.look.hatch,
             edgecolor="black",
             linewidth=0.3,
             label=series.label,
@@ -208,7 +220,7 @@ def _draw_panel(axes: Axes, pair: Sequence[Series], classes: _Classes) -> int:
                 clip_on=False,
             )
         axes.axvline(
-            float(series.numbers()["mean"].iloc[-1]), color="black", linewidth=0.7, linestyle=series.line_style
+            float(series.numbers()["mean"].iloc[-1]), color="black", linewidth=0.7, linestyle=series.look.line_style
         )
         # At the foot of the bar, where a star has room even beside an error of 1.
         worst = position[classes.are_worst(series)]
@@ -227,10 +239,18 @@ def _draw_panel(axes: Axes, pair: Sequence[Series], classes: _Classes) -> int:
 
 def _legend_handles(pair: Sequence[Series]) -> list[Artist]:
     bars = [
-        Patch(facecolor=one.colour, hatch=one.hatch, edgecolor="black", linewidth=0.3, label=one.label) for one in pair
+        Patch(facecolor=one.look.colour, hatch=one.look.hatch, edgecolor="black", linewidth=0.3, label=one.label)
+        for one in pair
     ]
     lines = [
-        Line2D([], [], color="black", linewidth=0.7, linestyle=one.line_style, label=f"{one.label.split()[0]}, overall")
+        Line2D(
+            [],
+            [],
+            color="black",
+            linewidth=0.7,
+            linestyle=one.look.line_style,
+            label=f"{one.label.split()[0]}, overall",
+        )
         for one in pair
     ]
     return [*bars, *lines]

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.figures.style import COLUMN_WIDTH, RED, paper_style, shortened
-from frl_repro.results.tables.schema import format_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

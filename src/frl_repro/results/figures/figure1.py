@@ -1,4 +1,4 @@
-"""Figure 1 of the report: error by class of the naturally and of the adversarially trained model."""
+"""Figure 1 of the reproduction report: error by class of the naturally and of the adversarially trained model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
-from frl_repro.results.figures.class_bars import Series, describe, draw_class_panels
+from frl_repro.results.figures.class_bars import Series, describe, draw_class_panels, looks
 from frl_repro.results.figures.style import BLUE, ORANGE
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import comparable, listed, main_setting, select_attack
 from frl_repro.results.tables.subsets import select_epsilon, select_last_epoch, select_split
 
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 _PANEL_TITLES = {"natural": "Natural training", "adversarial": "Adversarial training"}
 _COMMAND = "python train.py -m experiment=exp1"
-_QUANTITIES = ("natural", "robust")
-_BAR_COLOURS = {"natural": BLUE, "robust": ORANGE}
-_HATCHES = {"natural": "", "robust": "////"}
-_LINE_STYLES = {"natural": (0, (4, 2)), "robust": (0, (1, 1))}
+_LOOKS = dict(zip(("natural", "robust"), looks(BLUE, ORANGE), strict=True))
 
 
 def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
@@ -103,15 +100,7 @@ def figure1_numbers(df: DataFrame, *, epsilon: float, attack: str | None = None)
 
 def _series(rows: DataFrame, method: str) -> tuple[Series, Series]:
     natural, robust = (
-        Series(
-            label=f"{quantity} error",
-            colour=_BAR_COLOURS[quantity],
-            hatch=_HATCHES[quantity],
-            line_style=_LINE_STYLES[quantity],
-            rows=rows[rows["method"] == method],
-            quantity=quantity,
-        )
-        for quantity in _QUANTITIES
+        Series(f"{quantity} error", look, rows[rows["method"] == method], quantity) for quantity, look in _LOOKS.items()
     )
     return natural, robust
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.figures.style import COLUMN_WIDTH, RED, paper_style, wrapped
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import (
     best_settings,
     by_setting,
@@ -23,6 +24,8 @@ from frl_repro.results.tables.selection import (
     setting_columns,
     summary,
 )
+from frl_repro.results.tables.variants import SETTINGS_COLUMN, VARIANT_COLUMN, differences
+from frl_repro.settings.methods import ALPHA_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +34,31 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _QUANTITIES = {"natural": "Worst-class natural error (%)", "robust": "Worst-class robust error (%)"}
-_LABELS = {"alpha_nat": "alpha nat", "alpha_bndy": "alpha bndy", "alpha_margin": "alpha margin"}
+_LABELS = {name: name.replace("_", " ") for name in ALPHA_COLUMNS}
 _CRITERION = "sum"
 _COMMAND = "python train.py -m frl=reweight sweep=alpha_grid"
+
+
+def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
+    """Rows of a grid of alphas, of the recipe and settings that most of its cells have, and a line that says so."""
+    if SETTINGS_COLUMN not in df.columns:
+        return df, ""
+    kept, notes = [df], []
+    for method, part in df[df["recipe"] != ""].groupby("method"):
+        if len(_varied(part)) != 2:
+            continue
+        told_apart = differences(part[SETTINGS_COLUMN].unique())
+        apart = "recipe=" + part["recipe"] + " " + part[SETTINGS_COLUMN].map(told_apart)
+        cells = part.assign(apart=apart).drop_duplicates(["apart", *_varied(part)])
+        num_cells = cells["apart"].value_counts(sort=False).sort_index()
+        first, *others = map(str, num_cells.sort_values(ascending=False, kind="stable").index)
+        if others:
+            kept = [rows[rows["method"] != method] for rows in kept]
+            kept.append(part[apart == first].assign(**{VARIANT_COLUMN: ""}))
+            notes.append(
+                f"shown: {method} {first.strip()}, as most cells; left out: {'; '.join(map(str.strip, others))}"
+            )
+    return pd.concat(kept), "\n".join(notes)
 
 
 def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
@@ -87,7 +112,7 @@ def _numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> tuple[Data
     if runs is None:
         raise UserError(f"the tables hold no retraining: run `{_COMMAND}`")
     after = runs[runs["when"] == "after"]
-    varied = [str(m) for m, part in after.groupby("method") if sum(part[a].nunique() > 1 for a in _LABELS) == 2]
+    varied = [str(m) for m, part in after.groupby("method") if len(_varied(part)) == 2]
     if len(varied) != 1:
         found = f"several ({', '.join(varied)}): choose one with where=method=" if varied else f"none: run `{_COMMAND}`"
         raise UserError(f"this figure shows a method with a grid of two alphas; the tables have {found}")
@@ -104,8 +129,12 @@ def _numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> tuple[Data
 
 
 def _axes(numbers: DataFrame) -> tuple[str, str]:
-    rows, columns = (name for name in _LABELS if numbers[name].nunique() > 1)
+    rows, columns = _varied(numbers)
     return rows, columns
+
+
+def _varied(rows: DataFrame) -> list[str]:
+    return [name for name in _LABELS if name in rows.columns and rows[name].nunique() > 1]
 
 
 def _draw(axes: Axes, numbers: DataFrame, rows: str, columns: str, quantity: str) -> None:

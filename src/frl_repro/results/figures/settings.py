@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import BLUE, COLUMN_WIDTH, RED, TITLE_LINE_HEIGHT, paper_style, wrapped
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import (
     BEFORE,
     by_setting,
@@ -85,10 +86,12 @@ def settings_figure(df: DataFrame, *, epsilon: float, attack: str | None, top: i
             axes.set_title(title)
             axes.set_xlabel("Error")
             axes.margins(x=0.1)
-            (least, most), ticks = axes.get_xlim(), axes.get_xticks()
-            if any(least <= tick <= most and not 0 <= tick <= 1 for tick in ticks):  # around errors that are all 0 or 1
-                axes.set_xticks([tick for tick in ticks if 0 <= tick <= 1])
-                axes.set_xlim(least, most)
+            least, most = axes.get_xlim()
+            if least < 0 or most > 1:  # around errors of 0 or 1: no axis shows others, and marks at its ends stay whole
+                axes.set_xlim(max(0.0, least), min(1.0, most))
+                axes.tick_params(axis="y", pad=6)  # names stay clear of marks at 0
+                for line in axes.get_lines():
+                    line.set_clip_on(np.size(line.get_xdata()) == 0)  # without points it has no extent to lay out
             axes.tick_params(axis="y", length=0)
         panels[0].set_yticks(range(len(numbers)), labels)
         panels[0].set_ylim(len(numbers) - 0.5, -0.5)

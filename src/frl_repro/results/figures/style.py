@@ -174,7 +174,7 @@ def _with_glyphs(figure: Figure) -> None:
         )
 
 
-_told: set[frozenset[str]] = set()  # characters that a line was said about: a report draws many figures
+_told: set[frozenset[str]] = set()  # characters that a line was said about: the page has many figures
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.figures.style import (
     BLUE,
     COLUMN_WIDTH,
@@ -23,7 +24,6 @@ from frl_repro.results.figures.style import (
     paper_style,
     wrapped,
 )
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import setting_name, summary, with_bases
 from frl_repro.results.tables.text_tables import display_width
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, PURPLE)
 _MARKERS = "osD^vPX"  # one more than colours: their pairs repeat late
-_MAX_LABELLED = 4  # settings of a method with a label each; a grid of more is labelled as a whole
+_MAX_LABELLED = 4  # settings of a method and recipe with a label each; a grid of more is labelled as a whole
 _LEGEND_COLUMNS, _LEGEND_ROW, _LEGEND_LENGTH = 2, 0.16, 32  # inches a row, characters a line
 _LEGEND_WIDTH = 52  # characters of all columns together
 _MARKER_SIZE, _RING_WIDTH = 4, 3  # points
@@ -123,16 +123,17 @@ def _keep_to_accuracies(axes: Axes) -> None:
 def tradeoff_numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> DataFrame:
     """One row a run, and one a model before retraining: its label, settings and both accuracies in [0, 1].
 
-    The label is the setting, or the method alone where it has many. Models that are not retrained are left out where
-    others are: what retraining costs is read off against its starting points.
+    The label is the setting, or the method with its recipe where these have many. Models that are not
+    retrained are left out where others are: what retraining costs is read off against its starting points.
     """
     is_retrained = df["recipe"] != ""
     runs = with_bases(summary(df[is_retrained] if is_retrained.any() else df, epsilon=epsilon, attack=attack))
     runs = runs[runs["split"] == "test"]
     label = pd.Series([setting_name(row) for _, row in runs.iterrows()], index=runs.index)
-    has_many = label.groupby(runs["method"]).transform("nunique") > _MAX_LABELLED
+    has_many = label.groupby([runs["method"], runs["recipe"]]).transform("nunique") > _MAX_LABELLED
+    as_a_whole = [setting_name(row) for _, row in runs[["method", "recipe"]].iterrows()]
     return runs.assign(
-        label=label.where(~has_many, runs["method"]),
+        label=label.where(~has_many, as_a_whole),
         average_robust_accuracy=1 - runs["overall_robust_error"],
         worst_class_robust_accuracy=1 - runs["worst_class_robust_error"],
     )[["label", *_COLUMNS, "average_robust_accuracy", "worst_class_robust_accuracy"]].reset_index(drop=True)

@@ -19,7 +19,16 @@ from frl_repro.results.figures.style import (
     shortened,
     wrapped,
 )
-from frl_repro.results.tables.selection import main_setting, one_value, seeds_text, setting_name
+from frl_repro.results.tables.schema import POLICY_COLUMNS
+from frl_repro.results.tables.selection import (
+    MAX_LISTED,
+    main_setting,
+    one_value,
+    seeds_text,
+    setting_columns,
+    setting_name,
+)
+from frl_repro.results.tables.variants import BASE_COLUMN, SETTINGS_COLUMN, VARIANT_COLUMN
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -37,7 +46,7 @@ _HIGHLIGHTS, _POINT_SIZES = (ORANGE, BLUE), (5, 3)
 
 
 def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
-    """Rows of the setting to show, and a line that says which.
+    """Rows of the setting to show, one in which something moved where there is one, and a line that says which.
 
     Raises
     ------
@@ -45,10 +54,21 @@ def main_rows(df: DataFrame) -> tuple[DataFrame, str]:
         The rows are of several data sets or models.
     """
     one_value(df, "dataset", "model")
+    still = []
+    for _, rows in df.groupby(setting_columns(df), dropna=False, sort=True):
+        still += [] if _shown(_over_seeds(rows)) else [rows]
+    if still and sum(map(len, still)) < len(df):
+        df = df.drop(index=[place for rows in still for place in rows.index])
+    else:
+        still = []
     last = df[df["epoch"] == df.groupby("run_id")["epoch"].transform("max")]
     robust = (last["natural_error"] + last["boundary_error"]).groupby(last["run_id"]).max()
     runs = last.drop_duplicates("run_id").assign(worst=lambda rows: rows["run_id"].map(robust))
-    return main_setting(df, runs, "worst")
+    chosen, note = main_setting(df, runs, "worst")
+    names = [setting_name(rows.iloc[0]) for rows in still]
+    some = "; ".join(names[:MAX_LISTED]) + ("; ..." if len(names) > MAX_LISTED else "")
+    left_out = f"left out, nothing moved in {'it' if len(names) == 1 else 'them'}: {some}" if names else ""
+    return chosen, "\n".join(filter(None, [note, left_out]))
 
 
 def trajectory_figure(df: DataFrame) -> Figure:
@@ -65,9 +85,11 @@ def trajectory_figure(df: DataFrame) -> Figure:
         The rows are of several settings.
     """
     numbers = trajectory_numbers(df)
-    shown = [name for name in _PANELS if numbers[name].notna().any() and numbers[name].nunique() > 1]
+    shown = _shown(numbers)
     if not shown:
-        raise UserError("this policy never moved: there is nothing to draw")
+        raise UserError(
+            f"nothing to draw of {setting_name(df.iloc[0])}: nothing that steers it moved; where= chooses others"
+        )
     coloured = _worst_at_last(numbers)
     epochs = sorted(set(numbers["epoch"]))
     caption = wrapped(f"{setting_name(df.iloc[0])}, {seeds_text(df[['seed']].nunique())}")
@@ -79,7 +101,7 @@ def trajectory_figure(df: DataFrame) -> Figure:
         handles = []
         for axes, name in zip(grid, shown, strict=False):
             handles.append(_draw(axes, numbers, name, coloured))
-            axes.set_title(_PANELS[name], fontsize=6.5)  # two beside each other in one column
+            axes.set_title(_title(name), fontsize=6.5)  # two beside each other in one column
             axes.xaxis.set_major_locator(FixedLocator(epochs) if len(epochs) == 1 else MaxNLocator(integer=True))
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
@@ -102,8 +124,30 @@ def trajectory_numbers(df: DataFrame) -> DataFrame:
     settings = {setting_name(row) for _, row in df.drop_duplicates("run_id").iterrows()}
     if len(settings) > 1:
         raise UserError(f"this figure shows one setting, the tables have {'; '.join(sorted(settings))}: use where=")
-    grouped = df.groupby(["epoch", "class_id", "class_name"], sort=True)[list(_PANELS)]
+    return _over_seeds(df)
+
+
+def _over_seeds(df: DataFrame) -> DataFrame:
+    grouped = df.groupby(["epoch", "class_id", "class_name"], sort=True)[[*_PANELS, *_own_columns(df)]]
     return grouped.mean().reset_index()
+
+
+def _own_columns(df: DataFrame) -> list[str]:
+    """Columns that the method has of its own (`Method.columns`)."""
+    others = df.columns.difference(
+        [*POLICY_COLUMNS, *_PANELS, VARIANT_COLUMN, BASE_COLUMN, SETTINGS_COLUMN], sort=False
+    )
+    return [str(name) for name in others if df[name].dtype == float and df[name].notna().any()]
+
+
+def _title(name: str) -> str:
+    return _PANELS.get(name, name.replace("_", " ").capitalize())
+
+
+def _shown(numbers: DataFrame) -> list[str]:
+    """Quantities that differ among classes or epochs."""
+    names = numbers.columns.drop(["epoch", "class_id", "class_name"])
+    return [str(name) for name in names if numbers[name].notna().any() and numbers[name].nunique() > 1]
 
 
 def _worst_at_last(numbers: DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""AutoAttack beside the tables' own attack, on the same images: is the robustness that the report speaks of real?"""
+"""AutoAttack beside the tables' own attack, on the same images: is the measured robustness real?"""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.report.page import Cell, Grid
 from frl_repro.results.report.study import outcomes_in
 from frl_repro.results.tables.components import COMPONENTS_FILE
 from frl_repro.results.tables.outcomes import NATURAL_ERROR, OUTCOMES_FILE, Outcomes, are_of_same_images, read_outcomes
 from frl_repro.results.tables.reading import find_tables
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.selection import setting_name
 from frl_repro.results.tables.text_tables import is_worst
 

@@ -1,4 +1,4 @@
-"""The report's claims 1 to 4 and its open fifth, as statements over tables; docs/claims.md says what counts.
+"""The reproduction report's claims 1 to 4 and its open fifth, as statements over tables: docs/claims.md.
 
 A claim rests on criteria. Each compares a number of every seed with a threshold, and holds where the interval of the
 mean over seeds lies wholly on its side.
@@ -72,7 +72,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the report, and what has to hold for it; the first criterion is its core."""
+    """A statement of the reproduction report, and what has to hold for it; the first criterion is its core."""
 
     number: int
     text: str

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no network, opens from disk; claims first, then experiments, runs and deviations."""
+"""The page, one HTML file: no network, opens from disk; claims first, then experiments, runs and deviations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import drawing
 from frl_repro.results.report.study import ADVERSARIAL, BASE, COMBINED, CONTROL, NATURAL, REMARGIN, REWEIGHT
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.reading import find_tables, read_json
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.subsets import overall
 from frl_repro.results.tables.text_tables import is_worst, worst_and_best
 

@@ -107,7 +107,7 @@ class Question:
     Attributes
     ----------
     name : str
-        ``"1"`` to ``"5"`` for the report's claims, with a letter for what the study adds.
+        ``"1"`` to ``"5"`` for the reproduction report's claims, with a letter for what the study adds.
     text : str
     criteria : tuple of Criterion
         They decide.

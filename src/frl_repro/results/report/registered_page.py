@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import registration
 from frl_repro.results.figures.forest import forest_figure
 from frl_repro.results.report.page import Cell, Grid, Picture, alt_text, svg_of
 from frl_repro.results.report.questions import RADII
 from frl_repro.results.report.registered import RegisteredStudy
 from frl_repro.results.report.verdicts import Answer, Evidence
-from frl_repro.results.tables.schema import format_epsilon
 
 VERDICT_COLUMNS = (
     "question", "text", "verdict", "decides", "criterion", "quantity", "outcome", "num_seeds",

@@ -1,14 +1,14 @@
-"""Sanity checks on the report: which model passes what, and the figures behind it."""
+"""Sanity checks on the page: which model passes what, and the figures behind it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.figures.sanity import checked_epsilon, sanity_figure, sweep_numbers
 from frl_repro.results.report.markdown import table as markdown_table
 from frl_repro.results.report.page import Cell, Grid, Picture, alt_text, svg_of
 from frl_repro.results.tables.sanity_rules import RULES, Rule, read_sanity, verdicts
-from frl_repro.results.tables.schema import format_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ import pandas as pd
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import in_home
 from frl_repro.basics.run_folder import walk
-from frl_repro.results.registration import registered_runs
+from frl_repro.results.registration import of_first_study
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.outcomes import Outcomes, are_of_same_images, read_outcomes
 from frl_repro.results.tables.reading import find_tables
@@ -124,12 +124,13 @@ class Preferred:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Test errors of every role at one radius, and what the images say of them.
+    """Test errors of every role at one radius, with outcomes by image.
 
     Attributes
     ----------
     rows : DataFrame
-        Rows of ``classwise.csv`` after training, of the test split, with a column ``role``.
+        Rows of ``classwise.csv`` after training, of the test split, with a column ``role``. Where no run plays a part,
+        those of all runs, with an empty one.
     settings : dict of str to str
         Role to the setting that plays it.
     preferred : dict of str to Preferred
@@ -248,17 +249,6 @@ class Study:
         return Named(int(class_id), str(name), on_validation)
 
 
-def of_first_study(tables: Sequence[Path]) -> Sequence[Path]:
-    """Return tables that are neither registered runs' nor of the bases beside them; all where there are no others.
-
-    Registered runs are judged by what was registered.
-    """
-    registered = {path for path in tables if path.parent.name in registered_runs()}
-    places = {path.parents[1] for path in registered}
-    others = [path for path in tables if path not in registered and path.parents[2] not in places]
-    return others or tables
-
-
 def study_rows(runs: str | Path, where: str = "") -> tuple[DataFrame, str]:
     """Return the rows of the data set and model that a study of ``runs`` is about, and a line that says which.
 
@@ -302,8 +292,21 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
     radius, attack, note = main_evaluation(df, epsilon=epsilon, attack=attack)
     df = comparable(select_attack(select_epsilon(df, radius), attack))
     by_role = {role: rows for role in ROLES if not (rows := _rows_of(df, role)).empty}
+    notes = tuple(filter(None, (data_note, note)))
     if not by_role:
-        raise UserError(f"no run of {runs} plays a part in the claims: {', '.join(ROLES)}")
+        return Study(
+            rows=select_last_epoch(select_split(df, "test")).assign(role=""),
+            settings={},
+            preferred={},
+            validation=df.iloc[:0],
+            epsilon=radius,
+            attack=attack,
+            outcomes={},
+            notes=(
+                *filter(None, (data_note, note)),
+                f"no run of {runs} plays a part in the claims: {', '.join(ROLES)}",
+            ),
+        )
     chosen = {role: _one_setting(rows, radius) for role, rows in by_role.items()}
     before = pd.concat([rows[rows["epoch"] == 0] for rows in chosen.values()])
     # Methods start from the same models: each seed's counts once.
@@ -321,7 +324,7 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
         epsilon=radius,
         attack=attack,
         outcomes=_matching(rows, outcomes_in(runs), radius),
-        notes=tuple(filter(None, (data_note, note))),
+        notes=notes,
     )
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from frl_repro.basics import readback
-from frl_repro.basics.atomic import write_bytes
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.regular_files import check_regular
+from frl_repro.results.tables.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
 
 EXAMPLES_FILE = "examples.safetensors"
 _TENSORS = ("clean", "attacked", "labels", "clean_predictions", "attacked_predictions")
-_ABOUT = "about"
 _REMEDY = "delete it and measure again"
 _ABOUT_FIELDS = readback.fields(
     {
@@ -60,9 +55,7 @@ class Examples:
 
 def write_examples(path: Path, examples: Examples) -> None:
     """Write examples, atomically; equal examples give equal bytes."""
-    # One entry: the format keeps several in no particular order.
-    metadata = {_ABOUT: json.dumps(dict(examples.about), sort_keys=True)}
-    write_bytes(path, save({name: getattr(examples, name) for name in _TENSORS}, metadata=metadata))
+    write_tensors(path, {name: getattr(examples, name) for name in _TENSORS}, examples.about)
 
 
 def read_examples(path: Path) -> Examples:
@@ -73,15 +66,9 @@ def read_examples(path: Path) -> Examples:
     UserError
         The file cannot be read, or is none of ours.
     """
-    try:
-        check_regular(path)
-        with safe_open(path, framework="numpy") as file:
-            if set(file.keys()) != set(_TENSORS):
-                raise UserError(f"{path} holds no examples: {', '.join(_TENSORS)} are expected")
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            about = readback.parse_json((file.metadata() or {}).get(_ABOUT, "{}"), source=path, remedy=_REMEDY)
-    except (SafetensorError, OSError, TypeError) as problem:  # a TypeError: numbers that NumPy does not have
-        raise UserError(f"cannot read {path}: {problem}") from problem
+    tensors, about = read_tensors(path, remedy=_REMEDY)
+    if set(tensors) != set(_TENSORS):
+        raise UserError(f"{path} holds no examples: {', '.join(_TENSORS)} are expected")
     readback.checked(about, _ABOUT_FIELDS, source=path, remedy=_REMEDY)
     _check_tensors(path, tensors, about["class_names"])
     return Examples(**tensors, about=about)

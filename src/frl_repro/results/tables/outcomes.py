@@ -8,19 +8,15 @@ took.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from frl_repro.basics import readback
-from frl_repro.basics.atomic import write_bytes
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.regular_files import check_regular
-from frl_repro.results.tables.schema import format_epsilon, parse_fraction
+from frl_repro.basics.radii import format_epsilon, parse_fraction
+from frl_repro.results.tables.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +28,7 @@ OUTCOMES_FILE = "outcomes.safetensors"
 SPLIT_DIGEST = "split_digest"
 """Key of `Outcomes.about`: sha256 of the images and classes that were measured on; files of older versions lack it."""
 
-_LABELS, _NATURAL, _ROBUST, _ABOUT = "labels", "natural", "robust ", "about"
+_LABELS, _NATURAL, _ROBUST = "labels", "natural", "robust "
 _BROKEN, _COMPONENTS, _IMAGES = "broken by ", "broken by", "images"
 
 _REMEDY = "delete it and measure again"
@@ -120,8 +116,7 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
     about = dict(outcomes.about)
     if outcomes.components:
         about[_COMPONENTS] = [*UNBROKEN_NAMES, *outcomes.components]
-    # One entry: the format keeps several in no particular order.
-    write_bytes(path, save(tensors, metadata={_ABOUT: json.dumps(about, sort_keys=True)}))
+    write_tensors(path, tensors, about)
 
 
 def read_outcomes(path: Path) -> Outcomes:
@@ -132,13 +127,7 @@ def read_outcomes(path: Path) -> Outcomes:
     UserError
         The file cannot be read, or is none of ours.
     """
-    try:
-        check_regular(path)
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            about = readback.parse_json((file.metadata() or {}).get(_ABOUT, "{}"), source=path, remedy=_REMEDY)
-    except (SafetensorError, OSError, TypeError) as problem:  # a TypeError: numbers that NumPy does not have
-        raise UserError(f"cannot read {path}: {problem}") from problem
+    tensors, about = read_tensors(path, remedy=_REMEDY)
     shapes = {tensor.shape for tensor in tensors.values()}
     if not {_LABELS, _NATURAL} <= tensors.keys() or len(shapes) != 1 or len(shapes.pop()) != 1:
         raise UserError(f"{path} holds no outcomes: {_LABELS!r} and {_NATURAL!r} of one length are expected")

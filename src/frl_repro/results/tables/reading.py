@@ -1,4 +1,4 @@
-"""Find and read result tables, checked cell by cell before anything is believed."""
+"""Find and read result tables; every cell is checked."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pandas as pd
 from frl_repro.basics import readback
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import in_home
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.basics.regular_files import read_bytes
 from frl_repro.basics.run_folder import check_file, read_object, walk
 from frl_repro.results.tables.schema import (
@@ -28,8 +29,8 @@ from frl_repro.results.tables.schema import (
     MEASUREMENT_COLUMNS,
     POLICY_COLUMNS,
     SETTING_COLUMNS,
-    format_epsilon,
 )
+from frl_repro.settings.methods import ALPHA_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -140,8 +141,10 @@ def read_policy(paths: Iterable[str | Path]) -> DataFrame:
         _check_names(table, file)
         for name in ("seed", "epoch", "class_id"):
             table[name] = _numbers(table[name], file).astype("int64")
-        for name in (*POLICY_COLUMNS[-5:], *(name for name in SETTING_COLUMNS if name.startswith("alpha_"))):
+        for name in (*POLICY_COLUMNS[-5:], *ALPHA_COLUMNS):
             table[name] = table[name].map(_float_or_nan).astype(float)
+        for name in table.columns.difference(list(POLICY_COLUMNS)):  # a method's own
+            table[name] = _numbers_where_all_are(table[name])
         tables.append(table)
     return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True)
 
@@ -273,7 +276,7 @@ def _checked(table: DataFrame, file: Path, *, of_file: NDArray[np.int64] | None 
     for name in table.columns.difference(list(CLASSWISE_COLUMNS)):
         if name in ("recipe", CHECKPOINT_COLUMN):
             continue
-        if name.startswith("alpha_"):
+        if name in ALPHA_COLUMNS:
             table[name] = table[name].map(_float_or_nan).astype(float)
             continue
         table[name] = _numbers_where_all_are(table[name])

@@ -19,8 +19,9 @@ import pandas as pd
 
 from frl_repro.basics import readback
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import format_epsilon, is_same_radius
 from frl_repro.results.tables.reading import unescaped
-from frl_repro.results.tables.schema import RUN_COLUMNS, format_epsilon, is_same_radius
+from frl_repro.results.tables.schema import RUN_COLUMNS
 from frl_repro.results.tables.text_tables import aligned
 
 if TYPE_CHECKING:

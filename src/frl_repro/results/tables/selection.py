@@ -1,4 +1,4 @@
-"""Which rows of the tables belong together: one evaluation, one setting, before and after. Needs no torch."""
+"""Select and group rows: one evaluation, one setting, before and after. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables.schema import RUN_COLUMNS, SETTING_COLUMNS, format_epsilon
+from frl_repro.basics.radii import format_epsilon
+from frl_repro.results.tables.schema import RUN_COLUMNS, SETTING_COLUMNS
 from frl_repro.results.tables.subsets import overall, select_epsilon, select_last_epoch, select_split
 from frl_repro.results.tables.variants import BASE_COLUMN, EXTERNAL, VARIANT_COLUMN
+from frl_repro.settings.methods import ALPHA_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _SETTING = ("dataset", "model", "method", *SETTING_COLUMNS, VARIANT_COLUMN)
 
 BEFORE = "before retraining"
-"""What a model that retraining starts from is called among methods."""
+"""Method name of a base in tables of settings."""
 
 MAX_LISTED = 4
 """How many settings or names a message lists."""
@@ -165,7 +167,7 @@ def with_bases(runs: DataFrame) -> DataFrame:
         alike = [name for name in runs.columns if name.startswith(("overall_", "worst_class_"))]
     before = before.drop_duplicates(["dataset", "model", "recipe", "split", "seed", *alike]).copy()
     before["method"] = BEFORE
-    before[[name for name in runs.columns if name.startswith("alpha_")]] = math.nan
+    before[[name for name in ALPHA_COLUMNS if name in runs.columns]] = math.nan
     return pd.concat([part for part in (before, after) if not part.empty], ignore_index=True)
 
 
@@ -421,13 +423,11 @@ def one_value(df: DataFrame, *names: str) -> None:
 def setting_name(row: pd.Series) -> str:
     """A setting as people write it: ``reweight nat 5 bndy 1``, with what tells it from others of the same alphas.
 
-    The recipe is named where it is not the report's.
+    The recipe is named where it is not the reproduction report's.
     """
     parts = [str(row["method"])]
     parts += [
-        f"{name} {row[f'alpha_{name}']:g}"
-        for name in ("nat", "bndy", "margin", "rob")
-        if pd.notna(row.get(f"alpha_{name}", math.nan))
+        f"{name.removeprefix('alpha_')} {row[name]:g}" for name in ALPHA_COLUMNS if pd.notna(row.get(name, math.nan))
     ]
     if row["recipe"] not in ("", "report"):
         parts.append(f"({row['recipe']})")

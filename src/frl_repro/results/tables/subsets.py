@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables.schema import _EPSILON_TOLERANCE, CHECKPOINT_COLUMN, MEASUREMENT_COLUMNS, format_epsilon
+from frl_repro.basics.radii import EPSILON_TOLERANCE, format_epsilon
+from frl_repro.results.tables.schema import CHECKPOINT_COLUMN, MEASUREMENT_COLUMNS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,7 +22,7 @@ def select_epsilon(df: DataFrame, epsilon: float) -> DataFrame:
     UserError
         No row has this epsilon; the message names those there are.
     """
-    is_selected = np.isclose(df["epsilon"].to_numpy(dtype=float), epsilon, rtol=0, atol=_EPSILON_TOLERANCE)
+    is_selected = np.isclose(df["epsilon"].to_numpy(dtype=float), epsilon, rtol=0, atol=EPSILON_TOLERANCE)
     if not is_selected.any():
         available = ", ".join(format_epsilon(value) for value in sorted(df["epsilon"].unique()))
         raise UserError(f"no rows with epsilon={format_epsilon(epsilon)}; the tables have {available}")

@@ -6,10 +6,10 @@ import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frl_repro.basics.errors import UserError, one_line, printable
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.basics.run_folder import CLASSWISE_FILE
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.tables.reading import read_classwise
-from frl_repro.results.tables.schema import format_epsilon
 from frl_repro.results.tables.subsets import overall, select_last_epoch, select_split
 
 if TYPE_CHECKING:
@@ -136,10 +136,10 @@ def worst_and_best(errors: Sequence[float], top: int) -> tuple[list[int], list[i
 
 
 def is_worst(errors: Sequence[float]) -> list[bool]:
-    """Return which errors are the largest; none where nearly all are: what is said of most classes tells nothing."""
+    """Return which errors are the largest; none where all or most are: what is said of most classes tells nothing."""
     worst = [error == max(errors) for error in errors]
     num_worst = sum(worst)
-    says_nothing = num_worst > max(_MAX_TIED, len(worst) / 2)
+    says_nothing = num_worst == len(worst) or num_worst > max(_MAX_TIED, len(worst) / 2)
     return [False] * len(worst) if says_nothing else worst
 
 

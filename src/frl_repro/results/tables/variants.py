@@ -1,4 +1,4 @@
-"""What tells runs apart that tables call alike: data and settings of ``run.json``. Needs no torch.
+"""Differences among runs that share all table columns: data and settings of ``run.json``. Needs no torch.
 
 A table names the data set, the model, the method, the recipe and the alphas. Two runs that agree in these may still
 differ in the images behind a data set's name, a departure, a running average or a number of steps; counted as two seeds
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.tables.reading import merged, read_json, read_sources
-from frl_repro.results.tables.schema import SETTING_COLUMNS, format_epsilon
+from frl_repro.results.tables.schema import SETTING_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,9 @@ BASE_COLUMN = "base"
 """What tells the models apart that runs start from; of runs without a class policy, the data and steps they train with.
 Runs that agree in it can be compared."""
 
+SETTINGS_COLUMN = "settings"
+"""All that ``run.json`` says of how a run was trained, as text like ``variant``; empty where that is not known."""
+
 EXTERNAL = "external"
 """What checkpoints that none of our runs wrote are called among methods."""
 
@@ -42,19 +46,21 @@ _SECTIONS = ("dataset", "model", "attack", "trainer", "frl", "tau", "retrain", "
 
 _OF_BASES = ("dataset.", "model.", "attack.", "trainer.", "init_from")
 
+_OF_RETRAINING = "retrain."
+
 BEFORE_THE_KEY = {
     "num_accumulation": "1",
     "precision": "float32",
     "augmentation": "none",
     "selection_fraction": "0.0",
 }
-"""What runs did whose ``run.json`` lacks a key because the key came later; null where this does not say."""
+"""Behaviour of runs from before a key existed, by key; null for others."""
 
 _OF_THE_MACHINE = ("root", "download", "cache_dir")
 """Keys of these parts that change no number; ``root`` does for data sets that are folders, see below."""
 
 _FOLDERS = ("image_folder",)
-"""Data sets that are what lies in their ``root``."""
+"""Data sets whose images are the files in ``root``."""
 
 _OF_TRAINING = ("dataset.name", "dataset.validation_fraction", "dataset.split_seed", "dataset.num_train",
                 "dataset.augmentation")  # fmt: skip
@@ -67,7 +73,7 @@ _PART = re.compile(r'[^\s=]+="(?:[^"]|"")*"|\S+')
 
 
 class _Value(NamedTuple):
-    """A setting: what it is called, what makes it what it is, and how it is called where its name does not tell."""
+    """A setting's value: as shown, as compared, and as shown where two values look alike."""
 
     shown: str
     identity: str
@@ -148,7 +154,9 @@ def _is_of_bases_alone(table: DataFrame, sources: NDArray[Any], abouts: Mapping[
 
 
 def with_variants(table: DataFrame, files: Iterable[str | Path]) -> DataFrame:
-    """Return a table with the columns ``variant``, such as ``"ema_decay=0.998"``, and ``base``; empty where all agree.
+    """Return a table with the columns ``variant``, such as ``"ema_decay=0.998"``, ``base`` and ``settings``.
+
+    The first two name what tells runs apart, and are empty where all agree.
 
     Parameters
     ----------
@@ -170,9 +178,19 @@ def with_variants(table: DataFrame, files: Iterable[str | Path]) -> DataFrame:
 
 
 def parts_of(variant: str) -> dict[str, str]:
-    """Return the settings that a variant names, by key."""
+    """Return the settings that a variant, or a run's ``settings``, names, by key."""
     parts = (part.partition("=") for part in _PART.findall(variant))
     return {key: unquoted(value) for key, _, value in parts}
+
+
+def differences(settings: Collection[str]) -> dict[str, str]:
+    """Return for each run's ``settings`` those in which some of them differ, as text like ``variant``."""
+    of_run = {
+        text: {key: _Value(value, value, value) for key, value in parts_of(text).items()}
+        for text in dict.fromkeys(settings)
+        if text
+    }
+    return {**dict.fromkeys(settings, ""), **_texts(of_run)}
 
 
 def unquoted(text: str) -> str:
@@ -221,7 +239,7 @@ def _shown(key: str, value: Any, identity: str) -> str:
 
 
 def _content(name: str, digest: str) -> _Value:
-    """A file or folder: what it holds makes it what it is, as far as that is known."""
+    """Return a file or folder as a setting: compared by its digest, where that is known."""
     return _Value(name, digest, f"{name}@{digest[:_DIGEST_LENGTH]}") if digest else _Value(name, name, name)
 
 
@@ -315,21 +333,34 @@ def _named(table: DataFrame, abouts: Sequence[_About]) -> DataFrame:
             taken.add((text, seed))
             variants[run_id, place] = text
     bases: dict[str, str] = {}
-    for _, part in runs.groupby(["dataset", "model", runs["recipe"] != ""]):
+    # What is retrained starts from a base; a method that trains from scratch is alike what has no method.
+    is_retrained = [
+        _is_retrained(settings[run_id]) if run_id in settings else recipe != ""
+        for run_id, recipe in zip(runs["run_id"], runs["recipe"], strict=True)
+    ]
+    for _, part in runs.assign(is_retrained=is_retrained).groupby(["dataset", "model", "is_retrained"]):
         bases |= _texts({run_id: _of_base(settings[run_id]) for run_id in part["run_id"] if run_id in settings})
+    texts_of_all = {
+        run_id: " ".join(f"{key}={_quoted(value.precise)}" for key, value in of_run.items())
+        for run_id, of_run in settings.items()
+    }
     return table.assign(
         **{
             VARIANT_COLUMN: [variants[key] for key in zip(table["run_id"], places, strict=True)],
             BASE_COLUMN: [bases.get(run_id, "") for run_id in table["run_id"]],
+            SETTINGS_COLUMN: [texts_of_all.get(run_id, "") for run_id in table["run_id"]],
         }
     )
 
 
+def _is_retrained(settings: Mapping[str, _Value]) -> bool:
+    return any(key.startswith(_OF_RETRAINING) for key in settings)
+
+
 def _of_base(settings: Mapping[str, _Value]) -> dict[str, _Value]:
     """Return the settings of the model that a run starts from; of a run that starts anew, all but its attack."""
-    is_retrained = any(key.startswith("retrain.") for key in settings)
     chosen = {key: value for key, value in settings.items() if key.startswith(_OF_BASES)}
-    if not is_retrained:
+    if not _is_retrained(settings):
         return {key: value for key, value in chosen.items() if not key.startswith("attack.")}
     saw_validation = settings.get("departures.base_saw_validation")
     if saw_validation is not None and saw_validation.identity == "true":

@@ -1,4 +1,4 @@
-"""Reweight and remargin together: the combination that the report left open."""
+"""Reweight and remargin together: the combination that the reproduction report left open."""
 
 from torch import Tensor
 

@@ -34,7 +34,7 @@ def next_multiplier(multiplier: Tensor, violation: Tensor, alpha: float | Tensor
     """Return the multipliers after an update, shape (..., K).
 
     Accumulating is dual ascent, ``multiplier + alpha * violation`` (Algorithm 1). Restarting forgets what was before,
-    ``alpha * violation``: the report's code begins every update from the same value (docs/deviations.md, 3).
+    ``alpha * violation``: the published code begins every update from the same value (docs/deviations.md, 3).
     """
     step = alpha * violation
     return multiplier + step if accumulate else step
@@ -51,7 +51,7 @@ def project_multiplier(multiplier: Tensor) -> Tensor:
 
 
 def softmax_weights(multiplier: Tensor) -> Tensor:
-    """Return class weights ``K * softmax(multiplier)``: positive, mean 1, shape (..., K). Source: the report."""
+    """Return class weights ``K * softmax(multiplier)``, shape (..., K). Source: the reproduction report."""
     return multiplier.shape[-1] * torch.softmax(multiplier, -1)
 
 

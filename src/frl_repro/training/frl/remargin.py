@@ -13,7 +13,7 @@ from frl_repro.training.frl.policy import ClassPolicy
 class Remargin(ClassPolicy):
     """One multiplier a class, and one for the natural loss where the recipe has it (the paper's released code does).
 
-    Source: Xu et al. 2021, section 3.3; the report, section 3.4.
+    Source: Xu et al. 2021, section 3.3; the reproduction report, section 3.4.
     """
 
     required = ("margin",)

@@ -8,7 +8,7 @@ from frl_repro.training.frl.policy import ClassPolicy
 
 
 class Reweight(ClassPolicy):
-    """Two multipliers a class. Source: Xu et al. 2021, Algorithm 1; the report, section 3.3."""
+    """Two multipliers a class. Source: Xu et al. 2021, Algorithm 1; the reproduction report, section 3.3."""
 
     required: ClassVar[tuple[str, ...]] = ("nat", "bndy")
     weighed_by: ClassVar[Mapping[str, str]] = {"nat": "nat", "bndy": "bndy"}
