@@ -10,13 +10,13 @@ import ast
 import functools
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings import keys
-from frl_repro.settings.keys import COUNT, Key, key, own
+from frl_repro.settings.keys import COUNT, Key, about, key, own
 
 
 @dataclass
@@ -32,7 +32,9 @@ class ValidationSettings(MethodSettings):
 
     update_every: str = key("look at them after so many steps, or once an epoch: epoch")
     num_validation: int | None = key("images of a look, drawn anew each time; null: all", COUNT)
-    epsilon: float = key("radius of the attack that measures them, in pixel units", "(0, 1]")
+    epsilon: float | None = key(
+        "radius of the attack that measures them, in pixel units; null: that of the training attack", "(0, 1]"
+    )
     step_size: float = key("its step, in pixel units", "(0, 1]")
     num_steps: int = key("its steps", COUNT)
 
@@ -145,6 +147,8 @@ def explained(name: str) -> dict[str, Key]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not (isinstance(node, ast.ClassDef) and node.name == "Settings"):
             continue
+        if any(isinstance(base, ast.Name) and base.id == ValidationSettings.__name__ for base in node.bases):
+            found |= {item.name: about(item) for item in fields(ValidationSettings) if item.name != "name"}
         for item in node.body:
             if (
                 isinstance(item, ast.AnnAssign)

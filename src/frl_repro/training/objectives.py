@@ -60,9 +60,9 @@ class Predictions:
         """Which attacked images are wrong, shape (..., M), bool."""
         return is_wrong(self.attacked.detach(), self.y_attacked)
 
-    def stats(self) -> ClassStats:
-        """Return the batch's sums by true class."""
-        return ClassStats.of(self.clean, self.y_clean, self.attacked, self.y_attacked)
+    def stats(self, *, true_logit: float = 1.0) -> ClassStats:
+        """Return the batch's sums by true class; ``true_logit`` as in `ClassStats.of`."""
+        return ClassStats.of(self.clean, self.y_clean, self.attacked, self.y_attacked, true_logit=true_logit)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Steering:
         method = self.method
         if method is None or not (method.sees_batches or method.sees_epochs):
             return
-        stats = seen.stats()
+        stats = seen.stats(true_logit=method.true_logit)
         if method.sees_epochs:
             self._in_epoch = stats if self._in_epoch is None else self._in_epoch + stats
         if method.sees_batches:

@@ -103,7 +103,9 @@ class ClassStats:
         return (self.wrong_either - self.wrong_clean).sum(-1) / self.num_clean.sum(-1)
 
     @classmethod
-    def of(cls, clean: Tensor, y_clean: Tensor, attacked: Tensor, y_attacked: Tensor) -> ClassStats:
+    def of(
+        cls, clean: Tensor, y_clean: Tensor, attacked: Tensor, y_attacked: Tensor, *, true_logit: float = 1.0
+    ) -> ClassStats:
         """Return the sums of one batch.
 
         Parameters
@@ -112,13 +114,16 @@ class ClassStats:
             Logits. The same images in the same order where N equals M and the labels agree; then ``kl`` is taken.
         y_clean, y_attacked : Tensor, shape (..., N) and (..., M), int64
             True classes.
+        true_logit : float
+            What the true class's logit is multiplied with before ``confusion`` counts predictions, and for that alone.
         """
         K = clean.shape[-1]
         clean, attacked = clean.detach().double(), attacked.detach().double()
         of_clean, of_attacked = (torch.nn.functional.one_hot(y, K).double() for y in (y_clean, y_attacked))
         log_clean, log_attacked = clean.log_softmax(-1), attacked.log_softmax(-1)
         probability = log_attacked.exp()
-        predicted = torch.nn.functional.one_hot(attacked.argmax(-1), K).double()
+        counted = attacked if true_logit == 1 else torch.where(of_attacked.bool(), true_logit * attacked, attacked)
+        predicted = torch.nn.functional.one_hot(counted.argmax(-1), K).double()
         others = probability.masked_fill(of_attacked.bool(), -1.0)
         true = (probability * of_attacked).sum(-1)
         is_pair = clean.shape == attacked.shape and torch.equal(y_clean, y_attacked)
@@ -218,6 +223,10 @@ class Method:
         All that has to be saved, each tensor with a leading run axis.
     objective : str
         The loss of a step (`RunConfig.objective`).
+    beta : float
+        Weight of the divergence where that loss is the one of TRADES.
+    class_counts : Tensor, shape (K,), float64
+        Training images of each class. Known in `start`.
     """
 
     sees_validation: ClassVar[Literal["errors", "losses"] | None] = None
@@ -235,16 +244,26 @@ class Method:
         self.shape: tuple[int, ...] = (num_runs, num_classes)
         self.device = torch.device(device)
         self.state: dict[str, Tensor] = {}
-        self.objective = "mixed"
+        self.objective, self.beta = "mixed", 1.0
+        self.class_counts = torch.ones(num_classes, dtype=torch.float64, device=self.device)
 
     @classmethod
-    def of_runs(cls, configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> Method:
-        """Return the method of runs that share all settings but those that each run may have for itself."""
-        method = cls(num_runs=len(configs), num_classes=num_classes, device=device)
+    def of_runs(cls, configs: Sequence[RunConfig], *, class_counts: Tensor, device: torch.device) -> Method:
+        """Return the method of runs that share all settings but those that each run may have for itself.
+
+        ``class_counts``, shape (K,), are the training images of each class.
+        """
+        method = cls(num_runs=len(configs), num_classes=len(class_counts), device=device)
         method.configure([config.frl for config in configs])
-        method.objective = configs[0].objective
+        method.train_with(configs[0], class_counts)
         method.state = method.start()
         return method
+
+    def train_with(self, config: RunConfig, class_counts: Tensor) -> None:
+        """Keep what the method may know of its training: the loss of a step, and the images of each class."""
+        self.objective = config.objective
+        self.beta = 1.0 if config.trades_beta is None else config.trades_beta
+        self.class_counts = class_counts.to(self.device, torch.float64)
 
     def configure(self, settings: Sequence[Any]) -> None:
         """Keep the runs' settings (``Settings`` of the method's file, one for each run)."""
@@ -255,6 +274,11 @@ class Method:
         """Return a setting that each run has for itself, shape (R, 1), float64."""
         values = [[float(getattr(settings, name))] for settings in self._of_each]
         return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+    @property
+    def true_logit(self) -> float:
+        """What `ClassStats.of` multiplies the true class's logit with before it counts confusions."""
+        return 1.0
 
     def start(self) -> dict[str, Tensor]:
         """Return the state before the first step."""
