@@ -30,9 +30,9 @@ class Variance(Method):
     """Adds to a step's loss ``strength * Var`` over the classes' mean losses m_c in the batch.
 
     The variance of S numbers is divided by S. Its gradient is that of a weighted sum of losses: ``d Var / d m_c = 2
-    (m_c - mean m) / S``, and an image moves m_c by 1 / n_c. So ``1 + strength * 2 (m_c - mean m) / S * N / n_c``
-    weighs the losses of class c. The gradient is exact; the loss that a run records holds the variance twice, for it is ``sum of 2
-    (m_c - mean m) / S * m_c``.
+    (m_c - mean m) / S``, and an image moves m_c by 1 / n_c. So the losses of class c weigh ``1 + strength * 2 (m_c -
+    mean m) / S * N / n_c``. The gradient is exact; the loss that a run records holds the variance twice, for it is
+    ``sum of 2 (m_c - mean m) / S * m_c``.
 
     Source: Ma et al., NeurIPS 2022 (FAT). Its code takes 100 slots (docs/deviations.md).
     """
