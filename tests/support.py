@@ -26,8 +26,10 @@ from frl_repro.results.tables import schema, writing
 from frl_repro.results.tables.examples import Examples
 from frl_repro.results.tables.outcomes import Outcomes
 from frl_repro.settings.config import RunConfig
-from frl_repro.settings.parse import parse
-from frl_repro.training.frl import Plan, method_class
+from frl_repro.settings.parse import node, parse
+from frl_repro.settings.schema import GROUPS
+from frl_repro.training.frl import ClassStats, Plan, When, method_class
+from frl_repro.training.objectives import Predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -371,6 +373,57 @@ POLICIES = {name: method_class(name) for name in ("finetune", "reweight", "remar
 def new_policy(name, rules, *, shape):
     """Return a method of FRL's family, its multipliers at their start."""
     return POLICIES[name](rules, shape=shape)
+
+
+def stats_of(logits, y):
+    """Class sums of images whose clean and attacked logits are the same."""
+    return ClassStats.of(logits, y, logits, y)
+
+
+def when(epoch, num_runs=1, *, step=0, num_epochs=10, num_steps=5):
+    return When(torch.full((num_runs,), epoch), torch.full((num_runs,), num_epochs), step, num_steps)
+
+
+def new_method(name, *, num_classes=3, objective="trades", beta=6.0, class_counts=None, **settings):
+    """Return a method for one run at its start, with the settings of its file and these."""
+    kind = method_class(name)
+    method = kind(num_runs=1, num_classes=num_classes)
+    method.configure([node(GROUPS["frl"][name], {**composed(frl=name)["frl"], **settings}, "frl.")])
+    method.objective, method.beta = objective, beta
+    if class_counts is not None:
+        method.class_counts = torch.tensor(class_counts, dtype=torch.float64)
+    method.state = method.start()
+    return method
+
+
+def batch_of(num_classes=3, num_images=20, seed=0, labels=None, *, has_gradients=False):
+    """Logits of clean and attacked images of one run, float64, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(num_classes, (num_images,), generator=generator) if labels is None else torch.tensor(labels)
+    clean, attacked = (
+        2 * torch.randn(1, len(y), num_classes, dtype=torch.float64, generator=generator) for _ in range(2)
+    )
+    return clean.requires_grad_(has_gradients), attacked.requires_grad_(has_gradients), y.unsqueeze(0)
+
+
+def loss_under(method, objective, clean, attacked, y, at):
+    """Return the weighted loss of a batch that the method has seen."""
+    seen = Predictions(clean, y, attacked, y, is_paired=True)
+    method.see_batch(seen.stats(true_logit=method.true_logit), at)
+    return objective.loss(seen, method.weigh(at), scale=method.scale)
+
+
+def class_means(clean, attacked, y, *, beta):
+    """Return by class the mean of CE + beta KL of its images, a plain loop; None for a class without any."""
+    means = []
+    for c in range(clean.shape[-1]):
+        losses = []
+        for n in range(len(y)):
+            if int(y[n]) == c:
+                p, q = torch.softmax(clean[n], 0), torch.softmax(attacked[n], 0)
+                losses.append(-p[c].log() + beta * sum(p[k] * (p[k] / q[k]).log() for k in range(len(p))))
+        means.append(sum(losses) / len(losses) if losses else None)
+    return means
 
 
 def step_loss(objective, x, y, *, forward, attack, radius=None, weights=None, scale="weights"):

@@ -348,7 +348,8 @@ def test_the_key_list_is_a_contract():
 KEYS = """
 alpha.bndy alpha.margin alpha.nat alpha.rob attack.beta attack.epsilon attack.fraction attack.num_restarts
 attack.num_steps attack.objective attack.random_start attack.start_sd attack.step_size backend base_dir compile
-dataset.augmentation dataset.cache_dir dataset.download dataset.image_size dataset.num_channels dataset.num_classes
+dataset.augmentation dataset.cache_dir dataset.download dataset.image_size dataset.imbalance dataset.imbalance_ratio
+dataset.num_channels dataset.num_classes
 dataset.num_test dataset.num_train dataset.root dataset.selection_fraction dataset.split_seed
 dataset.validation_fraction departures.base_saw_validation departures.fixed_step departures.flipped_boundary
 departures.ignored_tau_nat departures.overall_over_22 departures.scrambled_labels departures.weight_by_prediction

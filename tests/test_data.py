@@ -49,6 +49,8 @@ class FashionMnistConfig:
     cache_dir: str | None = None
     validation_fraction: float = 0.25
     selection_fraction: float = 0.0
+    imbalance: str = "none"
+    imbalance_ratio: float | None = None
     split_seed: int = 0
     num_train: int | None = None
     num_test: int | None = None
@@ -62,6 +64,8 @@ class SyntheticConfig:
     num_test: int = 20
     validation_fraction: float = 0.2
     selection_fraction: float = 0.0
+    imbalance: str = "none"
+    imbalance_ratio: float | None = None
     split_seed: int = 0
 
 

@@ -35,6 +35,8 @@ class Config:
     num_channels: int | None = None
     validation_fraction: float = 0.0
     selection_fraction: float = 0.0
+    imbalance: str = "none"
+    imbalance_ratio: float | None = None
     split_seed: int = 0
     num_train: int | None = None
     num_test: int | None = None

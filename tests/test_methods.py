@@ -18,7 +18,7 @@ from frl_repro.runs import experiment
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.parse import parse
 from frl_repro.training import fitting, objectives
-from frl_repro.training.frl import ClassStats, Method, Weights, When, dafa, method_class
+from frl_repro.training.frl import ClassStats, Method, Weights, dafa, method_class
 from frl_repro.training.frl.cfol import Cfol
 from frl_repro.training.frl.cfol import Settings as CfolSettings
 from frl_repro.training.frl.class_stats import Predictions
@@ -26,21 +26,13 @@ from frl_repro.training.frl.dafa import Dafa, similarity
 from frl_repro.training.frl.dafa import Settings as DafaSettings
 from frl_repro.training.frl.faal import worst_shares
 from frl_repro.training.steering import Steering
-from support import composed, step_loss
+from support import composed, stats_of, step_loss, when
 
 
 def probabilities(num_classes, seed=0):
     """Mean softmax outputs, [true class, class]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.softmax(torch.randn(num_classes, num_classes, dtype=torch.float64, generator=generator), -1)
-
-
-def stats_of(logits, y):
-    return ClassStats.of(logits, y, logits, y, is_paired=True)
-
-
-def when(epoch, num_runs=1):
-    return When(torch.full((num_runs,), epoch), torch.full((num_runs,), 10), 0, 5)
 
 
 # --- DAFA -----------------------------------------------------------------------------------------------------------
@@ -293,8 +285,24 @@ OWN = {
     "faal": {"frl__ball": 0.3},
     "cfol": {"frl__eta": 0.01},
     "cfol weigh": {"frl__eta": 0.01, "frl__acts_by": "weigh"},
+    "wat": {"frl__eta": 0.3, "frl__num_steps": 2},
+    "group_dro": {"frl__eta": 0.1},
+    "variance": {"frl__strength": 0.5},
+    "codat": {"frl__rho": 0.5},
+    "codat epoch": {"frl__rho": 0.5, "frl__update_every": "epoch"},
+    "csr": {"frl__mix": 0.3},
+    "robust_lt": {"dataset__imbalance": "exponential", "dataset__imbalance_ratio": 5.0, "frl__warmup_share": 0.5},
 }
-WHERE = [*itertools.product(OWN, ("report", "scratch")), ("dafa", "paper"), ("faal", "paper")]
+OWN_COLUMN = {
+    "dafa": "dafa_factor", "cfol": "cfol_share", "wat": "wat_expert", "group_dro": "group_dro_share",
+    "codat": "codat_share", "csr": "csr_pair", "robust_lt": "margin",
+}  # fmt: skip
+WHERE = [
+    *itertools.product(("dafa", "faal", "cfol", "cfol weigh"), ("report", "scratch")), ("dafa", "paper"),
+    ("faal", "paper"), ("wat", "paper"), ("wat", "scratch"), ("group_dro", "scratch"), ("group_dro", "report"),
+    ("variance", "paper"), ("codat", "report"), ("codat epoch", "scratch"), ("csr", "paper"), ("csr", "scratch"),
+    ("robust_lt", "scratch"), ("robust_lt", "paper"),
+]  # fmt: skip
 
 
 def settings_of(folder, name, recipe, **changes):
@@ -335,8 +343,8 @@ def test_a_method_that_is_stopped_continues_to_the_same_bytes(name, recipe, tmp_
         assert (folder / file).read_bytes() == (straight / file).read_bytes(), file
     rows = pd.read_csv(folder / "policy.csv")
     assert rows["epoch"].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert rows["natural_error"].isna().all()
-    own = {"dafa": "dafa_factor", "cfol": "cfol_share"}.get(name.split(maxsplit=1)[0])
+    assert rows["natural_error"].isna().all() == (method_class(name.split(maxsplit=1)[0]).sees_validation is None)
+    own = OWN_COLUMN.get(name.split(maxsplit=1)[0])
     last = rows[rows["epoch"] == 3]
     changed = last["weight_nat"] if own is None else last[own]
     assert changed.nunique() > 1  # it did something
@@ -346,6 +354,8 @@ def test_a_method_that_is_stopped_continues_to_the_same_bytes(name, recipe, tmp_
 
 @pytest.mark.parametrize(("name", "key", "values"), [
     ("dafa", "frl__strength", (0.5, 2.0)), ("faal", "frl__ball", (0.1, 1.0)), ("cfol", "frl__eta", (0.001, 0.1)),
+    ("wat", "frl__eta", (0.1, 1.0)), ("group_dro", "frl__eta", (0.01, 0.3)), ("variance", "frl__strength", (0.1, 1.0)),
+    ("codat", "frl__rho", (0.1, 1.0)), ("csr", "frl__mix", (0.1, 0.6)), ("robust_lt", "frl__strength", (0.2, 0.6)),
 ])  # fmt: skip
 def test_runs_that_differ_in_a_methods_number_train_fused_as_they_do_alone(name, key, values, tmp_path):
     together = [settings_of(tmp_path / "together", name, "scratch", **{key: value}) for value in values]

@@ -157,8 +157,7 @@ def test_a_masked_model_is_caught(trained, images, plain, name):
 def test_a_published_model_passes_and_fails_once_masked():
     settings = SimpleNamespace(
         name="fashion_mnist", root=None, download=True, cache_dir=None, validation_fraction=0, selection_fraction=0,
-        split_seed=0,
-        num_train=None, num_test=200,
+        split_seed=0, imbalance="none", imbalance_ratio=None, num_train=None, num_test=200,
     )  # fmt: skip
     images = load_dataset(settings).test
     model, other = (lenet(REFERENCE / f"seed{seed}.safetensors", num_classes=10) for seed in (0, 1))

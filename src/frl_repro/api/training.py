@@ -169,6 +169,8 @@ def _dataset(splits: Mapping[str, Split], class_names: tuple[str, ...], settings
         validation_fraction=settings.validation_fraction,
         selection_fraction=settings.selection_fraction,
         split_seed=settings.split_seed,
+        imbalance=settings.imbalance,
+        imbalance_ratio=settings.imbalance_ratio,
     )
 
 

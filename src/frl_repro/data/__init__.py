@@ -14,7 +14,14 @@ from frl_repro.data.augment import AUGMENTATIONS
 from frl_repro.data.dataset import Dataset, Split, batch_to_float, in_unit_range
 from frl_repro.data.fashion_mnist import CLASS_NAMES, load_fashion_mnist
 from frl_repro.data.image_folder import holds_splits, load_image_folder
-from frl_repro.data.splits import at_most, split_train_validation, split_validation, stratified_order, subset
+from frl_repro.data.splits import (
+    at_most,
+    imbalanced,
+    split_train_validation,
+    split_validation,
+    stratified_order,
+    subset,
+)
 from frl_repro.data.synthetic import load_synthetic
 from frl_repro.settings.schema import OwnDatasetConfig
 
@@ -30,6 +37,13 @@ class NamedConfig(Protocol):
     @property
     def name(self) -> str:
         """A key of ``DATASETS``."""
+
+    @property
+    def imbalance(self) -> str:
+        """``none``, ``exponential`` or ``step``: which training images of each class are kept."""
+
+    @property
+    def imbalance_ratio(self) -> float | None: ...
 
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
@@ -157,7 +171,8 @@ def _cifar10_jpeg(config: CIFAR10JPEGConfig) -> Dataset:
 
 def _image_folder(config: ImageFolderConfig) -> Dataset:
     root = Path(config.root).expanduser()
-    takes_all = (config.validation_fraction, config.num_train, config.num_test) == (0, None, None)
+    chosen = (config.validation_fraction, config.num_train, config.num_test, config.imbalance)
+    takes_all = chosen == (0, None, None, "none")
     if takes_all and holds_splits(root) and config.split_seed != 0:
         raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")
     class_names, train, test = load_image_folder(
@@ -219,6 +234,8 @@ def _assemble(
         train.labels[chosen], config.validation_fraction, config.split_seed
     )
     train_indices, held_back = chosen[train_part], chosen[validation_part]
+    kept = imbalanced(train.labels[train_indices], config.imbalance, config.imbalance_ratio, config.split_seed)
+    train_indices = train_indices[kept]
     steering_part, selection_part = split_validation(train.labels[held_back], config.selection_fraction)
     validation_indices, selection_indices = held_back[steering_part], held_back[selection_part]
     return Dataset(

@@ -105,6 +105,11 @@ class Dataset:
         return len(self.class_names)
 
     @functools.cached_property
+    def class_counts(self) -> Tensor:
+        """Training images of each class, shape (K,), int64."""
+        return torch.bincount(self.train.labels, minlength=self.num_classes)
+
+    @functools.cached_property
     def content(self) -> dict[str, Any]:
         """What the data set holds, as plain containers for the record of a run.
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from frl_repro.basics.errors import UserError
 from frl_repro.data.dataset import Dataset, Split, batch_to_float, in_unit_range
-from frl_repro.data.splits import split_train_validation, split_validation, stratified_order
+from frl_repro.data.splits import imbalanced, split_train_validation, split_validation, stratified_order
 
 _MAX_NAMED = 5  # wrong labels in a message
 _FORMS = "(images, labels), a torch Dataset or a DataLoader of such pairs"
@@ -162,6 +162,8 @@ def dataset_of(
     validation_fraction: float,
     selection_fraction: float,
     split_seed: int,
+    imbalance: str = "none",
+    imbalance_ratio: float | None = None,
 ) -> Dataset:
     """Return a data set of given images; without ``validation`` that share of the training images is held back.
 
@@ -172,7 +174,7 @@ def dataset_of(
         In any order: they are put in a stratified one.
     name : str
     class_names : tuple of str, length K
-    validation_fraction, selection_fraction, split_seed
+    validation_fraction, selection_fraction, split_seed, imbalance, imbalance_ratio
         As in a data set's settings; the first is not read where ``validation`` is given.
     """
     for part, split in (("validation", validation), ("test", test)):
@@ -186,6 +188,7 @@ def dataset_of(
         source = _together(train, validation)
         kept = torch.arange(len(train))
         held_back = len(train) + stratified_order(validation.labels, torch.Generator().manual_seed(split_seed))
+    kept = kept[imbalanced(source.labels[kept], imbalance, imbalance_ratio, split_seed)]
     steering_part, selection_part = split_validation(source.labels[held_back], selection_fraction)
     steering, selection = held_back[steering_part], held_back[selection_part]
     return Dataset(

@@ -121,6 +121,52 @@ def split_validation(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return parts
 
 
+def imbalanced(labels: Tensor, kind: str, ratio: float | None, seed: int) -> Tensor:
+    """Return the sorted indices of the images that are left where each class keeps a part of its own.
+
+    Class c of K (0, 1, ...) keeps the share ``ratio ** (-c / (K - 1))`` (``exponential``), or all in the first half of
+    the classes and ``1 / ratio`` in the others (``step``; of an odd number of classes the first half is the larger).
+
+    Parameters
+    ----------
+    labels : Tensor, shape (N,), integer
+        Class of each image, 0..K-1; every class has one.
+    kind : {"none", "exponential", "step"}
+    ratio : float or None
+        At least 1; None for ``none``, which keeps all images.
+    seed : int
+        Seed of the choice alone. For one seed, what a larger ratio keeps is among what a smaller one keeps.
+
+    Raises
+    ------
+    UserError
+        A class would lose all of its images.
+
+    Notes
+    -----
+    Source: Cui et al. 2019 (exponential), Buda et al. 2018 (step), with equal classes; others keep shares of their own.
+    """
+    if kind == "none" or ratio is None:
+        return torch.arange(len(labels))
+    counts = torch.bincount(labels.cpu()).double()
+    K = len(counts)
+    if kind == "exponential":
+        share = ratio ** (-torch.arange(K, dtype=torch.float64) / max(K - 1, 1))
+    else:
+        share = torch.where(torch.arange(K) < (K + 1) // 2, 1.0, 1 / ratio).double()
+    kept = (counts * share).round().long()
+    if int(kept.min()) == 0:
+        c = int(kept.argmin())
+        raise UserError(
+            f"dataset.imbalance_ratio={ratio:g} leaves class {c} without a training image, it has {int(counts[c])}: "
+            "use a smaller ratio or more images"
+        )
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    of_class = labels.cpu()[shuffled]
+    parts = [shuffled[of_class == c][: int(kept[c])] for c in range(K)]  # once a data set, not once a batch
+    return torch.cat(parts).sort().values
+
+
 def at_most(key: str, wanted: int | None, available: int) -> int:
     """Return how many images a setting takes of those that there are, and say in a line where it takes fewer.
 

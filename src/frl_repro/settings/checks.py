@@ -75,13 +75,17 @@ def _check_dataset(dataset: DatasetConfig, evaluation: EvaluationConfig | None) 
         raise UserError(
             "dataset.selection_fraction has no effect with dataset.validation_fraction=0: it is a share of these images"
         )
+    if dataset.imbalance == "none" and dataset.imbalance_ratio is not None:
+        raise UserError("dataset.imbalance_ratio has no effect with dataset.imbalance=none: give exponential or step")
+    if dataset.imbalance != "none" and dataset.imbalance_ratio is None:
+        raise UserError(f"dataset.imbalance={dataset.imbalance} needs dataset.imbalance_ratio, e.g. 50")
     asks_for_validation = isinstance(evaluation, PGDEvaluationConfig) and evaluation.num_validation is not None
     if dataset.validation_fraction == 0 and asks_for_validation:
         raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")
     # Of images in folders the loader knows: where there are class folders alone, it draws the test images.
     if not isinstance(dataset, SyntheticConfig | ImageFolderConfig) and dataset.split_seed != 0:
-        takes_all = (dataset.validation_fraction, dataset.num_train, dataset.num_test) == (0, None, None)
-        if takes_all:
+        chosen = (dataset.validation_fraction, dataset.num_train, dataset.num_test, dataset.imbalance)
+        if chosen == (0, None, None, "none"):
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")
 
 

@@ -41,6 +41,9 @@ _BASE_EVALUATION = PGDEvaluationConfig(
     keep_best_by=None,
 )
 
+_OFF = (("imbalance", "none"), ("imbalance_ratio", None))
+"""Left out of the headers of checkpoints, which thereby keep the bytes of before there were these settings."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -217,7 +220,7 @@ def rebuilding_settings(config: RunConfig) -> dict[str, dict[str, Any]]:
         group: {
             f.name: getattr(part, f.name)
             for f in dataclasses.fields(part)
-            if not about(f).is_machine and f.name != "root"
+            if not about(f).is_machine and f.name != "root" and (f.name, getattr(part, f.name)) not in _OFF
         }
         for group, part in (("model", config.model), ("dataset", config.dataset))
     }

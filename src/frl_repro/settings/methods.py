@@ -32,7 +32,9 @@ class ValidationSettings(MethodSettings):
 
     update_every: str = key("look at them after so many steps, or once an epoch: epoch")
     num_validation: int | None = key("images of a look, drawn anew each time; null: all", COUNT)
-    epsilon: float = key("radius of the attack that measures them, in pixel units", "(0, 1]")
+    epsilon: float | None = key(
+        "radius of the attack that measures them, in pixel units; null: that of the training attack", "(0, 1]"
+    )
     step_size: float = key("its step, in pixel units", "(0, 1]")
     num_steps: int = key("its steps", COUNT)
 

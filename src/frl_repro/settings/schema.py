@@ -104,6 +104,15 @@ class _DatasetConfig(_Choice):
     )
     num_test: int | None = key("use only so many test images (stratified); null: all", COUNT)
     augmentation: str = key(_AUGMENTATION, one_of=_AUGMENTATIONS)
+    imbalance: str = key(
+        "keep of each class only a part of its training images, fewer the higher its number: exponential (from all "
+        "to 1/imbalance_ratio) or step (of the second half of the classes 1/imbalance_ratio); other splits stay",
+        one_of=("none", "exponential", "step"), added_as="none",
+    )  # fmt: skip
+    imbalance_ratio: float | None = key(
+        "share of its images that the first class keeps through that of the last one; null without imbalance",
+        "(1, inf)", added_as=None,
+    )  # fmt: skip
 
 
 @dataclass
@@ -423,7 +432,7 @@ OWN: dict[str, type] = {"model": OwnModelConfig, "dataset": OwnDatasetConfig}
 
 OWN_DATASET_DEFAULTS = {
     "validation_fraction": 0, "selection_fraction": 0, "split_seed": 0, "num_train": None, "num_test": None,
-    "augmentation": "none",
+    "augmentation": "none", "imbalance": "none", "imbalance_ratio": None,
 }  # fmt: skip
 """What a data set of one's own has where its file does not say."""
 

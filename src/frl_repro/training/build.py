@@ -235,7 +235,7 @@ def steering(
     config, num_epochs = configs[0], [config.training[1].num_epochs for config in configs]
     if not config.has_method:
         return Steering(num_epochs=num_epochs)
-    method = method_of(configs, num_classes=dataset.num_classes, device=device)
+    method = method_of(configs, class_counts=dataset.class_counts, device=device)
     images = None
     if method.sees_validation is not None:
         validation, looks = dataset.validation, config.frl
@@ -282,7 +282,7 @@ def _measurement(
     frl, departures = config.frl, config.departures
     assert isinstance(frl, FRLConfig | ValidationSettings)
     attack = _policy_attack(frl, backend)
-    epsilon = frl.epsilon
+    epsilon = getattr(config.training[0], "epsilon", None) if frl.epsilon is None else frl.epsilon
     assert epsilon is not None
 
     def measure_losses(model: nn.Module, images: Split, seed: int) -> ClassStats:

@@ -255,10 +255,10 @@ class _Training:
 
     def _finish(self) -> None:
         """Let the method change the trained model, before it is measured."""
-        config, K = self.run.config, self.run.dataset.num_classes
+        config = self.run.config
         if not config.has_method:
             return
-        method = method_of([config], num_classes=K, device=self.run.device)
+        method = method_of([config], class_counts=self.run.dataset.class_counts, device=self.run.device)
         if self.policy_state is not None:
             method.state = {name: tensor.unsqueeze(0) for name, tensor in self.policy_state.items()}
         method.finish(0, self.measured, self.validation_logits)
@@ -338,9 +338,12 @@ class _Loop:
         if method is not None:
             method.state = {
                 name: torch.stack(
-                    [start if t.policy_state is None else t.policy_state[name].to(start) for t in trainings]
+                    [
+                        own if t.policy_state is None else t.policy_state[name].to(own)
+                        for own, t in zip(starts, trainings, strict=True)
+                    ]
                 )
-                for name, (start, *_) in method.state.items()
+                for name, starts in method.state.items()
             }
 
     def epoch(self) -> None:

@@ -97,6 +97,8 @@ class OpenRun:
         config = self.config
         names: dict[str, Any] = {"run_id": config.run_id, "config_hash": config.hash, "config": to_dict(config)}
         names["registration"] = registration.record_of(config.run_id)
+        dataset = self.dataset
+        names["class_counts"] = dict(zip(dataset.content["class_names"], dataset.class_counts.tolist(), strict=True))
         record = {**names, **self.made_from, **self.process, "segments": list(segments), **more}
         writing.write_json(self.folder / RUN_FILE, record)
 

@@ -53,6 +53,7 @@ BEFORE_THE_KEY = {
     "precision": "float32",
     "augmentation": "none",
     "selection_fraction": "0.0",
+    "imbalance": "none",
 }
 """Behaviour of runs from before a key existed, by key; null for others."""
 
@@ -63,7 +64,7 @@ _FOLDERS = ("image_folder",)
 """Data sets whose images are the files in ``root``."""
 
 _OF_TRAINING = ("dataset.name", "dataset.validation_fraction", "dataset.split_seed", "dataset.num_train",
-                "dataset.augmentation")  # fmt: skip
+                "dataset.augmentation", "dataset.imbalance", "dataset.imbalance_ratio")  # fmt: skip
 """Keys of a data set that leave its test images as they are; runs that differ in another one are of other data."""
 
 _IN_PIXEL_UNITS = ("epsilon", "step_size")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from frl_repro.basics.errors import UserError
 from frl_repro.training.frl import given
@@ -35,8 +36,10 @@ __all__ = [
 ]
 
 
-def method_of(configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> Method:
+def method_of(configs: Sequence[RunConfig], *, class_counts: Tensor, device: torch.device) -> Method:
     """Return the method of runs that share all settings but those that each run may have for itself.
+
+    ``class_counts``, shape (K,), are the training images of each class.
 
     Raises
     ------
@@ -46,10 +49,8 @@ def method_of(configs: Sequence[RunConfig], *, num_classes: int, device: torch.d
     settings = configs[0].frl
     own: type[Method] | Method | None = getattr(settings, "given", None)  # `given.settings_of`
     if isinstance(own, Method):
-        method = given.of_run(own, settings, num_classes=num_classes, device=device)
-        method.objective = configs[0].objective
-        return method
-    return (own or method_class(settings.name)).of_runs(configs, num_classes=num_classes, device=device)
+        return given.of_run(own, configs[0], class_counts=class_counts, device=device)
+    return (own or method_class(settings.name)).of_runs(configs, class_counts=class_counts, device=device)
 
 
 def method_class(name: str) -> type[Method]:

@@ -85,7 +85,9 @@ class ClassStats:
         self._batches = tuple(batch.detached() for batch in batches)
 
     @classmethod
-    def of(cls, clean: Tensor, y_clean: Tensor, attacked: Tensor, y_attacked: Tensor, *, is_paired: bool) -> ClassStats:
+    def of(
+        cls, clean: Tensor, y_clean: Tensor, attacked: Tensor, y_attacked: Tensor, *, is_paired: bool = True
+    ) -> ClassStats:
         """Return the sums of one batch; the arguments are those of `Predictions`."""
         return cls([Predictions(clean, y_clean, attacked, y_attacked, is_paired=is_paired)])
 
@@ -184,10 +186,16 @@ class ClassStats:
     @cached_property
     def confusion(self) -> Tensor:
         """Predictions of attacked images, shape (..., K, K)."""
+        return self.confusion_at(1.0)
+
+    def confusion_at(self, true_logit: float) -> Tensor:
+        """Return `confusion` where each image's true logit counts ``true_logit`` times, shape (..., K, K)."""
 
         def of_batch(b: Predictions) -> Tensor:
-            predicted = _classes(b.attacked.argmax(-1), b.attacked)
-            return _classes(b.y_attacked, b.attacked).transpose(-1, -2) @ predicted
+            classes, counted = _classes(b.y_attacked, b.attacked), b.attacked
+            if true_logit != 1:
+                counted = torch.where(classes.bool(), true_logit * counted, counted)
+            return classes.transpose(-1, -2) @ _classes(counted.argmax(-1), counted)
 
         return self._total(of_batch)
 

@@ -8,9 +8,10 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from frl_repro.basics.errors import UserError
 from frl_repro.settings.keys import key
@@ -18,7 +19,10 @@ from frl_repro.settings.methods import FRLConfig, MethodSettings, ValidationSett
 from frl_repro.settings.parse import node
 from frl_repro.training.frl.method import Method
 
-_OF_EVERY_METHOD = ("shape", "device", "state", "objective", "settings", "_of_each")
+if TYPE_CHECKING:
+    from frl_repro.settings.config import RunConfig
+
+_OF_EVERY_METHOD = ("shape", "device", "state", "objective", "beta", "class_counts", "settings", "_of_each")
 
 
 def family_of(method: Any) -> str | None:
@@ -90,7 +94,7 @@ def settings_of(
     return settings
 
 
-def of_run(method: Method, settings: MethodSettings, *, num_classes: int, device: torch.device) -> Method:
+def of_run(method: Method, config: RunConfig, *, class_counts: Tensor, device: torch.device) -> Method:
     """Return a method for one run from an object: a copy of it, at its start.
 
     Raises
@@ -98,13 +102,15 @@ def of_run(method: Method, settings: MethodSettings, *, num_classes: int, device
     UserError
         The object was made for several runs, or for another number of classes.
     """
+    num_classes = len(class_counts)
     if tuple(method.shape) != (1, num_classes):
         R, K = method.shape[0], method.shape[-1]
         raise UserError(f"method: made for {R} runs of {K} classes, needed is one for 1 run of {num_classes}")
     own = copy.deepcopy(method)
     own.device = device
     if not hasattr(own, "settings"):
-        own.configure([settings])
+        own.configure([config.frl])
+    own.train_with(config, class_counts)
     own.state = {part: tensor.to(device) for part, tensor in (own.start() or own.state).items()}
     return own
 

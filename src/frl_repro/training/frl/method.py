@@ -119,6 +119,10 @@ class Method:
         All that has to be saved, each tensor with a leading run axis.
     objective : str
         The loss of a step (`RunConfig.objective`).
+    beta : float
+        Weight of the divergence where that loss is the one of TRADES.
+    class_counts : Tensor, shape (K,), float64
+        Training images of each class. Known in `start`.
     """
 
     sees_validation: ClassVar[Literal["errors", "losses"] | None] = None
@@ -138,15 +142,26 @@ class Method:
         self.state: dict[str, Tensor] = {}
         self.objective = "mixed"
         self._numbers: dict[tuple[str, torch.device], Tensor] = {}
+        self.objective, self.beta = "mixed", 1.0
+        self.class_counts = torch.ones(num_classes, dtype=torch.float64, device=self.device)
 
     @classmethod
-    def of_runs(cls, configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> Method:
-        """Return the method of runs that share all settings but those that each run may have for itself."""
-        method = cls(num_runs=len(configs), num_classes=num_classes, device=device)
+    def of_runs(cls, configs: Sequence[RunConfig], *, class_counts: Tensor, device: torch.device) -> Method:
+        """Return the method of runs that share all settings but those that each run may have for itself.
+
+        ``class_counts``, shape (K,), are the training images of each class.
+        """
+        method = cls(num_runs=len(configs), num_classes=len(class_counts), device=device)
         method.configure([config.frl for config in configs])
-        method.objective = configs[0].objective
+        method.train_with(configs[0], class_counts)
         method.state = method.start()
         return method
+
+    def train_with(self, config: RunConfig, class_counts: Tensor) -> None:
+        """Keep what the method may know of its training: the loss of a step, and the images of each class."""
+        self.objective = config.objective
+        self.beta = 1.0 if config.trades_beta is None else config.trades_beta
+        self.class_counts = class_counts.to(self.device, torch.float64)
 
     def configure(self, settings: Sequence[Any]) -> None:
         """Keep the runs' settings (``Settings`` of the method's file, one for each run)."""

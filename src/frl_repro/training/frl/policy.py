@@ -115,9 +115,9 @@ class ClassPolicy(Method):
         self.state = {key: torch.zeros(shape, dtype=torch.float64, device=self.device) for key in rules.alpha}
 
     @classmethod
-    def of_runs(cls, configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> ClassPolicy:
+    def of_runs(cls, configs: Sequence[RunConfig], *, class_counts: Tensor, device: torch.device) -> ClassPolicy:
         """Return the policy of runs that share all settings but seed, alphas and taus."""
-        return cls(Rules.of_runs(configs, device=device), shape=(len(configs), num_classes), device=device)
+        return cls(Rules.of_runs(configs, device=device), shape=(len(configs), len(class_counts)), device=device)
 
     def see_validation(self, seen: ErrorRates, when: When) -> None:
         """Move the multipliers by the errors of validation images (Algorithm 1, lines 4 to 7)."""
