@@ -11,7 +11,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.commands.helptext import help_text
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
-from frl_repro.settings.files import settings_in
+from frl_repro.settings.files import settings_in, trained_like
 from frl_repro.settings.identity import dotted
 from frl_repro.settings.keys import about, within
 from frl_repro.settings.lookup import all_keys, explanations, method_keys
@@ -38,7 +38,8 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"attack__epsilon": float("nan")}, r"attack\.epsilon=nan: must lie in \(0, 1\]"),
         ({"attack__epsilon": 8}, r"attack\.epsilon=8: must lie in \(0, 1\]"),
         ({"attack__epsilon": None}, r"attack\.epsilon=null: expected a number"),
-        ({"trainer__num_epochs": -1}, r"trainer\.num_epochs=-1: must lie in \[1, 2\^31\)"),
+        ({"trainer__num_epochs": -1}, r"trainer\.num_epochs=-1: must lie in \[0, 2\^31\)"),
+        ({"trainer__num_epochs": 0}, r"trainer\.num_epochs=0 trains nothing: give at least 1"),
         ({"trainer__num_epochs": 1.5}, r"trainer\.num_epochs=1\.5: expected a whole number"),
         ({"trainer__learning_rate": float("inf")}, r"trainer\.learning_rate=inf: must lie in \(0, inf\)"),
         ({"attack__random_start": "maybe"}, r"attack\.random_start=maybe: expected true or false"),
@@ -294,7 +295,10 @@ def test_help_shows_the_range_that_is_enforced(program, monkeypatch):
 @pytest.mark.parametrize(("recipe", "frl"), METHODS)
 def test_files_of_a_method_are_read_as_hydra_composes_them(recipe, frl):
     """Help and messages show them without Hydra."""
-    read = settings_in(CONFIG_DIR / "retrain" / recipe / f"{frl}.yaml", CONFIG_DIR)
+    own, retrain = CONFIG_DIR / "frl" / f"{frl}.yaml", CONFIG_DIR / "retrain" / recipe
+    read = {f"frl.{key}": value for key, value in settings_in(own, CONFIG_DIR).items()}
+    for file in (*trained_like(own), frl):
+        read |= settings_in(retrain / f"{file}.yaml", CONFIG_DIR)
     by_hydra = dotted(composed(recipe=recipe, frl=frl))
     values = OmegaConf.to_container(OmegaConf.create("\n".join(f"{key}: {value}" for key, value in read.items())))
     assert values == {key: value for key, value in by_hydra.items() if key in read}
@@ -363,7 +367,8 @@ def test_every_whole_number_has_an_end():
     pending, seen = [RunConfig, EvaluateConfig, SanityConfig], set()
     while pending:
         kind = pending.pop()
-        for item, hint in zip(dataclasses.fields(kind), get_type_hints(kind).values(), strict=True):
+        for item in dataclasses.fields(kind):
+            hint = get_type_hints(kind)[item.name]
             parts = [hint, *get_args(hint)]
             pending += [part for part in parts if dataclasses.is_dataclass(part) and part not in seen]
             if int in parts:

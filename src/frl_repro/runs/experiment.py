@@ -49,7 +49,7 @@ from frl_repro.runs.inputs import Inputs, compare_finished, find_base
 from frl_repro.runs.opening import Status, check_validation, folder_status, load_weights, open_run
 from frl_repro.settings.config import RunConfig
 from frl_repro.training.bench import Bench, Fitted
-from frl_repro.training.build import check_batches
+from frl_repro.training.build import check_network
 from frl_repro.training.fitting import fit
 from frl_repro.training.loggers import LOGGERS
 
@@ -184,7 +184,7 @@ def _starting_points(
                     # What the data cannot give is said before the starting model is trained, not after.
                     dataset = data.load(config.dataset)
                     check_validation(config, dataset)
-                    check_batches(config, dataset, functools.partial(data.network, config, dataset))
+                    check_network(config, dataset, functools.partial(data.network, config, dataset))
                     bases[config.folder] = missing[base.folder] = base
             except (UserError, OSError) as problem:
                 failed[config.folder] = problem
@@ -278,14 +278,13 @@ def _status_of(config: RunConfig) -> Status:
 def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> None:
     """Measure the test split, write the run's tables, and ``done.json`` last."""
     config, folder = bench.config, bench.folder
-    num_epochs = config.training[1].num_epochs
     distributed.from_writer(functools.partial(check_in_place, folder))
     measured = _measure_kept(bench, fitted)
     if not distributed.is_writer():
         return
     check_held(folder)
     rows = [*fitted.rows, *(row for one in measured for row in one.rows)]
-    origin = bench.origin(epoch=num_epochs, checkpoint=rows[-1]["checkpoint"])
+    origin = bench.origin(epoch=config.last_epoch, checkpoint=rows[-1]["checkpoint"])
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     writing.write_table(folder / CLASSWISE_FILE, rows, schema.CLASSWISE_HEADER)
     write_outcomes(folder / OUTCOMES_FILE, bench.outcomes(measured[-1]))
@@ -322,7 +321,7 @@ def _result_files(bench: Bench, fitted: Fitted) -> list[str]:
 
 def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
     """Measure the kept checkpoints, the best one where it is another one, and the last; the test split comes last."""
-    num_epochs = bench.config.training[1].num_epochs
+    last_epoch = bench.config.last_epoch
     splits = {"selection": bench.dataset.selection, "test": bench.dataset.test}
 
     def measure(model: nn.Module, epoch: int, checkpoint: str) -> list[Measured]:
@@ -332,11 +331,11 @@ def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
             if split is not None
         ]
 
-    if fitted.best_epoch is None or fitted.best_epoch == num_epochs:
-        return measure(fitted.model, num_epochs, LAST if fitted.best_epoch is None else BOTH)
+    if fitted.best_epoch is None or fitted.best_epoch == last_epoch:
+        return measure(fitted.model, last_epoch, LAST if fitted.best_epoch is None else BOTH)
     best = copy.deepcopy(fitted.model)
     load_weights(bench.folder / BEST_FILE, best)
-    return measure(best, fitted.best_epoch, BEST) + measure(fitted.model, num_epochs, LAST)
+    return measure(best, fitted.best_epoch, BEST) + measure(fitted.model, last_epoch, LAST)
 
 
 def _checked_table(config: RunConfig, data: Inputs) -> tuple[str, str]:

@@ -12,18 +12,29 @@ import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings import keys
 from frl_repro.settings.keys import COUNT, Key, key, own
+
+if TYPE_CHECKING:
+    from frl_repro.settings.config import RunConfig
 
 
 @dataclass
 class MethodSettings:
     """What every method has: its name. A method's ``Settings`` derive from this."""
 
+    objective: ClassVar[str | None] = None
+    """The loss of a step, where the method has one of its own (``retrain.objective``)."""
+    may_train_nothing: ClassVar[bool] = False
+    """Whether ``retrain.trainer.num_epochs`` may be 0: the method changes the finished model."""
+
     name: str = key("")
+
+    def check(self, config: RunConfig) -> None:
+        """Raise a `UserError` for settings of the run that do not go together with the method."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ an epoch at a time. Everything else of a run is its own, and the same as if it t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -26,12 +27,14 @@ from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.basics.run_folder import STATE_FILE, has_state
 from frl_repro.data import Split, in_unit_range
 from frl_repro.evaluation.class_errors import ClassErrors
+from frl_repro.evaluation.measure import evaluation_attack
 from frl_repro.models import checkpoints, stack
 from frl_repro.models.compute import distributed, speed
 from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
+from frl_repro.settings.config import RunConfig
 from frl_repro.training import build
 from frl_repro.training.bench import Bench, Fitted
-from frl_repro.training.frl import Method, When, method_of
+from frl_repro.training.frl import Method, When, kind_of, method_of
 from frl_repro.training.steering import RunErrors
 from frl_repro.training.trainer import Diverged, EpochSummary, train_epoch
 
@@ -71,6 +74,7 @@ class _Training:
         self.num_done, self.earlier_seconds = 0, 0.0
         self.earlier_segments: list[dict[str, Any]] = []  # of the processes before this one
         self.failure: Exception | None = None
+        self.is_changed_at_the_end = _is_changed_at_the_end(bench.config)
         self.machine = f"{bench.device.type}, backend {bench.backend.name}, {torch.get_num_threads()} threads"
         if distributed.num_processes() > 1:
             self.machine += f", {distributed.num_processes()} processes"
@@ -126,33 +130,50 @@ class _Training:
         self.num_done = epoch
         LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - bench.started))
         is_due = epoch % bench.config.evaluation.validation_every == 0 or epoch == num_epochs
-        if bench.validation is not None and is_due:
-            rows = bench.measure(self.measured, bench.validation, "validation", epoch).rows
-            self.rows += rows
-            errors = validation_errors(rows)
-            entry["validation_natural_error"] = errors["overall_natural"]
-            entry["validation_robust_error"] = errors["overall_robust"]
-            self._keep_if_best(errors)
+        if is_due and not (epoch == num_epochs and self.is_changed_at_the_end):
+            self._measure_validation(epoch)
         if distributed.is_writer():
             self._save_state()
         bench.logger.update(self.history, self.rows, self.policy_rows)
 
+    def _measure_validation(self, epoch: int) -> None:
+        """Measure the validation split, note it in the tables, and keep the weights where they are the best so far."""
+        bench = self.bench
+        if bench.validation is None:
+            return
+        rows = bench.measure(self.measured, bench.validation, "validation", epoch).rows
+        self.rows += rows
+        errors = validation_errors(rows)
+        if self.history:
+            self.history[-1]["validation_natural_error"] = errors["overall_natural"]
+            self.history[-1]["validation_robust_error"] = errors["overall_robust"]
+        self._keep_if_best(errors)
+
     def validation_errors(self) -> ClassErrors | None:
-        """Return the class errors of all validation images that are measured, at the largest radius."""
+        """Return the class errors of all validation images that are measured, at the first radius."""
         bench = self.bench
         if bench.validation is None:
             return None
         measured = bench.measure(self.model, bench.validation, "validation", self.num_done + 1)
-        return measured.samples.by_class(bench.dataset.num_classes)[-1]
+        return measured.samples.by_class(bench.dataset.num_classes)[0]
 
-    def validation_logits(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return logits, shape (N, K), and labels, shape (N,), of all validation images; UserError without any."""
-        bench = self.bench
+    def validation_logits(self, model: nn.Module, *, is_attacked: bool = False) -> tuple[Tensor, Tensor]:
+        """Return logits, shape (N, K), and labels, shape (N,), of all validation images; UserError without any.
+
+        Attacked images are those of a measurement at the first radius, with random starts of their own.
+        """
+        bench, settings = self.bench, self.bench.config.evaluation
         if bench.validation is None:
             raise UserError(f"frl={bench.config.frl.name} needs dataset.validation_fraction above 0")
         images, labels = (part.to(bench.device) for part in (bench.validation.images, bench.validation.labels))
+        attack, parts = evaluation_attack(settings, bench.backend), []
+        generator = streams.generator(bench.config.seed, "finish", device=bench.device)
         with evaluation_mode(model):
-            parts = [bench.backend.logits(model, in_unit_range(part)) for part in torch.split(images, _BATCH_OF_LOGITS)]
+            for x, y in zip(images.split(_BATCH_OF_LOGITS), labels.split(_BATCH_OF_LOGITS), strict=True):  # type: ignore[no-untyped-call]
+                x = in_unit_range(x)  # noqa: PLW2901
+                if is_attacked:
+                    x = attack(model, x, y, epsilon=settings.epsilons[0], generator=generator)  # noqa: PLW2901
+                parts.append(bench.backend.logits(model, x))
         return torch.cat(parts), labels
 
     def _save_state(self) -> None:
@@ -256,12 +277,14 @@ class _Training:
     def _finish(self) -> None:
         """Let the method change the trained model, before it is measured."""
         config, K = self.bench.config, self.bench.dataset.num_classes
-        if not config.has_method:
+        if not self.is_changed_at_the_end:
             return
         method = method_of([config], num_classes=K, device=self.bench.device)
         if self.policy_state is not None:
             method.state = {name: tensor.unsqueeze(0) for name, tensor in self.policy_state.items()}
-        method.finish(0, self.measured, self.validation_logits)
+        logits = functools.partial(self.validation_logits, is_attacked=method.finish_sees == "attacked")
+        method.finish(0, self.measured, logits)
+        self._measure_validation(config.last_epoch)
 
     def result(self) -> Fitted | Exception:
         """Return what came of it."""
@@ -278,6 +301,10 @@ class _Training:
             best_epoch,
             self.segments,
         )
+
+
+def _is_changed_at_the_end(config: RunConfig) -> bool:
+    return config.has_method and kind_of(config.frl).finish is not Method.finish
 
 
 def fit(benches: Sequence[Bench], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:
@@ -416,6 +443,8 @@ class _Loop:
 
     def _average(self, method: Method, when: When) -> None:
         """Take the weights of the runs that the method accepts into their running averages."""
+        if all(t.average is None for t in self.trainings):
+            return
         errors = [t.validation_errors() for t in self.trainings]
         seen = None if any(e is None for e in errors) else RunErrors.of([e for e in errors if e is not None])
         for training, is_accepted in zip(self.trainings, method.accepts(seen, when).tolist(), strict=True):

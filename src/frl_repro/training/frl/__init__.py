@@ -20,6 +20,7 @@ from frl_repro.training.frl.policy import ClassPolicy, Rules
 
 if TYPE_CHECKING:
     from frl_repro.settings.config import RunConfig
+    from frl_repro.settings.methods import MethodSettings
 
 __all__ = [
     "ClassPolicy",
@@ -30,6 +31,7 @@ __all__ = [
     "Rules",
     "Weights",
     "When",
+    "kind_of",
     "method_class",
     "method_of",
 ]
@@ -47,9 +49,17 @@ def method_of(configs: Sequence[RunConfig], *, num_classes: int, device: torch.d
     own: type[Method] | Method | None = getattr(settings, "given", None)  # `given.settings_of`
     if isinstance(own, Method):
         method = given.of_run(own, settings, num_classes=num_classes, device=device)
-        method.objective = configs[0].objective
+        method.learn_training(configs[0])
         return method
     return (own or method_class(settings.name)).of_runs(configs, num_classes=num_classes, device=device)
+
+
+def kind_of(settings: MethodSettings) -> type[Method]:
+    """Return the class of the method that has these settings."""
+    own: type[Method] | Method | None = getattr(settings, "given", None)
+    if own is None:
+        return method_class(settings.name)
+    return own if isinstance(own, type) else type(own)
 
 
 def method_class(name: str) -> type[Method]:

@@ -218,6 +218,8 @@ class Method:
         All that has to be saved, each tensor with a leading run axis.
     objective : str
         The loss of a step (`RunConfig.objective`).
+    attacked_share : float
+        Share of the attacked images' loss in it (`RunConfig.attacked_share`).
     """
 
     sees_validation: ClassVar[Literal["errors", "losses"] | None] = None
@@ -230,21 +232,31 @@ class Method:
     """What a weighted sum of losses is divided by: the sum of the weights, or the number of images."""
     averages: ClassVar[Literal["steps", "epochs"]] = "steps"
     """When the weights are taken into the running average (``trainer.ema_decay``), if there is one."""
+    finish_sees: ClassVar[Literal["clean", "attacked"] | None] = None
+    """Whether `finish` takes logits of validation images as they are, attacked as they are measured, or None."""
 
     def __init__(self, *, num_runs: int, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.shape: tuple[int, ...] = (num_runs, num_classes)
         self.device = torch.device(device)
         self.state: dict[str, Tensor] = {}
-        self.objective = "mixed"
+        self.objective, self.attacked_share = "mixed", 0.5
+
+    @classmethod
+    def check_network(cls, network: Callable[[], nn.Module], num_classes: int) -> None:
+        """Raise a `UserError` where the method cannot change the network, which ``network`` makes; before training."""
 
     @classmethod
     def of_runs(cls, configs: Sequence[RunConfig], *, num_classes: int, device: torch.device) -> Method:
         """Return the method of runs that share all settings but those that each run may have for itself."""
         method = cls(num_runs=len(configs), num_classes=num_classes, device=device)
         method.configure([config.frl for config in configs])
-        method.objective = configs[0].objective
+        method.learn_training(configs[0])
         method.state = method.start()
         return method
+
+    def learn_training(self, config: RunConfig) -> None:
+        """Keep what a method may know of the runs' training."""
+        self.objective, self.attacked_share = config.objective, config.attacked_share
 
     def configure(self, settings: Sequence[Any]) -> None:
         """Keep the runs' settings (``Settings`` of the method's file, one for each run)."""
@@ -281,14 +293,16 @@ class Method:
     def accepts(self, errors: ErrorRates | None, when: When) -> Tensor:
         """Return for each run whether its average takes the weights in at the epoch's end, shape (R,), bool.
 
-        ``errors`` are those of all validation images; None where there are none. Asked where ``averages`` is "epochs".
+        ``errors`` are those of all validation images at the first radius of ``evaluation.epsilons``; None where there
+        are none. Asked where ``averages`` is "epochs" and there is an average.
         """
         return torch.ones(self.shape[0], dtype=torch.bool)
 
     def finish(self, r: int, model: nn.Module, logits: Callable[[nn.Module], tuple[Tensor, Tensor]]) -> None:
         """Change run r's finished model in place before it is measured.
 
-        ``logits`` returns of a model the logits, shape (N, K), and labels, shape (N,), of the validation images.
+        ``logits`` returns of a model the logits, shape (N, K), and labels, shape (N,), of the validation images, clean
+        or attacked as ``finish_sees`` says.
         """
 
     def columns(self, when: When) -> Mapping[str, Tensor]:
