@@ -12,7 +12,7 @@ import copy
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ from frl_repro.runs.opening import Status, check_validation, folder_status, load
 from frl_repro.settings.config import RunConfig
 from frl_repro.training.bench import Bench, Fitted
 from frl_repro.training.build import check_network
+from frl_repro.training.cost import base_cost, image_steps
 from frl_repro.training.fitting import fit
 from frl_repro.training.loggers import LOGGERS
 
@@ -296,7 +297,8 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     bench.logger.update(fitted.history, rows, fitted.policy_rows)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
     effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
-    bench.write_record(fitted.segments, **effort)
+    num_kept = 1 if fitted.best_epoch in (None, config.last_epoch) else 2
+    bench.write_record(fitted.segments, **effort, image_steps=_image_steps(bench, num_kept=num_kept))
     checksums = {name: sha256(folder / name) for name in _result_files(bench, fitted)}
     inputs = {"data": {"digest": bench.dataset.digest}, "start": bench.start}
     inputs |= {} if bench.network is None else {"network": bench.network}
@@ -304,6 +306,17 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     writing.write_json(folder / DONE_FILE, done)
     forget_state(folder)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder, top=config.keys.top))
+
+
+def _image_steps(bench: Bench, *, num_kept: int) -> dict[str, int | None]:
+    """Return the run's cost; a model that it starts from is charged as its own run recorded it, where it did."""
+    recorded = None
+    if bench.start is not None and (record := Path(bench.start["file"]).parent / RUN_FILE).exists():
+        with suppress(UserError):  # beside weights that were given, it may be no run of ours
+            recorded = read_object(record).get("image_steps")
+    num_validation = 0 if bench.validation is None else len(bench.validation)
+    base = base_cost(bench.config, bench.dataset, recorded)
+    return image_steps(bench.config, bench.dataset, num_validation=num_validation, num_kept=num_kept, base=base)
 
 
 def _result_files(bench: Bench, fitted: Fitted) -> list[str]:
