@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from frl_repro.basics.errors import UserError
 from frl_repro.runs import experiment
@@ -176,3 +177,38 @@ def test_the_average_needs_validation_images():
         parse(composed(frl="cfa", recipe="scratch", dataset__validation_fraction=0), RunConfig)
     kept = {"frl": "cfa", "recipe": "scratch", "trainer__ema_decay": None, "dataset__validation_fraction": 0}
     assert parse(composed(**kept), RunConfig).frl.name == "cfa"
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+def test_an_average_of_steps_begins_with_the_base_or_with_the_first_step(from_start, tmp_path, monkeypatch):
+    """The control EMA with base: steps are recorded and averaged again in float64."""
+    after, step = [], fitting._Training.step
+
+    def noting(self, *arguments, **settings):
+        if self.bench.config.frl.name == "finetune":
+            if not after:
+                after.append({name: tensor.double() for name, tensor in self.model.state_dict().items()})
+            step(self, *arguments, **settings)
+            after.append({name: tensor.double() for name, tensor in self.model.state_dict().items()})
+        else:
+            step(self, *arguments, **settings)
+
+    monkeypatch.setattr(fitting._Training, "step", noting)
+    average = {"retrain__trainer__ema_decay": 0.8, "retrain__trainer__ema_from_start": from_start}
+    folder = experiment.run(tiny_retraining(tmp_path, "finetune", **average))
+    assert len(after) == 2 * 3 + 1
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():
+        expected, *later = [one[name] for one in after[0 if from_start else 1 :]]
+        for one in later:
+            expected = 0.8 * expected + 0.2 * one
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_start_of_an_average_that_is_not_there_is_refused_and_names_another_run():
+    with pytest.raises(UserError, match=r"trainer\.ema_from_start has no effect with trainer\.ema_decay=null"):
+        parse(composed(trainer__ema_from_start=True), RunConfig)
+    plain = composed(trainer__ema_decay=0.9)
+    ours = parse(plain, RunConfig)
+    with_base = parse(composed(trainer__ema_decay=0.9, trainer__ema_from_start=True), RunConfig)
+    assert ours.hash != with_base.hash

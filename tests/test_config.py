@@ -335,12 +335,12 @@ frl.num_validation frl.step_size frl.update_every frl.weight_rule init_from init
 model.width num_threads output_dir retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts
 retrain.attack.num_steps retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd
 retrain.attack.step_size retrain.beta retrain.objective retrain.trainer.batch_size retrain.trainer.ema_decay
-retrain.trainer.learning_rate retrain.trainer.lr_decay_every retrain.trainer.lr_decay_factor
-retrain.trainer.lr_milestones retrain.trainer.momentum retrain.trainer.num_accumulation retrain.trainer.num_epochs
-retrain.trainer.precision retrain.trainer.weight_decay run_dir seed tau.bndy tau.nat tau.rob top trainer.batch_size
-trainer.ema_decay trainer.learning_rate trainer.lr_decay_every trainer.lr_decay_factor trainer.lr_milestones
-trainer.momentum trainer.num_accumulation trainer.num_epochs trainer.precision trainer.warmup_share
-trainer.weight_decay
+retrain.trainer.ema_from_start retrain.trainer.learning_rate retrain.trainer.lr_decay_every
+retrain.trainer.lr_decay_factor retrain.trainer.lr_milestones retrain.trainer.momentum
+retrain.trainer.num_accumulation retrain.trainer.num_epochs retrain.trainer.precision retrain.trainer.weight_decay
+run_dir seed tau.bndy tau.nat tau.rob top trainer.batch_size trainer.ema_decay trainer.ema_from_start
+trainer.learning_rate trainer.lr_decay_every trainer.lr_decay_factor trainer.lr_milestones trainer.momentum
+trainer.num_accumulation trainer.num_epochs trainer.precision trainer.warmup_share trainer.weight_decay
 """
 
 

@@ -89,6 +89,8 @@ def _check_dataset(dataset: DatasetConfig, evaluation: EvaluationConfig | None) 
 def _check_trainer(name: str, trainer: TrainerConfig, *, may_train_nothing: bool = False) -> None:
     if trainer.num_epochs == 0 and not may_train_nothing:
         raise UserError(f"{name}.num_epochs=0 trains nothing: give at least 1")
+    if trainer.ema_from_start and trainer.ema_decay is None:
+        raise UserError(f"{name}.ema_from_start has no effect with {name}.ema_decay=null: there is no average")
     if trainer.num_accumulation > trainer.batch_size:
         raise UserError(
             f"{name}.num_accumulation={trainer.num_accumulation}: a batch of {trainer.batch_size} images "

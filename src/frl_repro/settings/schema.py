@@ -286,6 +286,10 @@ class _TrainerConfig(_Choice):
         "off",
         "(0, 1)",
     )
+    ema_from_start: bool = key(
+        "begin that average with the weights before the first step, in retraining the base's, not those after it",
+        added_as=False,
+    )
     num_accumulation: int = key(
         "parts that a batch is computed in, one after the other, to save memory", COUNT, added_as=1
     )

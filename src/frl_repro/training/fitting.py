@@ -66,6 +66,8 @@ class _Training:
         if self.trainer.ema_decay is not None:
             ema = get_ema_multi_avg_fn(self.trainer.ema_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
+            if self.trainer.ema_from_start:
+                self.average.n_averaged += 1  # of none so far, the next weights would take the place
         self.policy_state: dict[str, Tensor] | None = None  # (K,) each; None: at its start
         self.history: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
