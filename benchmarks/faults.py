@@ -96,7 +96,7 @@ class Child:
                 os.dup2(writer, 1)
                 os.dup2(writer, 2)
                 # The parent's streams may be files, which are asked for their position; a pipe has none.
-                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+                sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
                 torch.set_num_threads(1)
                 set_up_logging()
                 code = act()
