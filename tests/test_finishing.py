@@ -58,6 +58,7 @@ def test_validation_is_measured_after_the_change_and_a_run_without_training_has_
     assert set(rows["epoch"]) == {0, 1}
     assert rows.groupby(["split", "epoch", "epsilon"]).size().eq(3).all()
     assert pd.read_csv(folder / "history.csv").empty
+    assert not (folder / "policy.csv").exists()  # a table without rows would be refused by its readers
     trained = experiment.run(settings_of(tmp_path, name))
     last = pd.read_csv(trained / "history.csv").iloc[-1]
     rows = pd.read_csv(trained / "classwise.csv").query("split == 'validation' and epoch == 2")

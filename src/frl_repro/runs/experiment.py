@@ -291,7 +291,7 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     writing.write_table(folder / CLASSWISE_FILE, rows, schema.CLASSWISE_HEADER)
     write_outcomes(folder / OUTCOMES_FILE, bench.outcomes(measured[-1]))
     writing.write_table(folder / HISTORY_FILE, fitted.history, schema.HISTORY_COLUMNS)
-    if config.has_method:
+    if config.has_policy:
         columns = list(dict.fromkeys([*schema.POLICY_COLUMNS, *(name for row in fitted.policy_rows for name in row)]))
         writing.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
     bench.logger.update(fitted.history, rows, fitted.policy_rows)
@@ -322,7 +322,7 @@ def _image_steps(bench: Bench, *, num_kept: int) -> dict[str, int | None]:
 def _result_files(bench: Bench, fitted: Fitted) -> list[str]:
     """Return the names of a finished run's files; UserError where one was deleted while the run worked."""
     absent = {
-        POLICY_FILE: not bench.config.has_method,
+        POLICY_FILE: not bench.config.has_policy,
         SPLIT_FILE: bench.dataset.validation is None,
         BEST_FILE: fitted.best_epoch is None,
     }

@@ -108,6 +108,11 @@ class RunConfig:
         return {"natural": 0.0, "mixed": getattr(self.training[0], "fraction", 0.0)}.get(self.objective, 0.5)
 
     @property
+    def has_policy(self) -> bool:
+        """Whether there is a table of what the method did in training (``policy.csv``)."""
+        return self.has_method and self.training[1].num_epochs > 0
+
+    @property
     def last_epoch(self) -> int:
         """The epoch that the finished model has in tables: 1 where nothing is trained, for 0 is what it starts from."""
         return max(1, self.training[1].num_epochs)
