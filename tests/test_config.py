@@ -12,7 +12,7 @@ from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.commands.helptext import help_text
 from frl_repro.settings import methods
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
-from frl_repro.settings.files import settings_in
+from frl_repro.settings.files import settings_in, trained_like
 from frl_repro.settings.identity import dotted
 from frl_repro.settings.keys import about, within
 from frl_repro.settings.lookup import all_keys, explanations, method_keys
@@ -39,7 +39,8 @@ def test_fractions_pixels_and_decimals_are_one_setting():
         ({"attack__epsilon": float("nan")}, r"attack\.epsilon=nan: must lie in \(0, 1\]"),
         ({"attack__epsilon": 8}, r"attack\.epsilon=8: must lie in \(0, 1\]"),
         ({"attack__epsilon": None}, r"attack\.epsilon=null: expected a number"),
-        ({"trainer__num_epochs": -1}, r"trainer\.num_epochs=-1: must lie in \[1, 2\^31\)"),
+        ({"trainer__num_epochs": -1}, r"trainer\.num_epochs=-1: must lie in \[0, 2\^31\)"),
+        ({"trainer__num_epochs": 0}, r"trainer\.num_epochs=0 trains nothing: give at least 1"),
         ({"trainer__num_epochs": 1.5}, r"trainer\.num_epochs=1\.5: expected a whole number"),
         ({"trainer__learning_rate": float("inf")}, r"trainer\.learning_rate=inf: must lie in \(0, inf\)"),
         ({"attack__random_start": "maybe"}, r"attack\.random_start=maybe: expected true or false"),
@@ -295,7 +296,10 @@ def test_help_shows_the_range_that_is_enforced(program, monkeypatch):
 @pytest.mark.parametrize(("recipe", "frl"), METHODS)
 def test_files_of_a_method_are_read_as_hydra_composes_them(recipe, frl):
     """Help and messages show them without Hydra."""
-    read = settings_in(CONFIG_DIR / "retrain" / recipe / f"{frl}.yaml", CONFIG_DIR)
+    own, retrain = CONFIG_DIR / "frl" / f"{frl}.yaml", CONFIG_DIR / "retrain" / recipe
+    read = {f"frl.{key}": value for key, value in settings_in(own, CONFIG_DIR).items()}
+    for file in (*trained_like(own), frl):
+        read |= settings_in(retrain / f"{file}.yaml", CONFIG_DIR)
     by_hydra = dotted(composed(recipe=recipe, frl=frl))
     values = OmegaConf.to_container(OmegaConf.create("\n".join(f"{key}: {value}" for key, value in read.items())))
     assert values == {key: value for key, value in by_hydra.items() if key in read}
@@ -360,12 +364,12 @@ frl.num_validation frl.step_size frl.update_every frl.weight_rule init_from init
 model.width num_threads output_dir retrain.attack.epsilon retrain.attack.fraction retrain.attack.num_restarts
 retrain.attack.num_steps retrain.attack.objective retrain.attack.random_start retrain.attack.start_sd
 retrain.attack.step_size retrain.beta retrain.objective retrain.trainer.batch_size retrain.trainer.ema_decay
-retrain.trainer.learning_rate retrain.trainer.lr_decay_every retrain.trainer.lr_decay_factor
-retrain.trainer.lr_milestones retrain.trainer.momentum retrain.trainer.num_accumulation retrain.trainer.num_epochs
-retrain.trainer.precision retrain.trainer.weight_decay run_dir seed tau.bndy tau.nat tau.rob top trainer.batch_size
-trainer.ema_decay trainer.learning_rate trainer.lr_decay_every trainer.lr_decay_factor trainer.lr_milestones
-trainer.momentum trainer.num_accumulation trainer.num_epochs trainer.precision trainer.warmup_share
-trainer.weight_decay
+retrain.trainer.ema_from_start retrain.trainer.learning_rate retrain.trainer.lr_decay_every
+retrain.trainer.lr_decay_factor retrain.trainer.lr_milestones retrain.trainer.momentum
+retrain.trainer.num_accumulation retrain.trainer.num_epochs retrain.trainer.precision retrain.trainer.weight_decay
+run_dir seed tau.bndy tau.nat tau.rob top trainer.batch_size trainer.ema_decay trainer.ema_from_start
+trainer.learning_rate trainer.lr_decay_every trainer.lr_decay_factor trainer.lr_milestones trainer.momentum
+trainer.num_accumulation trainer.num_epochs trainer.precision trainer.warmup_share trainer.weight_decay
 """
 
 
@@ -392,7 +396,8 @@ def test_every_whole_number_has_an_end():
     pending, seen = [RunConfig, EvaluateConfig, SanityConfig], set()
     while pending:
         kind = pending.pop()
-        for item, hint in zip(dataclasses.fields(kind), get_type_hints(kind).values(), strict=True):
+        for item in dataclasses.fields(kind):
+            hint = get_type_hints(kind)[item.name]
             parts = [hint, *get_args(hint)]
             pending += [part for part in parts if dataclasses.is_dataclass(part) and part not in seen]
             if int in parts:

@@ -292,13 +292,22 @@ OWN = {
     "codat epoch": {"frl__rho": 0.5, "frl__update_every": "epoch"},
     "csr": {"frl__mix": 0.3},
     "robust_lt": {"dataset__imbalance": "exponential", "dataset__imbalance_ratio": 5.0, "frl__warmup_share": 0.5},
+    "cfa": {"frl__average_start": 1, "frl__average_above": 0.0},
+    "bat": {},
+    "head_norm": {},
+    "logit_bias": {},
 }
+TREATS_CLASSES_ALIKE = ("bat", "head_norm", "logit_bias")
 OWN_COLUMN = {
     "dafa": "dafa_factor", "cfol": "cfol_share", "wat": "wat_expert", "group_dro": "group_dro_share",
     "codat": "codat_share", "csr": "csr_pair", "robust_lt": "margin",
+    "cfa": "cfa_beta",
 }  # fmt: skip
 WHERE = [
-    *itertools.product(("dafa", "faal", "cfol", "cfol weigh"), ("report", "scratch")), ("dafa", "paper"),
+    *itertools.product(
+        ("dafa", "faal", "cfol", "cfol weigh", "cfa", "bat", "head_norm", "logit_bias"), ("report", "scratch")
+    ),
+    ("dafa", "paper"), ("cfa", "paper"), ("bat", "paper"),
     ("faal", "paper"), ("wat", "paper"), ("wat", "scratch"), ("group_dro", "scratch"), ("group_dro", "report"),
     ("variance", "paper"), ("codat", "report"), ("codat epoch", "scratch"), ("csr", "paper"), ("csr", "scratch"),
     ("robust_lt", "scratch"), ("robust_lt", "paper"),
@@ -347,7 +356,7 @@ def test_a_method_that_is_stopped_continues_to_the_same_bytes(name, recipe, tmp_
     own = OWN_COLUMN.get(name.split(maxsplit=1)[0])
     last = rows[rows["epoch"] == 3]
     changed = last["weight_nat"] if own is None else last[own]
-    assert changed.nunique() > 1  # it did something
+    assert (changed.nunique() > 1) is (name not in TREATS_CLASSES_ALIKE)
     before = {row["epoch"] for row in read_classwise([folder / "classwise.csv"]).to_dict("records")} & {0}
     assert before == (set() if recipe == "scratch" else {0})
 
@@ -356,6 +365,7 @@ def test_a_method_that_is_stopped_continues_to_the_same_bytes(name, recipe, tmp_
     ("dafa", "frl__strength", (0.5, 2.0)), ("faal", "frl__ball", (0.1, 1.0)), ("cfol", "frl__eta", (0.001, 0.1)),
     ("wat", "frl__eta", (0.1, 1.0)), ("group_dro", "frl__eta", (0.01, 0.3)), ("variance", "frl__strength", (0.1, 1.0)),
     ("codat", "frl__rho", (0.1, 1.0)), ("csr", "frl__mix", (0.1, 0.6)), ("robust_lt", "frl__strength", (0.2, 0.6)),
+    ("cfa", "frl__radius_offset", (0.1, 0.9)), ("bat", "trainer__learning_rate", (1e-3, 3e-3)),
 ])  # fmt: skip
 def test_runs_that_differ_in_a_methods_number_train_fused_as_they_do_alone(name, key, values, tmp_path):
     together = [settings_of(tmp_path / "together", name, "scratch", **{key: value}) for value in values]

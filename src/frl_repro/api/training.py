@@ -58,7 +58,7 @@ class Trained:
     history : DataFrame
         A row an epoch: learning rate, loss, errors (``history.csv``).
     policy : DataFrame or None
-        A row an epoch and class: weights, radii and what they follow (``policy.csv``); None without a method.
+        A row an epoch and class: weights, radii and what they follow (``policy.csv``); None where no method trained.
     folder : Path or None
         Where the files of the run are; None for a training without files.
     run_id : str
@@ -197,7 +197,7 @@ def _trained(folder: Path, model: nn.Module, config: RunConfig, *, is_kept: bool
     own = copy_of(model).to(resolve_device(config.keys.device)).eval()
     own.load_state_dict(load_file(weights))
     classwise = read_runs([folder / CLASSWISE_FILE])
-    policy = reading.read_policy([folder / POLICY_FILE]) if config.has_method else None
+    policy = reading.read_policy([folder / POLICY_FILE]) if config.has_policy else None
     # Runs are named by what they differ in, and this one does not know its neighbours: its method's own numbers.
     numbers = [f.name for f in fields(config.frl) if about(f).is_per_run]
     variant = " ".join(f"{name}={getattr(config.frl, name):g}" for name in numbers)

@@ -1,6 +1,7 @@
 """Attacks in the L-infinity ball; they leave the model and the global random state as they were."""
 
 from frl_repro.attacks.ascent import Ascend, Ascent, Logits, ascend, evaluation_mode, input_gradient, logits
+from frl_repro.attacks.friendly import friendly
 from frl_repro.attacks.linf import check_images, check_length
 from frl_repro.attacks.pgd import OBJECTIVES, fgsm, pgd
 
@@ -14,6 +15,7 @@ __all__ = [
     "check_length",
     "evaluation_mode",
     "fgsm",
+    "friendly",
     "input_gradient",
     "logits",
     "pgd",

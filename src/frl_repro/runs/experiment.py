@@ -48,7 +48,7 @@ from frl_repro.runs.fused import grouped, runs_at_once, share_out
 from frl_repro.runs.inputs import Inputs, compare_finished, find_base
 from frl_repro.runs.opening import Status, check_validation, folder_status, load_weights, open_run
 from frl_repro.settings.config import RunConfig
-from frl_repro.training.build import check_batches
+from frl_repro.training.build import check_network
 from frl_repro.training.fitting import fit
 from frl_repro.training.loggers import LOGGERS
 from frl_repro.training.open_run import Fitted, OpenRun
@@ -185,7 +185,7 @@ def _starting_points(
                     # Settings that the data cannot satisfy are refused before the base is trained.
                     dataset = data.load(config.dataset)
                     check_validation(config, dataset)
-                    check_batches(config, dataset, functools.partial(data.network, config, dataset))
+                    check_network(config, dataset, functools.partial(data.network, config, dataset))
                     bases[config.folder] = missing[base.folder] = base
             except (UserError, OSError) as problem:
                 failed[config.folder] = problem
@@ -279,19 +279,18 @@ def _status_of(config: RunConfig) -> Status:
 def _write_results(run: OpenRun, fitted: Fitted, *, num_fused: int) -> None:
     """Measure the test split, write the run's tables, and ``done.json`` last."""
     config, folder = run.config, run.folder
-    num_epochs = config.training[1].num_epochs
     distributed.from_writer(functools.partial(check_in_place, folder))
     measured = _measure_kept(run, fitted)
     if not distributed.is_writer():
         return
     check_held(folder)
     rows = [*fitted.rows, *(row for one in measured for row in one.rows)]
-    origin = run.origin(epoch=num_epochs, checkpoint=rows[-1]["checkpoint"])
+    origin = run.origin(epoch=config.last_epoch, checkpoint=rows[-1]["checkpoint"])
     checkpoints.save_weights(folder / WEIGHTS_FILE, fitted.model, origin=origin)
     writing.write_table(folder / CLASSWISE_FILE, rows, schema.CLASSWISE_HEADER)
     write_outcomes(folder / OUTCOMES_FILE, run.outcomes(measured[-1]))
     writing.write_table(folder / HISTORY_FILE, fitted.history, schema.HISTORY_COLUMNS)
-    if config.has_method:
+    if config.has_policy:
         columns = list(dict.fromkeys([*schema.POLICY_COLUMNS, *(name for row in fitted.policy_rows for name in row)]))
         writing.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
     run.logger.update(fitted.history, rows, fitted.policy_rows)
@@ -310,7 +309,7 @@ def _write_results(run: OpenRun, fitted: Fitted, *, num_fused: int) -> None:
 def _result_files(run: OpenRun, fitted: Fitted) -> list[str]:
     """Return the names of a finished run's files; UserError where one was deleted while the run worked."""
     absent = {
-        POLICY_FILE: not run.config.has_method,
+        POLICY_FILE: not run.config.has_policy,
         SPLIT_FILE: run.dataset.validation is None,
         BEST_FILE: fitted.best_epoch is None,
     }
@@ -323,7 +322,7 @@ def _result_files(run: OpenRun, fitted: Fitted) -> list[str]:
 
 def _measure_kept(run: OpenRun, fitted: Fitted) -> list[Measured]:
     """Measure the kept checkpoints, the best one where it is another one, and the last; the test split comes last."""
-    num_epochs = run.config.training[1].num_epochs
+    last_epoch = run.config.last_epoch
     splits = {"selection": run.dataset.selection, "test": run.dataset.test}
 
     def measure(model: nn.Module, epoch: int, checkpoint: str) -> list[Measured]:
@@ -333,11 +332,11 @@ def _measure_kept(run: OpenRun, fitted: Fitted) -> list[Measured]:
             if split is not None
         ]
 
-    if fitted.best_epoch is None or fitted.best_epoch == num_epochs:
-        return measure(fitted.model, num_epochs, LAST if fitted.best_epoch is None else BOTH)
+    if fitted.best_epoch is None or fitted.best_epoch == last_epoch:
+        return measure(fitted.model, last_epoch, LAST if fitted.best_epoch is None else BOTH)
     best = copy.deepcopy(fitted.model)
     load_weights(run.folder / BEST_FILE, best)
-    return measure(best, fitted.best_epoch, BEST) + measure(fitted.model, num_epochs, LAST)
+    return measure(best, fitted.best_epoch, BEST) + measure(fitted.model, last_epoch, LAST)
 
 
 def _checked_table(config: RunConfig, data: Inputs) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from frl_repro.models.networks import image_shape
 from frl_repro.models.origin import checkpoint_file
 from frl_repro.runs.inputs import Inputs
 from frl_repro.settings.config import RunConfig, to_dict
-from frl_repro.training.build import check_batches, num_steering_images
+from frl_repro.training.build import check_network, num_steering_images
 from frl_repro.training.loggers import LOGGERS, Logger, forget
 from frl_repro.training.open_run import OpenRun
 
@@ -50,7 +50,7 @@ def open_run(
     folder = config.folder
     validation = _validation_subset(dataset, config)
     model = data.network(config, dataset)
-    check_batches(config, dataset, lambda: model)
+    check_network(config, dataset, lambda: model)
     network = data.record(config, model)
     if start is not None:
         if config.keys.init_from is None:

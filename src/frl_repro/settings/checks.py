@@ -9,7 +9,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.basics.radii import format_epsilon, is_same_radius
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
-from frl_repro.settings.methods import DeparturesConfig, FRLConfig, TauConfig, ValidationSettings, has_own_recipes
+from frl_repro.settings.methods import DeparturesConfig, FRLConfig, TauConfig, ValidationSettings, is_of_family
 from frl_repro.settings.schema import (
     AttackConfig,
     AutoAttackEvaluationConfig,
@@ -24,6 +24,8 @@ from frl_repro.settings.schema import (
     TradesTrainingConfig,
     TrainerConfig,
 )
+
+_OBJECTIVES_OF_METHODS = ("friendly",)  # losses that belong to one method each
 
 
 def check(config: RunConfig | EvaluateConfig | SanityConfig) -> None:
@@ -89,7 +91,11 @@ def _check_dataset(dataset: DatasetConfig, evaluation: EvaluationConfig | None) 
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")
 
 
-def _check_trainer(name: str, trainer: TrainerConfig) -> None:
+def _check_trainer(name: str, trainer: TrainerConfig, *, may_train_nothing: bool = False) -> None:
+    if trainer.num_epochs == 0 and not may_train_nothing:
+        raise UserError(f"{name}.num_epochs=0 trains nothing: give at least 1")
+    if trainer.ema_from_start and trainer.ema_decay is None:
+        raise UserError(f"{name}.ema_from_start has no effect with {name}.ema_decay=null: there is no average")
     if trainer.num_accumulation > trainer.batch_size:
         raise UserError(
             f"{name}.num_accumulation={trainer.num_accumulation}: a batch of {trainer.batch_size} images "
@@ -132,7 +138,7 @@ def _check_retraining(config: RunConfig) -> None:
         if config.has_method and isinstance(config.attack, NoAttackConfig):
             raise UserError(f"frl={frl.name} trains adversarially: attack=none attacks nothing")
         return
-    _check_trainer("retrain.trainer", retrain.trainer)
+    _check_trainer("retrain.trainer", retrain.trainer, may_train_nothing=frl.may_train_nothing)
     _check_attack("retrain.attack", retrain.attack, retrain.trainer)
     if isinstance(config.attack, NoAttackConfig) and config.keys.init_from is None:
         raise UserError(f"frl={frl.name} starts from an adversarially trained model: attack=none trains none")
@@ -147,9 +153,14 @@ def _check_retraining(config: RunConfig) -> None:
 
 def _check_method(config: RunConfig) -> None:
     frl, recipe = config.frl, config.recipe.name
-    if has_own_recipes(frl.name) and recipe not in (known := _recipes_of(frl.name)):
+    if is_of_family(frl.name) and recipe not in (known := _recipes_of(frl.name)):
         has = " and ".join(f"recipe={name}" for name in known)
         raise UserError(f"frl={frl.name} has no recipe={recipe}; it has {has}")
+    own, chosen = frl.objective, None if config.retrain is None else config.retrain.objective
+    if chosen is not None and chosen != own and {chosen, own} & set(_OBJECTIVES_OF_METHODS):
+        needed = "another loss" if own is None else f"retrain.objective={own}"
+        raise UserError(f"retrain.objective={chosen} does not go with frl={frl.name}, which has {needed}")
+    frl.check(config)
     if not isinstance(frl, FRLConfig | ValidationSettings):
         return
     if config.dataset.validation_fraction == 0:

@@ -94,12 +94,31 @@ class RunConfig:
 
     @property
     def objective(self) -> str:
-        """The loss of a step of the run's own training: natural, mixed, split, paired or trades."""
+        """The loss of a step of the run's own training: natural, mixed, split, paired, trades or a method's own."""
+        if self.frl.objective is not None:
+            return self.frl.objective
         if self.trades_beta is not None:
             return "trades"
         if self.retrain is not None:
             return self.retrain.objective
         return "natural" if isinstance(self.attack, NoAttackConfig) else "mixed"
+
+    @property
+    def attacked_share(self) -> float:
+        """Share of the attacked images' (boundary) loss in the loss of a step, in [0, 1]."""
+        if self.trades_beta is not None:
+            return self.trades_beta / (1 + self.trades_beta)
+        return {"natural": 0.0, "mixed": getattr(self.training[0], "fraction", 0.0)}.get(self.objective, 0.5)
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether there is a table of what the method did in training (``policy.csv``)."""
+        return self.has_method and self.training[1].num_epochs > 0
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch that the finished model has in tables: 1 where nothing is trained, for 0 is what it starts from."""
+        return max(1, self.training[1].num_epochs)
 
     @property
     def hash(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 IN_EVERY_HASH = object()
 
 # Whole numbers have an end: seeds are kept as 64-bit integers in tables, counts as C integers in native code.
-SEED, COUNT = "[0, 2^63)", "[1, 2^31)"
+SEED, COUNT, COUNT_OR_NONE = "[0, 2^63)", "[1, 2^31)", "[0, 2^31)"
 
 
 @dataclass(frozen=True)

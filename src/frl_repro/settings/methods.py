@@ -13,17 +13,28 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings.keys import COUNT, key, own
+
+if TYPE_CHECKING:
+    from frl_repro.settings.config import RunConfig
 
 
 @dataclass
 class MethodSettings:
     """What every method has: its name. A method's ``Settings`` derive from this."""
 
+    objective: ClassVar[str | None] = None
+    """The loss of a step, where the method has one of its own (``retrain.objective``)."""
+    may_train_nothing: ClassVar[bool] = False
+    """Whether ``retrain.trainer.num_epochs`` may be 0: the method changes the finished model."""
+
     name: str = key("")
+
+    def check(self, config: RunConfig) -> None:
+        """Raise a `UserError` for settings of the run that do not go together with the method."""
 
 
 @dataclass
@@ -135,9 +146,9 @@ class SettingsByMethod(Mapping[str, type]):
         return {name: _declared(name) for name in self}
 
 
-def has_own_recipes(name: str) -> bool:
-    """Return whether a method's settings stand in ``conf/retrain/<recipe>/<name>.yaml``: those of FRL's family do."""
-    return name in _with_recipes()
+def is_of_family(name: str) -> bool:
+    """Return whether a method is of FRL's family: its file declares no ``Settings``, ``conf/retrain`` has them."""
+    return _file_of(name).exists() and _declared(name) is FRLConfig
 
 
 @functools.cache
@@ -145,9 +156,13 @@ def _with_recipes() -> frozenset[str]:
     return frozenset(path.stem for path in (CONFIG_DIR / "retrain").glob("*/*.yaml"))
 
 
+def _file_of(name: str) -> Path:
+    return Path(__file__).parents[1] / "training" / "frl" / f"{name}.py"
+
+
 @functools.cache
 def _settings_of(name: str) -> type:
-    if has_own_recipes(name):
+    if is_of_family(name):
         return FRLConfig
     found: type = getattr(importlib.import_module(f"{_PACKAGE}.{name}"), "Settings", MethodSettings)
     return found
@@ -160,14 +175,14 @@ def _declared(name: str) -> type:
     Of the file, the class statement is run, and before it the imports of the standard library and of
     `frl_repro.settings`, and the constants: importing the whole would load PyTorch.
     """
-    path = Path(__file__).parents[1] / "training" / "frl" / f"{name}.py"
-    if has_own_recipes(name) or not path.exists():
-        return _settings_of(name)
+    path = _file_of(name)
+    if not path.exists():
+        return FRLConfig if name in _with_recipes() else _settings_of(name)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tree.body = [statement for statement in tree.body if _is_light(statement)]
     made: dict[str, Any] = {"__name__": __name__}  # a module that is imported: dataclasses look it up
     exec(compile(tree, str(path), "exec"), made)  # noqa: S102 (part of a module of this package)
-    found: type = made.get("Settings", MethodSettings)
+    found: type = made.get("Settings", FRLConfig if name in _with_recipes() else MethodSettings)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings import methods
-from frl_repro.settings.keys import COUNT, SEED, Key, key, own
+from frl_repro.settings.keys import COUNT, COUNT_OR_NONE, SEED, Key, key, own
 
 
 @dataclass
@@ -283,12 +283,21 @@ _LR_DECAY_FACTOR = "factor of each decay, also as a fraction"
 class _TrainerConfig(_Choice):
     """What all trainers have."""
 
-    num_epochs: int = key("passes over the training images", COUNT)
+    num_epochs: int = key(
+        "passes over the training images; 0 in retraining alone, with a method that changes the finished model",
+        COUNT_OR_NONE,
+    )
     batch_size: int = key("images per step", COUNT)
     learning_rate: float = key("of the first epoch", "(0, inf)")
     weight_decay: float = key("L2 penalty", "[0, inf)")
     ema_decay: float | None = key(
-        "evaluate an exponential moving average of the weights with this decay per step; null: off", "(0, 1)"
+        "evaluate an exponential moving average of the weights with this decay per step (frl=cfa: per epoch); null: "
+        "off",
+        "(0, 1)",
+    )
+    ema_from_start: bool = key(
+        "begin that average with the weights before the first step, in retraining the base's, not those after it",
+        added_as=False,
     )
     num_accumulation: int = key(
         "parts that a batch is computed in, one after the other, to save memory", COUNT, added_as=1
@@ -384,8 +393,9 @@ class RetrainConfig:
     """conf/retrain: the training that starts from a robust model."""
 
     objective: str = key(
-        "loss of a step: split (natural + boundary), paired (clean + attacked), mixed (either) or trades",
-        one_of=("split", "paired", "mixed", "trades"),
+        "loss of a step: split (natural + boundary), paired (clean + attacked), mixed (either), trades, or friendly "
+        "(that of frl=bat)",
+        one_of=("split", "paired", "mixed", "trades", "friendly"),
     )
     beta: float | None = own("weight of the boundary loss", "(0, inf)")
     attack: PGDConfig | FGSMConfig | TradesConfig = field(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from frl_repro.attacks import evaluation_mode, pgd
+from frl_repro.attacks import evaluation_mode, friendly, pgd
 from frl_repro.basics import streams
 from frl_repro.basics.errors import UserError
 from frl_repro.data import AUGMENTATIONS, Dataset, Split
@@ -29,7 +29,7 @@ from frl_repro.settings.schema import (
     TrainerConfig,
 )
 from frl_repro.training import objectives, report_code
-from frl_repro.training.frl import ClassStats, ErrorRates, method_of
+from frl_repro.training.frl import ClassStats, ErrorRates, kind_of, method_of
 from frl_repro.training.frl.class_stats import Predictions
 from frl_repro.training.objectives import Objective
 from frl_repro.training.steering import Measure, Steering, ValidationImages
@@ -74,7 +74,9 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
                 step = step_size * by_run.amax(1, keepdim=True).expand_as(by_run).flatten()
             elif is_step_scaled and not has_fixed_step:
                 step = step_size * factor
-        return pgd(
+        # Images are those of `in_unit_range`; margins may widen a radius beyond 1.
+        run = friendly if config.objective == "friendly" else functools.partial(pgd, is_checked=True)
+        return run(
             model,
             x,
             y,
@@ -83,22 +85,22 @@ def training_attack(config: RunConfig, backend: Backend) -> Attack:
             generator=generator,
             ascend=backend.ascend,
             logits=backend.logits,
-            is_checked=True,  # images are those of `in_unit_range`; margins may widen a radius beyond 1
-            **_budget(settings),
+            **attack_budget(settings),
         )
 
     return attack
 
 
-def _budget(settings: PGDConfig | FGSMConfig | TradesConfig) -> dict[str, Any]:
+def attack_budget(settings: PGDConfig | FGSMConfig | TradesConfig) -> dict[str, Any]:
     """Return what `pgd` needs to know besides radius and step."""
     match settings:
         case PGDConfig():
+            restarts = {} if settings.num_restarts == 1 else {"num_restarts": settings.num_restarts}
             return {
                 "num_steps": settings.num_steps,
                 "use_random_start": settings.random_start,
-                "num_restarts": settings.num_restarts,
                 "objective": settings.objective,
+                **restarts,
             }
         case TradesConfig():
             return {"num_steps": settings.num_steps, "start_sd": settings.start_sd, "objective": "kl"}
@@ -116,9 +118,10 @@ def objective(
     name, (attack, _), departures = config.objective, config.training, config.departures
     if isinstance(attack, NoAttackConfig):
         return objectives.Mixed(0)
-    if name == "trades":
-        assert config.trades_beta is not None
-        return objectives.Trades(beta=config.trades_beta, is_joint=is_joint)
+    if name in ("trades", "friendly"):
+        kind = objectives.Trades if name == "trades" else objectives.Friendly
+        beta: float = config.trades_beta if name == "trades" else config.frl.beta  # type: ignore[attr-defined, assignment]
+        return kind(beta=beta, is_joint=is_joint)
     if name == "mixed":
         return objectives.Mixed(attack.fraction)
     if name == "paired" and departures.scrambled_labels:
@@ -142,6 +145,13 @@ def augmentation(
 def has_batch_statistics(model: nn.Module) -> bool:
     """Return whether a layer of the model normalises by the batch that it is in."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def check_network(config: RunConfig, dataset: Dataset, network: Callable[[], nn.Module]) -> None:
+    """Raise a `UserError` where the run's network, which ``network`` makes, cannot take its batches or its method."""
+    check_batches(config, dataset, network)
+    if config.has_method:
+        kind_of(config.frl).check_network(network, dataset.num_classes)
 
 
 def check_batches(config: RunConfig, dataset: Dataset, network: Callable[[], nn.Module]) -> None:

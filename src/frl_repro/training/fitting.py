@@ -6,6 +6,7 @@ an epoch at a time. Everything else of a run is its own, and the same as if it t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -26,11 +27,14 @@ from frl_repro.basics.progress import LOGGER, bar
 from frl_repro.basics.run_folder import STATE_FILE, has_state
 from frl_repro.data import Split, in_unit_range
 from frl_repro.evaluation.class_errors import ClassErrors
+from frl_repro.evaluation.measure import evaluation_attack
 from frl_repro.models import checkpoints, fuse
 from frl_repro.models.compute import distributed, speed
 from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
+from frl_repro.settings.config import RunConfig
 from frl_repro.training import build
-from frl_repro.training.frl import Method, When, method_of
+from frl_repro.training.bench import Fitted
+from frl_repro.training.frl import Method, When, kind_of, method_of
 from frl_repro.training.open_run import Fitted, OpenRun
 from frl_repro.training.steering import RunErrors
 from frl_repro.training.trainer import Diverged, EpochSummary, train_epoch
@@ -63,6 +67,8 @@ class _Training:
         if self.trainer.ema_decay is not None:
             ema = get_ema_multi_avg_fn(self.trainer.ema_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True)
+            if self.trainer.ema_from_start:
+                self.average.n_averaged += 1  # of none so far, the next weights would take the place
         self.policy_state: dict[str, Tensor] | None = None  # (K,) each; None: at its start
         self.history: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
@@ -71,6 +77,7 @@ class _Training:
         self.num_done, self.earlier_seconds = 0, 0.0
         self.earlier_segments: list[dict[str, Any]] = []  # of the processes before this one
         self.failure: Exception | None = None
+        self.is_changed_at_the_end = _is_changed_at_the_end(run.config)
         self.machine = f"{run.device.type}, backend {run.backend.name}, {torch.get_num_threads()} threads"
         if distributed.num_processes() > 1:
             self.machine += f", {distributed.num_processes()} processes"
@@ -126,33 +133,50 @@ class _Training:
         self.num_done = epoch
         LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - run.started))
         is_due = epoch % run.config.evaluation.validation_every == 0 or epoch == num_epochs
-        if run.validation is not None and is_due:
-            rows = run.measure(self.measured, run.validation, "validation", epoch).rows
-            self.rows += rows
-            errors = validation_errors(rows)
-            entry["validation_natural_error"] = errors["overall_natural"]
-            entry["validation_robust_error"] = errors["overall_robust"]
-            self._keep_if_best(errors)
+        if is_due and not (epoch == num_epochs and self.is_changed_at_the_end):
+            self._measure_validation(epoch)
         if distributed.is_writer():
             self._save_state()
         run.logger.update(self.history, self.rows, self.policy_rows)
 
+    def _measure_validation(self, epoch: int) -> None:
+        """Measure the validation split, note it in the tables, and keep the weights where they are the best so far."""
+        run = self.run
+        if run.validation is None:
+            return
+        rows = run.measure(self.measured, run.validation, "validation", epoch).rows
+        self.rows += rows
+        errors = validation_errors(rows)
+        if self.history:
+            self.history[-1]["validation_natural_error"] = errors["overall_natural"]
+            self.history[-1]["validation_robust_error"] = errors["overall_robust"]
+        self._keep_if_best(errors)
+
     def validation_errors(self) -> ClassErrors | None:
-        """Return the class errors of all validation images that are measured, at the largest radius."""
+        """Return the class errors of all validation images that are measured, at the first radius."""
         run = self.run
         if run.validation is None:
             return None
         measured = run.measure(self.model, run.validation, "validation", self.num_done + 1)
-        return measured.samples.by_class(run.dataset.num_classes)[-1]
+        return measured.samples.by_class(run.dataset.num_classes)[0]
 
-    def validation_logits(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return logits, shape (N, K), and labels, shape (N,), of all validation images; UserError without any."""
-        run = self.run
+    def validation_logits(self, model: nn.Module, *, is_attacked: bool = False) -> tuple[Tensor, Tensor]:
+        """Return logits, shape (N, K), and labels, shape (N,), of all validation images; UserError without any.
+
+        Attacked images are those of a measurement at the first radius, with random starts of their own.
+        """
+        run, settings = self.run, self.run.config.evaluation
         if run.validation is None:
             raise UserError(f"frl={run.config.frl.name} needs dataset.validation_fraction above 0")
         images, labels = (part.to(run.device) for part in (run.validation.images, run.validation.labels))
+        attack, parts = evaluation_attack(settings, run.backend), []
+        generator = streams.generator(run.config.seed, "finish", device=run.device)
         with evaluation_mode(model):
-            parts = [run.backend.logits(model, in_unit_range(part)) for part in torch.split(images, _BATCH_OF_LOGITS)]
+            for x, y in zip(images.split(_BATCH_OF_LOGITS), labels.split(_BATCH_OF_LOGITS), strict=True):  # type: ignore[no-untyped-call]
+                x = in_unit_range(x)  # noqa: PLW2901
+                if is_attacked:
+                    x = attack(model, x, y, epsilon=settings.epsilons[0], generator=generator)  # noqa: PLW2901
+                parts.append(run.backend.logits(model, x))
         return torch.cat(parts), labels
 
     def _save_state(self) -> None:
@@ -256,12 +280,14 @@ class _Training:
     def _finish(self) -> None:
         """Let the method change the trained model, before it is measured."""
         config = self.run.config
-        if not config.has_method:
+        if not self.is_changed_at_the_end:
             return
         method = method_of([config], class_counts=self.run.dataset.class_counts, device=self.run.device)
         if self.policy_state is not None:
             method.state = {name: tensor.unsqueeze(0) for name, tensor in self.policy_state.items()}
-        method.finish(0, self.measured, self.validation_logits)
+        logits = functools.partial(self.validation_logits, is_attacked=method.finish_sees == "attacked")
+        method.finish(0, self.measured, logits)
+        self._measure_validation(config.last_epoch)
 
     def result(self) -> Fitted | Exception:
         """Return what came of it."""
@@ -278,6 +304,10 @@ class _Training:
             best_epoch,
             self.segments,
         )
+
+
+def _is_changed_at_the_end(config: RunConfig) -> bool:
+    return config.has_method and kind_of(config.frl).finish is not Method.finish
 
 
 def fit(runs: Sequence[OpenRun], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:
@@ -419,6 +449,8 @@ class _Loop:
 
     def _average(self, method: Method, when: When) -> None:
         """Take the weights of the runs that the method accepts into their running averages."""
+        if all(t.average is None for t in self.trainings):
+            return
         errors = [t.validation_errors() for t in self.trainings]
         known = [e for e in errors if e is not None]
         seen = RunErrors.of(known, method.device) if len(known) == len(errors) else None

@@ -183,9 +183,46 @@ class Trades(_Pairs):
 
     def boundary(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
         """Return beta times the divergence."""
-        log_clean, log_attacked = torch.log_softmax(seen.clean, -1), torch.log_softmax(seen.attacked, -1)
-        divergences = kl_div(log_attacked, log_clean, log_target=True, reduction="none").sum(-1)
-        return self.beta * weighted_mean(divergences, weights, "bndy", seen.y_attacked, scale=scale)
+        losses = divergences(seen.clean, seen.attacked)
+        return self.beta * weighted_mean(losses, weights, "bndy", seen.y_attacked, scale=scale)
+
+
+@dataclass(frozen=True)
+class Friendly(Objective):
+    """CE(f(x_right), y) + beta KL(f(x) || f(x_past)), and KL(f(.) || uniform) of both: the loss of BAT.
+
+    ``x_right`` and ``x_past`` are the two images of `frl_repro.attacks.friendly`. Weights of the natural loss are for
+    the terms of ``x_right``, those of the boundary loss for the terms of ``x_past``, which is the attacked image.
+
+    Source: Sun et al. 2022 (BAT), arXiv 2209.07534. The gradient flows through all predictions.
+
+    Attributes
+    ----------
+    beta : float
+        Weight of the divergence.
+    """
+
+    beta: float
+    is_joint: bool = True
+
+    def predict(
+        self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, plan: Plan
+    ) -> Predictions:
+        """Attack every image and take all three through the network."""
+        images = [x, *_attacked(x, y, attack, plan)]
+        if self.is_joint:
+            clean, right, past = forward(torch.cat(images, y.ndim - 1)).chunk(3, -2)
+        else:
+            clean, right, past = map(forward, images)
+        return Predictions(clean, y, past, y, is_paired=True, friendly=right)
+
+    def loss(self, seen: Predictions, weights: Weights | None, *, scale: Literal["weights", "images"]) -> Tensor:
+        """Return the weighted sum of the terms."""
+        assert seen.friendly is not None
+        of_right = cross_entropies(seen.friendly, seen.y_clean) + from_uniform(seen.friendly)
+        of_past = self.beta * divergences(seen.clean, seen.attacked) + from_uniform(seen.attacked)
+        value = weighted_mean(of_right, weights, "nat", seen.y_clean, scale=scale)
+        return value + weighted_mean(of_past, weights, "bndy", seen.y_attacked, scale=scale)
 
 
 def weighted_mean(
@@ -234,6 +271,17 @@ def weighted_mean(
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
     """Return the loss of each sample, shape (..., N)."""
     return cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+
+
+def divergences(logits: Tensor, other: Tensor) -> Tensor:
+    """Return KL(softmax(logits) || softmax(other)) of each sample, shape (..., N), in nats."""
+    log_p, log_q = torch.log_softmax(logits, -1), torch.log_softmax(other, -1)
+    return kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+
+
+def from_uniform(logits: Tensor) -> Tensor:
+    """Return KL(softmax(logits) || uniform) of each sample, shape (..., N), in nats."""
+    return divergences(logits, torch.zeros_like(logits))
 
 
 def _pair_term(seen: Predictions, pair: Tensor) -> Tensor:

@@ -141,9 +141,8 @@ def train_epoch(
 
     def attack_runs(x: Tensor, y: Tensor, *, factor: Tensor | None, **settings: bool) -> Tensor:
         factor = None if factor is None else factor.flatten()
-        return attack(model, x.flatten(0, 1), y.flatten(), factor=factor, generator=attack_generators, **settings).view(
-            x.shape
-        )
+        x_adv = attack(model, x.flatten(0, 1), y.flatten(), factor=factor, generator=attack_generators, **settings)
+        return x_adv.view(*x_adv.shape[: 1 - x.ndim], *x.shape)  # some attacks return several images of each
 
     for step in range(len(batches)):
         when = steering.when(step, len(batches))

@@ -21,6 +21,7 @@ from frl_repro.training.frl.policy import ClassPolicy, Rules
 
 if TYPE_CHECKING:
     from frl_repro.settings.config import RunConfig
+    from frl_repro.settings.methods import MethodSettings
 
 __all__ = [
     "ClassPolicy",
@@ -31,6 +32,7 @@ __all__ = [
     "Rules",
     "Weights",
     "When",
+    "kind_of",
     "method_class",
     "method_of",
 ]
@@ -51,6 +53,14 @@ def method_of(configs: Sequence[RunConfig], *, class_counts: Tensor, device: tor
     if isinstance(own, Method):
         return given.of_run(own, configs[0], class_counts=class_counts, device=device)
     return (own or method_class(settings.name)).of_runs(configs, class_counts=class_counts, device=device)
+
+
+def kind_of(settings: MethodSettings) -> type[Method]:
+    """Return the class of the method that has these settings."""
+    own: type[Method] | Method | None = getattr(settings, "given", None)
+    if own is None:
+        return method_class(settings.name)
+    return own if isinstance(own, type) else type(own)
 
 
 def method_class(name: str) -> type[Method]:

@@ -26,6 +26,8 @@ class Predictions:
         True classes.
     is_paired : bool
         Clean and attacked are the same images in the same order.
+    friendly : Tensor, shape (..., N, K), optional
+        Of the clean images moved by an attack as far as they stay right (`objectives.Friendly`).
     """
 
     clean: Tensor
@@ -33,6 +35,7 @@ class Predictions:
     attacked: Tensor
     y_attacked: Tensor
     is_paired: bool
+    friendly: Tensor | None = None
 
     @property
     def is_wrong_clean(self) -> Tensor:

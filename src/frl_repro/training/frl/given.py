@@ -15,7 +15,7 @@ from torch import Tensor
 
 from frl_repro.basics.errors import UserError
 from frl_repro.settings.keys import key
-from frl_repro.settings.methods import FRLConfig, MethodSettings, ValidationSettings, has_own_recipes
+from frl_repro.settings.methods import FRLConfig, MethodSettings, ValidationSettings, is_of_family
 from frl_repro.settings.parse import node
 from frl_repro.training.frl.method import Method
 
@@ -34,7 +34,7 @@ def family_of(method: Any) -> str | None:
         An object of such a class: its numbers are settings of a run (alpha, tau), which only the class takes.
     """
     kind = method if inspect.isclass(method) else type(method)
-    names = [base.__module__.rpartition(".")[2] for base in kind.__mro__ if has_own_recipes(_file_of(base))]
+    names = [base.__module__.rpartition(".")[2] for base in kind.__mro__ if is_of_family(_file_of(base))]
     if names and kind is not method:
         raise UserError(f"method: give the class {kind.__name__}: its numbers are alpha=, tau= and frl=")
     return names[0] if names else None

@@ -123,6 +123,8 @@ class Method:
         Weight of the divergence where that loss is the one of TRADES.
     class_counts : Tensor, shape (K,), float64
         Training images of each class. Known in `start`.
+    attacked_share : float
+        Share of the attacked images' loss in it (`RunConfig.attacked_share`).
     """
 
     sees_validation: ClassVar[Literal["errors", "losses"] | None] = None
@@ -135,15 +137,20 @@ class Method:
     """What a weighted sum of losses is divided by: the sum of the weights, or the number of images."""
     averages: ClassVar[Literal["steps", "epochs"]] = "steps"
     """When the weights are taken into the running average (``trainer.ema_decay``), if there is one."""
+    finish_sees: ClassVar[Literal["clean", "attacked"] | None] = None
+    """Whether `finish` takes logits of validation images as they are, attacked as they are measured, or None."""
 
     def __init__(self, *, num_runs: int, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.shape: tuple[int, ...] = (num_runs, num_classes)
         self.device = torch.device(device)
         self.state: dict[str, Tensor] = {}
-        self.objective = "mixed"
         self._numbers: dict[tuple[str, torch.device], Tensor] = {}
-        self.objective, self.beta = "mixed", 1.0
+        self.objective, self.beta, self.attacked_share = "mixed", 1.0, 0.5
         self.class_counts = torch.ones(num_classes, dtype=torch.float64, device=self.device)
+
+    @classmethod
+    def check_network(cls, network: Callable[[], nn.Module], num_classes: int) -> None:
+        """Raise a `UserError` where the method cannot change the network, which ``network`` makes; before training."""
 
     @classmethod
     def of_runs(cls, configs: Sequence[RunConfig], *, class_counts: Tensor, device: torch.device) -> Method:
@@ -161,6 +168,7 @@ class Method:
         """Keep what the method may know of its training: the loss of a step, and the images of each class."""
         self.objective = config.objective
         self.beta = 1.0 if config.trades_beta is None else config.trades_beta
+        self.attacked_share = config.attacked_share
         self.class_counts = class_counts.to(self.device, torch.float64)
 
     def configure(self, settings: Sequence[Any]) -> None:
@@ -206,14 +214,16 @@ class Method:
     def accepts(self, errors: ErrorRates | None, when: When) -> Tensor:
         """Return for each run whether its average takes the weights in at the epoch's end, shape (R,), bool.
 
-        ``errors`` are those of all validation images; None where there are none. Asked where ``averages`` is "epochs".
+        ``errors`` are those of all validation images at the first radius of ``evaluation.epsilons``; None where there
+        are none. Asked where ``averages`` is "epochs" and there is an average.
         """
         return torch.ones(self.shape[0], dtype=torch.bool)
 
     def finish(self, r: int, model: nn.Module, logits: Callable[[nn.Module], tuple[Tensor, Tensor]]) -> None:
         """Change run r's finished model in place before it is measured.
 
-        ``logits`` returns of a model the logits, shape (N, K), and labels, shape (N,), of the validation images.
+        ``logits`` returns of a model the logits, shape (N, K), and labels, shape (N,), of the validation images, clean
+        or attacked as ``finish_sees`` says.
         """
 
     def columns(self, when: When) -> Mapping[str, Tensor]:
