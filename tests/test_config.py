@@ -16,7 +16,7 @@ from frl_repro.settings.files import settings_in, trained_like
 from frl_repro.settings.identity import dotted
 from frl_repro.settings.keys import about, within
 from frl_repro.settings.lookup import all_keys, explanations, method_keys
-from frl_repro.settings.methods import FRLConfig, has_own_recipes
+from frl_repro.settings.methods import FRLConfig, is_of_family
 from frl_repro.settings.parse import parse
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import GROUPS, SECTIONS, RecipeConfig
@@ -262,7 +262,7 @@ def test_every_file_gives_every_key_of_its_choice_a_value_and_nothing_else(path)
         schema = TOP_FILES[path.stem]
     else:
         schema = GROUPS[path.parent.name][path.stem]
-        if path.parent.name == "frl" and has_own_recipes(path.stem):
+        if path.parent.name == "frl" and is_of_family(path.stem):
             schema = RecipeConfig  # the rest stands in conf/retrain
     keys = {key for key in settings_in(path, CONFIG_DIR) if not key.startswith("hydra.")}
     assert keys == {item.name for item in dataclasses.fields(schema)}

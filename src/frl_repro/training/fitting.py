@@ -33,7 +33,6 @@ from frl_repro.models.compute import distributed, speed
 from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
 from frl_repro.settings.config import RunConfig
 from frl_repro.training import build
-from frl_repro.training.bench import Fitted
 from frl_repro.training.frl import Method, When, kind_of, method_of
 from frl_repro.training.open_run import Fitted, OpenRun
 from frl_repro.training.steering import RunErrors
