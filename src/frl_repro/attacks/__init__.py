@@ -1,6 +1,7 @@
 """Attacks in the L-infinity ball; they leave the model and the global random state as they were."""
 
 from frl_repro.attacks.ascent import Ascend, Logits, ascend, evaluation_mode, input_gradient, logits
+from frl_repro.attacks.linear import attack_linear
 from frl_repro.attacks.linf import check_images, check_length
 from frl_repro.attacks.pgd import OBJECTIVES, fgsm, pgd
 
@@ -9,6 +10,7 @@ __all__ = [
     "Ascend",
     "Logits",
     "ascend",
+    "attack_linear",
     "check_images",
     "check_length",
     "evaluation_mode",

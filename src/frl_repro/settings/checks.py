@@ -15,6 +15,7 @@ from frl_repro.settings.schema import (
     DatasetConfig,
     EvaluationConfig,
     FGSMConfig,
+    GaussianMixtureConfig,
     ImageFolderConfig,
     NoAttackConfig,
     PGDConfig,
@@ -78,7 +79,7 @@ def _check_dataset(dataset: DatasetConfig, evaluation: EvaluationConfig | None) 
     if dataset.validation_fraction == 0 and asks_for_validation:
         raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")
     # Of images in folders the loader knows: where there are class folders alone, it draws the test images.
-    if not isinstance(dataset, SyntheticConfig | ImageFolderConfig) and dataset.split_seed != 0:
+    if not isinstance(dataset, SyntheticConfig | GaussianMixtureConfig | ImageFolderConfig) and dataset.split_seed != 0:
         takes_all = (dataset.validation_fraction, dataset.num_train, dataset.num_test) == (0, None, None)
         if takes_all:
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")

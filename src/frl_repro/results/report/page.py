@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from frl_repro.results.report.claims import Finding
     from frl_repro.results.report.registered_page import Section
     from frl_repro.results.report.study import Study
+    from frl_repro.results.report.theory import TheorySection
 
 _TABLES_OF = {
     "1": ("Classes, natural beside adversarial training", (NATURAL, ADVERSARIAL)),
@@ -111,6 +112,7 @@ def render(
     runs: str | Path,
     deviations: str,
     registered: Section | None = None,
+    theory: TheorySection | None = None,
     top: int = DEFAULT_TOP,
 ) -> str:
     """Return the page.
@@ -133,6 +135,8 @@ def render(
         Markdown text on where the published code departs from its text; may be empty.
     registered : Section, optional
         The registered study, which comes first.
+    theory : TheorySection, optional
+        The runs on Gaussian mixtures.
     top : int
         Of many classes, how many of the worst and of the best are shown.
     """
@@ -147,6 +151,7 @@ def render(
         attack=study.attack.upper(),
         epsilon=format_epsilon(study.epsilon),
         registered=registered,
+        theory=theory,
         claims=[_claim(finding) for finding in findings],
         pictures=pictures,
         class_tables={name: class_grid(study, *_TABLES_OF[name], top=top) for name in _TABLES_OF},
