@@ -7,6 +7,7 @@ with the optimum of the theorems, which it meets for classes of equal variance a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 _NODES, _NODE_WEIGHTS = hermegauss(80)
 _SHARES = _NODE_WEIGHTS / _NODE_WEIGHTS.sum()
 _MOST_STEPS, _LONGEST_STEP, _CLOSE = 500, 1.0, 1e-11
-_NUM_UPDATES, _DAMPING = 400, 0.5
+_NUM_UPDATES, _STRIDE = 1000, 0.5  # of the way to where the policy points; shorter where it overshoots
+_AT_REST, _SHRINKS = 1e-9, 0.9
 _SIDES = np.array([-1.0, 1.0])
 
 
@@ -133,18 +135,23 @@ def frl_fixed_point(mixture: Mixture, epsilon: float, policy: Policy) -> FixedPo
         terms = [Term(tuple(nat)), Term(tuple(bndy), tuple(epsilon * margins))]
         return FixedPoint(cross_entropy_threshold(mixture, terms), nat, bndy, margins)
 
+    stride, before = _STRIDE, math.inf
     for _ in range(_NUM_UPDATES):
         now = answer()
         natural, robust = mixture.errors(now.threshold), mixture.errors(now.threshold, epsilon)
         gaps = {"nat": natural, "bndy": robust - natural, "margin": robust - natural}
-        change = 0.0
-        for name, alpha in policy.alpha.items():
-            tau = policy.tau if name == "margin" else 0.0
-            target = alpha * (gaps[name] - mixture.priors @ gaps[name] - tau)
-            change = max(change, float(np.abs(target - multipliers[name]).max()))
-            multipliers[name] = _DAMPING * multipliers[name] + (1 - _DAMPING) * target
-        if change < 1e-9:
-            return answer()
+        changes = {
+            name: alpha * (gaps[name] - mixture.priors @ gaps[name] - (policy.tau if name == "margin" else 0.0))
+            - multipliers[name]
+            for name, alpha in policy.alpha.items()
+        }
+        change = max((float(np.abs(one).max()) for one in changes.values()), default=0.0)
+        if change < _AT_REST:
+            return now
+        if change > _SHRINKS * before:
+            stride /= 2
+        before = change
+        multipliers |= {name: multipliers[name] + stride * one for name, one in changes.items()}
     raise ValueError(f"no fixed point of {policy} found at epsilon={epsilon:g} on {mixture}")
 
 

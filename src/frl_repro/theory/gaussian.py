@@ -73,13 +73,12 @@ class Mixture:
         return math.sqrt(self.num_features) * (self.eta - np.asarray(epsilon, dtype=np.float64)) / self.sigma
 
     def errors(self, threshold: ArrayLike, epsilon: ArrayLike = 0.0) -> Numbers:
-        """Class errors of sign(sum of x - threshold), attacked with radius ``epsilon``.
+        """Class errors of sign(s + threshold), s the mean-free sum of x in the easy class's standard deviations.
 
         Parameters
         ----------
         threshold : float or array, shape (...)
-            u, where the score is decided, in standard deviations of the easy class's score *against* it: a larger u
-            gives the hard class more room. Infinite for a classifier that always says one class.
+            u: the larger, the more room the hard class has. Infinite for a classifier that always says one class.
         epsilon : float
             Radius; 0 for natural (standard) errors.
 

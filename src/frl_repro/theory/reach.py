@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
-_NUM_BETWEEN = 4001  # classifiers of the frontier that are looked at
+_NUM_SHARES = 101  # classifiers of the frontier that are looked at, and again between the best one's neighbours
+_NUM_LOOKS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +80,14 @@ def by_weights(classes: Classes, epsilon: float, log_weight: float = 0.0) -> tup
 
     ``log_weight``: logarithm of the easy class's weight over the hard one's.
     """
-    shares = np.linspace(0, 1, _NUM_BETWEEN)[1:-1]
-    found = [undominated(classes, epsilon, float(share)) for share in shares]
-    errors = np.array([of_one for _, of_one in found])
-    best = int((errors @ [1 / (1 + np.exp(-log_weight)), 1 / (1 + np.exp(log_weight))]).argmin())
+    weights = 1 / (1 + np.exp([-log_weight, log_weight]))
+    low, high = 0.0, 1.0
+    for _ in range(_NUM_LOOKS):
+        shares = np.linspace(low, high, _NUM_SHARES + 2)[1:-1]
+        found = [undominated(classes, epsilon, float(share)) for share in shares]
+        best = int((np.array([errors for _, errors in found]) @ weights).argmin())
+        width = (high - low) / (_NUM_SHARES + 1)
+        low, high = max(0.0, shares[best] - width), min(1.0, shares[best] + width)
     return found[best]
 
 

@@ -127,16 +127,29 @@ def _predicted(
     bounds: tuple[float, float] | None,
     epsilon: float,
 ) -> Any:
-    """Natural and robust class errors, shape (2, 2), where training comes to rest."""
+    """Natural and robust class errors, shape (2, 2), where training comes to rest; NaN where it does not."""
     classes = Mixture(int(mixture[0]), *mixture[1:])
-    if method == "none":
-        threshold = cross_entropy_threshold(classes, [Term()])
-    elif not alpha:
-        threshold = cross_entropy_threshold(classes, [Term(epsilons=(epsilon, epsilon))])
-    else:
-        policy = Policy(dict(alpha), tau) if bounds is None else Policy(dict(alpha), tau, bounds)
-        threshold = frl_fixed_point(classes, epsilon, policy).threshold
+    try:
+        threshold = _threshold(classes, method, alpha, tau, bounds, epsilon)
+    except ValueError:  # steps so long that the policy does not come to rest
+        return np.full((2, 2), np.nan)
     return np.stack([classes.errors(threshold), classes.errors(threshold, epsilon)])
+
+
+def _threshold(
+    classes: Mixture,
+    method: str,
+    alpha: tuple[tuple[str, float], ...],
+    tau: float,
+    bounds: tuple[float, float] | None,
+    epsilon: float,
+) -> float:
+    if method == "none":
+        return cross_entropy_threshold(classes, [Term()])
+    if not alpha:
+        return cross_entropy_threshold(classes, [Term(epsilons=(epsilon, epsilon))])
+    policy = Policy(dict(alpha), tau) if bounds is None else Policy(dict(alpha), tau, bounds)
+    return frl_fixed_point(classes, epsilon, policy).threshold
 
 
 def mixture_of(rows: DataFrame) -> Mixture:
