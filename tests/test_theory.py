@@ -314,6 +314,17 @@ def test_weights_equalise_the_errors_where_these_are_at_most_one_in_k_plus_one(K
         assert (np.abs(reached - equal).max(1).min() < 3e-3) == (equal < 1 / (K + 1))
 
 
+@pytest.mark.parametrize(("distance", "share", "can"), [(2.4, 0.75, True), (1.2, 0.5, False)])
+def test_margins_equalise_some_errors_that_weights_cannot(distance, share, can):
+    mixture = Mixture(1, distance, 1.0, 2.0)
+    target = (1 - share) * distance / 3  # where both robust errors at radius share * eta are alike
+    assert mixture.errors(target, share * distance) == pytest.approx([ndtr(-0.4)] * 2)
+    assert ndtr(-0.4) > 1 / 3
+    means = np.linspace(0, 0.999, 1000) * distance
+    farthest = [mixture.optimal_threshold(float(mean)) + mean for mean in means]  # margins 0 and twice the mean
+    assert (max(farthest) > target) == can
+
+
 def test_margins_turn_isotropic_classes_whose_means_differ_by_feature():
     """The conjecture's first half fails there: the direction follows the mean margin by a soft threshold."""
     classes = Classes(np.array([1.0, 0.3]), np.eye(2), np.eye(2))

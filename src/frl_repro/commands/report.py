@@ -116,7 +116,7 @@ def _report(given: dict[str, str]) -> str:
     sanity_files = _found(runs, SANITY_FILE)
     registered = load_registered(runs)
     answers = [] if registered is None else registered.judge()
-    theory = _theory(runs, out)
+    theory = _theory(runs, out, draws_files=draws_files)
     page = render(
         study,
         findings,
@@ -171,8 +171,10 @@ class _Theory:
     written: list[Path]
 
 
-def _theory(runs: str, out: Path) -> _Theory | None:
-    """Judge the claims of theory and write their numbers; None where there are no runs on Gaussian mixtures."""
+def _theory(runs: str, out: Path, *, draws_files: bool) -> _Theory | None:
+    """Judge the claims of theory and write numbers and figure; None where there are no runs on Gaussian mixtures."""
+    from frl_repro.results.figures.style import save
+    from frl_repro.results.figures.theory import theory_figure
     from frl_repro.results.report import theory
     from frl_repro.results.tables.theory import load_theory
     from frl_repro.results.tables.writing import write_table
@@ -184,7 +186,10 @@ def _theory(runs: str, out: Path) -> _Theory | None:
     path = out / "theory_claims.csv"
     write_table(path, theory.theory_claim_rows(answers), theory.THEORY_CLAIM_COLUMNS)
     said = "".join(f"theory {one.name}: {one.verdict.upper()}. {one.text}\n" for one in answers)
-    return _Theory(theory.theory_section(rows, answers), theory.theory_table(answers), said, [path])
+    written = [path]
+    if draws_files:
+        written += save(theory_figure(rows), out / "theory", "theory")
+    return _Theory(theory.theory_section(rows, answers), theory.theory_table(answers), said, written)
 
 
 def _folders(text: str) -> list[Path]:
@@ -283,7 +288,8 @@ def _settings(df: DataFrame, study: Study) -> Grid:
     rows = [row for _, row in table.iterrows()]
     errors = [_class_errors(df, test[of_setting(test, row)], study) for row in rows]
     bases = [of_row for row, of_row in zip(rows, errors, strict=True) if row["method"] == BEFORE]
-    return settings_grid(table, [setting_name(row) for row in rows], errors, baseline=bases[0] if bases else None)
+    names, num_images = [setting_name(row) for row in rows], round(float(study.rows["count"].mean()))
+    return settings_grid(table, names, errors, baseline=bases[0] if bases else None, num_images=num_images)
 
 
 def _class_errors(df: DataFrame, runs: DataFrame, study: Study) -> list[float]:

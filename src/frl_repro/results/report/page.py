@@ -211,6 +211,7 @@ def settings_grid(
     class_errors: Sequence[Sequence[float]],
     *,
     baseline: Sequence[float] | None,
+    num_images: int,
 ) -> Grid:
     """Return every setting's overall and worst-class errors, NSD and rho.
 
@@ -224,6 +225,8 @@ def settings_grid(
         Each setting's mean robust error of the K classes.
     baseline
         Those that rho compares with; None where there are none.
+    num_images
+        Test images of a class, for the worst class that equal classes would show.
     """
     rows = []
     for name, errors, (_, row) in zip(names, class_errors, by_setting.iterrows(), strict=True):
@@ -232,6 +235,8 @@ def settings_grid(
             for quantity in _QUANTITIES:
                 mean, sd = row[f"{which}_{quantity}_error"], row[f"{which}_{quantity}_error_sd"]
                 cells.append(_mean_sd_cell(float(mean), float(sd), is_worst=False))
+        if_equal = statistics.expected_maximum(float(row["overall_robust_error"]), num_images, len(errors))
+        cells.append(_mean_sd_cell(if_equal, float("nan"), is_worst=False))
         cells.append(_number_cell(statistics.normalised_deviation(errors)))
         if baseline is None or max(baseline) >= 1:
             cells.append(Cell("-"))
@@ -240,11 +245,12 @@ def settings_grid(
         rows.append(cells)
     errors_of = [f"{quantity}, {which}" for which in ("all", "worst class") for quantity in _QUANTITIES]
     caption = (
-        "Every setting on the test split: errors in percent, mean ± sd over seeds. NSD: deviation of robust accuracy "
-        "over classes by its mean. rho: relative gain of the worst class's robust accuracy less the relative loss of "
-        "the mean, against the base model"
+        "Every setting on the test split: errors in percent, mean ± sd over seeds. If equal: the largest class error "
+        "that as many images would show on average were all classes alike (bias of a maximum). NSD: deviation of "
+        "robust accuracy over classes by its mean. rho: relative gain of the worst class's robust accuracy less the relative "
+        "loss of the mean, against the base model"
     )
-    return Grid(caption, ["setting", "seeds", *errors_of, "NSD", "rho"], rows)
+    return Grid(caption, ["setting", "seeds", *errors_of, "robust, worst class if equal", "NSD", "rho"], rows)
 
 
 def _percent_cell(values: Iterable[float], *, is_worst: bool) -> Cell:
