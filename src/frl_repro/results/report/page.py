@@ -246,9 +246,10 @@ def settings_grid(
     errors_of = [f"{quantity}, {which}" for which in ("all", "worst class") for quantity in _QUANTITIES]
     caption = (
         "Every setting on the test split: errors in percent, mean ± sd over seeds. If equal: the largest class error "
-        "that as many images would show on average were all classes alike (bias of a maximum). NSD: deviation of "
-        "robust accuracy over classes by its mean. rho: relative gain of the worst class's robust accuracy less the relative "
-        "loss of the mean, against the base model"
+        "that as many images would show on average were all classes alike (bias of a maximum). "
+        "NSD: deviation of robust accuracy over classes by its mean. "
+        "rho: relative gain of the worst class's robust accuracy less the relative loss of the mean, "
+        "against the base model"
     )
     return Grid(caption, ["setting", "seeds", *errors_of, "robust, worst class if equal", "NSD", "rho"], rows)
 
