@@ -13,6 +13,7 @@ imported PyTorch forks one for each run, so that a fault costs a second or two. 
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import json
@@ -94,6 +95,8 @@ class Child:
                 os.close(self._reader)
                 os.dup2(writer, 1)
                 os.dup2(writer, 2)
+                # The parent's streams may be files, which are asked for their position; a pipe has none.
+                sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
                 torch.set_num_threads(1)
                 set_up_logging()
                 code = act()
@@ -404,18 +407,18 @@ def kill_collect(bench: Bench, kind: str, chance: random.Random) -> None:
     folder = bench.fresh()
     runs = [str(bench.undisturbed(config).folder) for config in (bench.plain, bench.retrained)]
 
-    def collect(to: str) -> int:
+    def collect_into(to: str) -> int:
         return collect.main([f"runs={','.join(runs)}", f"out={folder / to}"])
 
     whole = folder / "whole.csv"
-    Child(lambda: collect("whole.csv")).end()
+    Child(lambda: collect_into("whole.csv")).end()
     name, number = chance.choice([("read table", 1), ("read table", 2), ("write table", 1), ("rename table", 1)])
-    code, said = Child(at(name, number, lambda: collect("all.csv"))).end()
+    code, said = Child(at(name, number, lambda: collect_into("all.csv"))).end()
     if code != -signal.SIGKILL:
         bench.tally[kind].broken.append(f"{name} was not reached: {code} {said[-2000:]}")
     if (folder / "all.csv").exists():
         bench.tally[kind].broken.append("a table is there before it is whole")
-    code, said = Child(lambda: collect("all.csv")).end()
+    code, said = Child(lambda: collect_into("all.csv")).end()
     differing = _num_differing((folder / "all.csv").read_bytes(), whole.read_bytes())
     bench.tally[kind].num_differing_bytes += differing
     bench.tally[kind].num_recovered += code == 0 and not differing
@@ -462,6 +465,7 @@ def read_only_folder(bench: Bench, kind: str, chance: random.Random) -> None:
     def as_nobody() -> int:
         if os.geteuid() == 0:  # the superuser may write everywhere
             os.setgid(_NOBODY)
+            codecs.lookup("ascii")  # loaded now: the interpreter may lie where only the superuser reads
             os.setuid(_NOBODY)
         return train(config)
 

@@ -13,7 +13,7 @@ import pytest
 
 from frl_repro.basics import folder_lock
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.folder_lock import LOCK_FILE, check_held, held, is_held
+from frl_repro.basics.folder_lock import LOCK_FILE, check_held, held, is_held, remove_leftover
 from support import ROOT
 
 SILENCE = 2.0
@@ -181,3 +181,16 @@ def test_a_number_that_was_given_to_another_process_holds_nothing(tmp_path):
     assert not is_held(tmp_path)
     with held(tmp_path, wait=False):
         pass
+
+
+def test_what_a_killed_process_left_goes_and_what_a_live_one_holds_stays(tmp_path):
+    with held(tmp_path, wait=False):
+        record = json.loads((tmp_path / LOCK_FILE).read_text())
+        remove_leftover(tmp_path)
+        assert is_held(tmp_path)
+    (tmp_path / LOCK_FILE).write_text(json.dumps({**record, "machine": "another", "started": "never"}))
+    remove_leftover(tmp_path)
+    assert (tmp_path / LOCK_FILE).exists()  # whether that process still runs is not known here
+    (tmp_path / LOCK_FILE).write_text(json.dumps({**record, "started": "never"}))
+    remove_leftover(tmp_path)
+    assert list(tmp_path.iterdir()) == []

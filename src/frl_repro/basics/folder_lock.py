@@ -121,6 +121,14 @@ def is_held(folder: Path) -> bool:
     return False
 
 
+def remove_leftover(folder: Path) -> None:
+    """Remove the lock file that a killed process of this machine has left behind; do nothing while one works there."""
+    record = _read(folder / LOCK_FILE)
+    if record is not None and record.get("machine") == _machine() and not _is_alive(record):
+        with suppress(UserError, OSError), held(folder, wait=False):
+            pass  # taken and given back: the file goes with it
+
+
 @dataclass
 class _Watch:
     """What has been seen of somebody else's lease: the last record, and since when it has been the same."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from frl_repro.basics.atomic import check_in_place
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.folder_lock import check_held
+from frl_repro.basics.folder_lock import check_held, remove_leftover
 from frl_repro.basics.progress import LOGGER
 from frl_repro.basics.run_folder import (
     CLASSWISE_FILE,
@@ -178,6 +178,7 @@ def _starting_points(
             try:
                 found, base = distributed.from_writer(functools.partial(find, config, config.base()))
                 if found is not None:
+                    distributed.from_writer(functools.partial(remove_leftover, found))
                     LOGGER.info("the model that retraining starts from: %s", found)
                     starts[config.folder] = found / WEIGHTS_FILE
                 else:
@@ -342,6 +343,7 @@ def _measure_kept(bench: Bench, fitted: Fitted) -> list[Measured]:
 def _checked_table(config: RunConfig, data: Inputs) -> tuple[str, str]:
     """Return what is said of a finished run whose files and inputs are as they were: a note, and its class table."""
     check_finished(config.folder)
+    remove_leftover(config.folder)
     unknown = compare_finished(config, data)
     note = f"; not compared with its data: {unknown}" if unknown else ""
     return note, text_tables.table_of_run(config.folder, top=config.keys.top)

@@ -79,7 +79,7 @@ def trajectory_figure(df: DataFrame) -> Figure:
         handles = []
         for axes, name in zip(grid, shown, strict=False):
             handles.append(_draw(axes, numbers, name, coloured))
-            axes.set_title(_PANELS[name])
+            axes.set_title(_PANELS[name], fontsize=6.5)  # two beside each other in one column
             axes.xaxis.set_major_locator(FixedLocator(epochs) if len(epochs) == 1 else MaxNLocator(integer=True))
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
