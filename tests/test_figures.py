@@ -296,7 +296,7 @@ def test_command_refuses_in_one_line(runs, tmp_path, capsys, argument, message):
 
 def test_command_refuses_an_unknown_figure(capsys):
     assert plot.main(["figure=12"]) == 1
-    known = "1, 2, 3, 4, grid, trajectory, settings, tradeoff, examples"
+    known = "1, 2, 3, 4, grid, trajectory, settings, tradeoff, theory, examples"
     assert capsys.readouterr().err == f"error: figure=12 is unknown, did you mean '2'?; known: {known}\n"
 
 

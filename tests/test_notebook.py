@@ -12,7 +12,7 @@ import pytest
 from support import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "walkthrough.ipynb"
-WITH_FIGURES = {"data", "measure", "examples", "weights", "before-after"}
+WITH_FIGURES = {"data", "measure", "examples", "weights", "before-after", "theory"}
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ def test_every_variant_composes_as_one_command(experiment, schedule):
 def test_the_sweep_is_the_papers_table_in_its_order():
     sweep = yaml.safe_load((CONFIG_DIR / "experiment" / "paper_table.yaml").read_text())["hydra"]["sweeper"]["params"]
     assert sweep == {"schedule": "full", "row": ",".join(ROWS)}
-    assert {path.stem for path in (CONFIG_DIR / "row").glob("*.yaml")} == {*ROWS, "finetune"}  # and the control
+    rows = {path.stem for path in (CONFIG_DIR / "row").glob("*.yaml")}
+    assert {name for name in rows if not name.startswith("mixture_")} == {*ROWS, "finetune"}  # and the control
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -71,6 +71,7 @@ _PLACES_BY_OTHER_NAMES = {
 }
 _CHOICES_BY_OTHER_NAMES = {
     "lenet5": "lenet cnn",
+    "linear": "logistic logistic_regression perceptron",
     "cnn_small": "small_cnn smallcnn cnnsmall",
     "resnet8": "resnet-8 resnet_8 mlperf_tiny",
     "preact_resnet18": "resnet resnet18 resnet-18 preactresnet preactresnet18 prn18 preact_resnet",
@@ -79,6 +80,7 @@ _CHOICES_BY_OTHER_NAMES = {
     "cifar10": "cifar cifar-10 cifar_10",
     "image_folder": "folder imagefolder images custom own",
     "synthetic": "fake fakedata random toy dummy",
+    "gaussian_mixture": "gaussian gaussians mixture",
     "none": "natural clean standard erm nat null vanilla",
     "pgd": "madry pgd10 pgd-10 pgd20 pgd-20 linf adversarial bim ifgsm",
     "autoattack": "aa auto_attack auto",

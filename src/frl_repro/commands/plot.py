@@ -23,7 +23,7 @@ from frl_repro.commands.keyvalue import (
     usage_text,
     whole_number,
 )
-from frl_repro.results.figures import FIGURES, IMAGE_FIGURES, draw
+from frl_repro.results.figures import FIGURES, IMAGE_FIGURES, STUDY_FIGURES, draw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +91,9 @@ def _draw(given: dict[str, str]) -> str:
     if options.figure in IMAGE_FIGURES:
         _refuse_keys_of_tables(given, options.figure)
         drawing, tables = _from_images(IMAGE_FIGURES[options.figure], options), ""
+    elif options.figure in STUDY_FIGURES:
+        _refuse_keys_of_tables(given, options.figure)
+        drawing, tables = STUDY_FIGURES[options.figure].draw(options.runs), ""
     else:
         drawing, tables = _from_tables(FIGURES[options.figure], options)
 
@@ -147,14 +150,15 @@ def _from_images(entry: ImageFigureEntry, options: _Options) -> Drawing:
 def _refuse_keys_of_tables(given: dict[str, str], figure: str) -> None:
     for key in _OF_TABLES:
         if key in given:
-            raise UserError(f"{key}= has no effect with figure={figure}: images are shown as they were kept")
+            shows = "images are shown as they were kept" if figure in IMAGE_FIGURES else "it shows all of its runs"
+            raise UserError(f"{key}= has no effect with figure={figure}: {shows}")
 
 
 def _options(given: dict[str, str]) -> _Options:
     from frl_repro.results import DEFAULT_TOP
 
     return _Options(
-        figure=choice("figure", given.get("figure", _DEFAULT_FIGURE), (*FIGURES, *IMAGE_FIGURES)),
+        figure=choice("figure", given.get("figure", _DEFAULT_FIGURE), (*FIGURES, *STUDY_FIGURES, *IMAGE_FIGURES)),
         runs=given.get("runs", _DEFAULT_RUNS),
         where=given.get("where", ""),
         epsilon=parse_epsilon(given["epsilon"]) if "epsilon" in given else None,
@@ -176,6 +180,7 @@ def _formats(text: str) -> tuple[str, ...]:
 def _usage() -> str:
     program = program_name()
     summaries = {name: entry.summary for name, entry in FIGURES.items()}
+    summaries |= {name: entry.summary for name, entry in STUDY_FIGURES.items()}
     summaries |= {name: entry.summary for name, entry in IMAGE_FIGURES.items()}
     figures = "\n".join(f"  figure={name:<12}{summary}" for name, summary in summaries.items())
     return usage_text(

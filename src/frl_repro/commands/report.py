@@ -25,13 +25,14 @@ from frl_repro.commands.keyvalue import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pandas import DataFrame
 
     from frl_repro.results.report.claims import Finding
     from frl_repro.results.report.page import Grid, Picture
     from frl_repro.results.report.study import Study
+    from frl_repro.results.report.theory import TheorySection
 
 _DEFAULT_RUNS, _DEFAULT_OUT = "outputs", "outputs/report"
 _SWITCH = {"true": True, "false": False}
@@ -103,8 +104,7 @@ def _report(given: dict[str, str]) -> str:
     from frl_repro.results.tables.variants import with_variants
     from frl_repro.results.tables.writing import write_table
 
-    runs = given.get("runs", _DEFAULT_RUNS)
-    where = given.get("where", "")
+    runs, where = given.get("runs", _DEFAULT_RUNS), given.get("where", "")
     out = Path(in_home(given.get("out", _DEFAULT_OUT)))
     draws_files = _SWITCH[choice("figures", given.get("figures", "true").lower(), _SWITCH)]
     docs = _folders(given.get("docs", ""))
@@ -123,6 +123,7 @@ def _report(given: dict[str, str]) -> str:
     sanity_files = _found(runs, SANITY_FILE)
     registered = load_registered(runs)
     answers = [] if registered is None else registered.judge()
+    theory = _theory(runs, out, draws_files=draws_files)
     page = render(
         study,
         findings,
@@ -133,6 +134,7 @@ def _report(given: dict[str, str]) -> str:
         runs=runs,
         deviations=_deviations(docs),
         registered=None if registered is None else section(registered, answers, _commits(runs)),
+        theory=None if theory is None else theory.section,
         top=top,
     )
     write_text(out / "report.html", page)
@@ -141,16 +143,60 @@ def _report(given: dict[str, str]) -> str:
     if answers:
         write_table(out / "verdicts.csv", verdict_rows(answers), VERDICT_COLUMNS)
         written.append(out / "verdicts.csv")
+    written += [] if theory is None else theory.written
     tables = markdown.all_tables(select_attack(df, study.attack), policy, findings)
     tables["sanity"] = lambda: sanity_table(sanity_files)
+    tables["theory"] = lambda: "\nNo runs.\n\n" if theory is None else theory.table
+    written += _rewritten(docs, tables)
+    said = [f"question {one.question.name}: {one.verdict.upper()}. {one.question.text}\n" for one in answers]
+    said += [] if theory is None else [theory.said]
+    said += [_verdicts(findings), *(f"{note}\n" for note in study.notes), *(f"wrote {path}\n" for path in written)]
+    return "".join(said)
+
+
+def _rewritten(docs: Sequence[Path], tables: dict[str, Callable[[], str]]) -> list[Path]:
+    """Make the marked tables of Markdown pages anew; returns the pages that changed."""
+    from frl_repro.basics.atomic import write_text
+    from frl_repro.results.report import markdown
+
+    written = []
     for path in (path for folder in docs for path in sorted(folder.rglob("*.md"))):
         text = markdown.rewrite(path, tables)
         if text != path.read_text(encoding="utf-8"):
             write_text(path, text)
             written.append(path)
-    notes = "".join(f"{note}\n" for note in study.notes)
-    said = "".join(f"question {one.question.name}: {one.verdict.upper()}. {one.question.text}\n" for one in answers)
-    return said + _verdicts(findings) + notes + "".join(f"wrote {path}\n" for path in written)
+    return written
+
+
+@dataclass(frozen=True)
+class _Theory:
+    """What runs on Gaussian mixtures come to: for the page, the documentation and the terminal; files written."""
+
+    section: TheorySection
+    table: str
+    said: str
+    written: list[Path]
+
+
+def _theory(runs: str, out: Path, *, draws_files: bool) -> _Theory | None:
+    """Judge the claims of theory and write numbers and figure; None where there are no runs on Gaussian mixtures."""
+    from frl_repro.results.figures.style import save
+    from frl_repro.results.figures.theory import theory_figure
+    from frl_repro.results.report import theory
+    from frl_repro.results.tables.theory import load_theory
+    from frl_repro.results.tables.writing import write_table
+
+    rows = load_theory(runs)
+    if rows is None:
+        return None
+    answers = theory.judge_theory(rows)
+    path = out / "theory_claims.csv"
+    write_table(path, theory.theory_claim_rows(answers), theory.THEORY_CLAIM_COLUMNS)
+    said = "".join(f"theory {one.name}: {one.verdict.upper()}. {one.text}\n" for one in answers)
+    written = [path]
+    if draws_files:
+        written += save(theory_figure(rows), out / "theory", "theory")
+    return _Theory(theory.theory_section(rows, answers), theory.theory_table(answers), said, written)
 
 
 def _folders(text: str) -> list[Path]:
@@ -249,7 +295,8 @@ def _settings(df: DataFrame, study: Study) -> Grid:
     rows = [row for _, row in table.iterrows()]
     errors = [_class_errors(df, test[of_setting(test, row)], study) for row in rows]
     bases = [of_row for row, of_row in zip(rows, errors, strict=True) if row["method"] == BEFORE]
-    return settings_grid(table, [setting_name(row) for row in rows], errors, baseline=bases[0] if bases else None)
+    names, num_images = [setting_name(row) for row in rows], round(float(study.rows["count"].mean()))
+    return settings_grid(table, names, errors, baseline=bases[0] if bases else None, num_images=num_images)
 
 
 def _class_errors(df: DataFrame, runs: DataFrame, study: Study) -> list[float]:

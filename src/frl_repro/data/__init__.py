@@ -13,6 +13,8 @@ from frl_repro.data import cifar10_jpeg, given, torchvision_sets
 from frl_repro.data.augment import AUGMENTATIONS
 from frl_repro.data.dataset import Dataset, Split, batch_to_float, in_unit_range
 from frl_repro.data.fashion_mnist import CLASS_NAMES, load_fashion_mnist
+from frl_repro.data.gaussian_mixture import CENTRE, load_gaussian_mixture
+from frl_repro.data.gaussian_mixture import CLASS_NAMES as MIXTURE_CLASS_NAMES
 from frl_repro.data.image_folder import holds_splits, load_image_folder
 from frl_repro.data.splits import (
     at_most,
@@ -23,7 +25,8 @@ from frl_repro.data.splits import (
     subset,
 )
 from frl_repro.data.synthetic import load_synthetic
-from frl_repro.settings.schema import OwnDatasetConfig
+from frl_repro.settings.schema import GaussianMixtureConfig, OwnDatasetConfig
+from frl_repro.theory.gaussian import Mixture
 
 __all__ = [
     "AUGMENTATIONS", "DATASETS", "Dataset", "Split", "at_most", "batch_to_float", "in_unit_range",
@@ -193,6 +196,15 @@ def _synthetic(config: SyntheticConfig) -> Dataset:
     return _assemble(config, class_names, train, test, num_train=None, scale=_USUAL_SCALE)
 
 
+def _gaussian_mixture(config: GaussianMixtureConfig) -> Dataset:
+    mixture = Mixture(config.num_features, config.eta, config.sigma, config.deviation_ratio, config.prior_ratio)
+    train, test = load_gaussian_mixture(
+        mixture, num_train=config.num_train, num_test=config.num_test, seed=config.split_seed
+    )
+    scale = ((CENTRE,), (config.sigma * config.deviation_ratio,))
+    return _assemble(config, MIXTURE_CLASS_NAMES, train, test, num_train=None, scale=scale)
+
+
 def _own(config: OwnDatasetConfig, factory: str) -> Dataset:
     """Return the data set that a function of the user's loads."""
     key = "dataset.factory"
@@ -217,7 +229,7 @@ def _from_files(
 
 
 def _assemble(
-    config: FilesConfig | SyntheticConfig | OwnDatasetConfig,
+    config: FilesConfig | SyntheticConfig | GaussianMixtureConfig | OwnDatasetConfig,
     class_names: tuple[str, ...],
     train: Split,
     test: Split,
@@ -272,4 +284,5 @@ DATASETS: dict[str, Callable[[Any], Dataset]] = {
     "svhn": functools.partial(_torchvision, torchvision_sets.SVHN, _SVHN_SCALE),
     "image_folder": _image_folder,
     "synthetic": _synthetic,
+    "gaussian_mixture": _gaussian_mixture,
 }

@@ -13,6 +13,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.models.fused import FusedModel, fuse
 from frl_repro.models.lenet5 import IMAGE_SIZE as LENET5_IMAGE_SIZE
 from frl_repro.models.lenet5 import LeNet5
+from frl_repro.models.linear import LinearModel
 from frl_repro.models.normalise import Normalise
 from frl_repro.models.residual import MIN_IMAGE_SIDE, ResidualNetwork, preact_resnet18, wrn28
 from frl_repro.models.small import ResNet8, SmallCNN
@@ -22,6 +23,7 @@ __all__ = [
     "MODELS",
     "FusedModel",
     "LeNet5",
+    "LinearModel",
     "Normalise",
     "ResidualNetwork",
     "build_model",
@@ -80,6 +82,12 @@ def _check_size(image_shape: tuple[int, int, int]) -> None:
         )
 
 
+def _linear(
+    num_classes: int, image_shape: tuple[int, int, int], *, mean: Sequence[float], std: Sequence[float]
+) -> nn.Module:
+    return LinearModel(num_classes=num_classes, image_shape=image_shape, mean=mean, std=std)
+
+
 _RANDOM_STATE = threading.Lock()  # the global one, which layers draw their first weights from
 
 
@@ -92,6 +100,7 @@ def random_state_kept() -> Iterator[None]:
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": _lenet5,
+    "linear": _linear,
     "cnn_small": functools.partial(_small, SmallCNN),
     "resnet8": functools.partial(_small, ResNet8),
     "preact_resnet18": functools.partial(_residual, preact_resnet18),
@@ -101,6 +110,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 COMPUTATIONS = {
     "lenet5": "tanh, average pooling",
+    "linear": "pixels less a mean, divided by a deviation",
     "cnn_small": "ReLU, no pooling",
     "resnet8": "residual blocks with ReLU after the sum, average pooling at the end",
     "preact_resnet18": "pre-activation blocks with ReLU, average pooling at the end",

@@ -16,6 +16,7 @@ from frl_repro.settings.schema import (
     DatasetConfig,
     EvaluationConfig,
     FGSMConfig,
+    GaussianMixtureConfig,
     ImageFolderConfig,
     NoAttackConfig,
     PGDConfig,
@@ -85,7 +86,7 @@ def _check_dataset(dataset: DatasetConfig, evaluation: EvaluationConfig | None) 
     if dataset.validation_fraction == 0 and asks_for_validation:
         raise UserError("evaluation.num_validation has no effect with dataset.validation_fraction=0")
     # Of images in folders the loader knows: where there are class folders alone, it draws the test images.
-    if not isinstance(dataset, SyntheticConfig | ImageFolderConfig) and dataset.split_seed != 0:
+    if not isinstance(dataset, SyntheticConfig | GaussianMixtureConfig | ImageFolderConfig) and dataset.split_seed != 0:
         chosen = (dataset.validation_fraction, dataset.num_train, dataset.num_test, dataset.imbalance)
         if chosen == (0, None, None, "none"):
             raise UserError("dataset.split_seed has no effect: all images are used and none is kept for validation")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from frl_repro.basics.errors import UserError
 from frl_repro.basics.paths import CONFIG_DIR
 from frl_repro.settings.keys import COUNT, key, own
 
@@ -48,6 +49,20 @@ class ValidationSettings(MethodSettings):
     )
     step_size: float = key("its step, in pixel units", "(0, 1]")
     num_steps: int = key("its steps", COUNT)
+
+
+@dataclass
+class FinishingSettings(MethodSettings):
+    """Settings of a method that changes the finished model."""
+
+    may_train_nothing = True
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse to keep another epoch's model: it would be measured as it was trained."""
+        if config.evaluation.keep_best_by is not None:
+            raise UserError(
+                f"evaluation.keep_best_by does not go with frl={self.name}, which changes the last epoch's model alone"
+            )
 
 
 @dataclass
@@ -173,7 +188,7 @@ def _declared(name: str) -> type:
     """Return a method's ``Settings`` without importing its file.
 
     Of the file, the class statement is run, and before it the imports of the standard library and of
-    `frl_repro.settings`, and the constants: importing the whole would load PyTorch.
+    `frl_repro.basics` and `frl_repro.settings`, and the constants: importing the whole would load PyTorch.
     """
     path = _file_of(name)
     if not path.exists():
@@ -200,4 +215,5 @@ def _is_light(statement: ast.stmt) -> bool:
 
 
 def _is_light_module(module: str) -> bool:
-    return module.split(".", maxsplit=1)[0] in sys.stdlib_module_names or f"{module}.".startswith("frl_repro.settings.")
+    ours = ("frl_repro.basics.", "frl_repro.settings.")
+    return module.split(".", maxsplit=1)[0] in sys.stdlib_module_names or f"{module}.".startswith(ours)

@@ -34,6 +34,14 @@ _STD = ("what each channel is divided by; null: the data set's", "(0, 1]")
 
 
 @dataclass
+class LinearConfig(_Choice):
+    """conf/model/linear.yaml."""
+
+    mean: list[float] | None = key("subtracted from each pixel, one number for all; null: the data set's", "[0, 1]")
+    std: list[float] | None = key("what each pixel is divided by, one number for all; null: the data set's", "(0, 1]")
+
+
+@dataclass
 class CNNSmallConfig(_Choice):
     """conf/model/cnn_small.yaml."""
 
@@ -82,7 +90,15 @@ class OwnModelConfig(_Choice):
     digest: str | None = own("from Python: sha256 of its layers and of the weights that training starts from")
 
 
-ModelConfig = LeNet5Config | CNNSmallConfig | ResNet8Config | PreActResNet18Config | WRN28x10Config | OwnModelConfig
+ModelConfig = (
+    LeNet5Config
+    | LinearConfig
+    | CNNSmallConfig
+    | ResNet8Config
+    | PreActResNet18Config
+    | WRN28x10Config
+    | OwnModelConfig
+)
 
 _AUGMENTATION = (
     "of training images: none, crop (shift by up to 4 pixels, zeros come in) or crop_flip (mirror half as well)"
@@ -202,6 +218,21 @@ class SyntheticConfig(_DatasetConfig):
 
 
 @dataclass
+class GaussianMixtureConfig(_DatasetConfig):
+    """conf/dataset/gaussian_mixture.yaml."""
+
+    num_features: int = key("pixels of a sample: d", "[1, 2^16)")
+    eta: float = key("half the distance of the classes' means in each pixel, in pixel units", "(0, 0.25)")
+    sigma: float = key("standard deviation of the easy class in each pixel, in pixel units", "(0, 0.1)")
+    deviation_ratio: float = key("standard deviation of the hard class by that of the easy one: K", "[1, 100]")
+    prior_ratio: float = key("samples of the easy class by those of the hard one: R", "[1, 1000]")
+    num_train: int = key("training samples, before the validation split", COUNT)
+    num_test: int = key("test samples", COUNT)
+    split_seed: int = key("drives the samples and the validation split; independent of seed", SEED)
+    augmentation: str = key("samples are no pictures: none", one_of=("none",))
+
+
+@dataclass
 class OwnDatasetConfig(_DatasetConfig):
     """Images from outside this package."""
 
@@ -211,8 +242,9 @@ class OwnDatasetConfig(_DatasetConfig):
 
 
 DatasetConfig = (
-    FashionMNISTConfig | TorchvisionConfig | CIFAR10JPEGConfig | ImageFolderConfig | SyntheticConfig | OwnDatasetConfig
-)
+    FashionMNISTConfig | TorchvisionConfig | CIFAR10JPEGConfig | ImageFolderConfig | SyntheticConfig
+    | GaussianMixtureConfig | OwnDatasetConfig
+)  # fmt: skip
 
 _RADIUS = "radius in pixel units, also as a fraction"
 _RANDOM_START = "start at a uniform point of the ball instead of the clean image"
@@ -415,6 +447,7 @@ def _choices(group: str) -> list[str]:
 GROUPS: dict[str, Mapping[str, type]] = {
     "model": {
         "lenet5": LeNet5Config,
+        "linear": LinearConfig,
         "cnn_small": CNNSmallConfig,
         "resnet8": ResNet8Config,
         "preact_resnet18": PreActResNet18Config,
@@ -427,6 +460,7 @@ GROUPS: dict[str, Mapping[str, type]] = {
         "svhn": SVHNConfig,
         "image_folder": ImageFolderConfig,
         "synthetic": SyntheticConfig,
+        "gaussian_mixture": GaussianMixtureConfig,
     },
     "attack": {"none": NoAttackConfig, "pgd": PGDConfig, "fgsm": FGSMConfig, "trades": TradesTrainingConfig},
     "trainer": {"adam": AdamConfig, "sgd": SGDConfig, "sgd_one_cycle": SGDOneCycleConfig},

@@ -76,6 +76,14 @@ class ImageFigureEntry:
     keep: str
 
 
+@dataclass(frozen=True)
+class StudyFigureEntry:
+    """As `FigureEntry`, for a figure that finds what it needs in the folders of ``runs``."""
+
+    summary: str
+    draw: Callable[[str], Drawing]
+
+
 def _import_matplotlib_with_any_backend() -> None:
     """Import matplotlib also where ``MPLBACKEND`` names no backend: figures are saved without one."""
     chosen = os.environ.pop("MPLBACKEND", None)
@@ -237,6 +245,22 @@ def _draw_examples(path: Path) -> Drawing:
     examples = read_examples(path)
     return Drawing(figure=examples_figure(examples), numbers=examples_numbers(examples))
 
+
+def _draw_theory(runs: str) -> Drawing:
+    from frl_repro.basics.errors import UserError
+    from frl_repro.results.figures.theory import theory_figure
+    from frl_repro.results.tables.theory import COMMAND, DATASET, load_theory
+
+    rows = load_theory(runs)
+    if rows is None:
+        raise UserError(f"{runs} has no runs of model=linear on dataset={DATASET}: run `{COMMAND}`")
+    return Drawing(figure=theory_figure(rows), numbers=rows)
+
+
+STUDY_FIGURES: dict[str, StudyFigureEntry] = {
+    "theory": StudyFigureEntry("class errors on Gaussian mixtures, measured beside closed forms", _draw_theory),
+}
+"""Figures that no choice among rows changes: `FIGURES` without its keys."""
 
 IMAGE_FIGURES: dict[str, ImageFigureEntry] = {
     "examples": ImageFigureEntry(

@@ -25,7 +25,7 @@ from frl_repro.results.report.study import (
 from frl_repro.results.tables import statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -142,12 +142,16 @@ class Finding:
     @property
     def verdict(self) -> Verdict:
         """``reproduced``: all criteria hold; ``partly``: the first one and not all; ``not``: not the first one."""
-        holding = [one.holds for one in self.evidence]
-        if self.missing or not holding or None in holding:
-            return "undecided"
-        if all(holding):
-            return "reproduced"
-        return "partly reproduced" if holding[0] else "not reproduced"
+        return "undecided" if self.missing else verdict_of([one.holds for one in self.evidence])
+
+
+def verdict_of(holding: Sequence[bool | None]) -> Verdict:
+    """Return what a claim's criteria come to: the first is its core; None stands for too few seeds."""
+    if not holding or None in holding:
+        return "undecided"
+    if all(holding):
+        return "reproduced"
+    return "partly reproduced" if holding[0] else "not reproduced"
 
 
 def _gap(role: str, quantity: str) -> Callable[[Errors, Callable[[Numbers], Numbers]], Numbers]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from frl_repro.results.report.claims import Finding
     from frl_repro.results.report.registered_page import Section
     from frl_repro.results.report.study import Study
+    from frl_repro.results.report.theory import TheorySection
 
 _TABLES_OF = {
     "1": ("Classes, natural beside adversarial training", (NATURAL, ADVERSARIAL)),
@@ -111,6 +112,7 @@ def render(
     runs: str | Path,
     deviations: str,
     registered: Section | None = None,
+    theory: TheorySection | None = None,
     top: int = DEFAULT_TOP,
 ) -> str:
     """Return the page.
@@ -133,6 +135,8 @@ def render(
         Markdown text on where the published code departs from its text; may be empty.
     registered : Section, optional
         The registered study, which comes first.
+    theory : TheorySection, optional
+        The runs on Gaussian mixtures.
     top : int
         Of many classes, how many of the worst and of the best are shown.
     """
@@ -147,6 +151,7 @@ def render(
         attack=study.attack.upper(),
         epsilon=format_epsilon(study.epsilon),
         registered=registered,
+        theory=theory,
         claims=[_claim(finding) for finding in findings],
         pictures=pictures,
         class_tables={name: class_grid(study, *_TABLES_OF[name], top=top) for name in _TABLES_OF},
@@ -206,6 +211,7 @@ def settings_grid(
     class_errors: Sequence[Sequence[float]],
     *,
     baseline: Sequence[float] | None,
+    num_images: int,
 ) -> Grid:
     """Return every setting's overall and worst-class errors, NSD and rho.
 
@@ -219,6 +225,8 @@ def settings_grid(
         Each setting's mean robust error of the K classes.
     baseline
         Those that rho compares with; None where there are none.
+    num_images
+        Test images of a class, for the worst class that equal classes would show.
     """
     rows = []
     for name, errors, (_, row) in zip(names, class_errors, by_setting.iterrows(), strict=True):
@@ -227,6 +235,8 @@ def settings_grid(
             for quantity in _QUANTITIES:
                 mean, sd = row[f"{which}_{quantity}_error"], row[f"{which}_{quantity}_error_sd"]
                 cells.append(_mean_sd_cell(float(mean), float(sd), is_worst=False))
+        if_equal = statistics.expected_maximum(float(row["overall_robust_error"]), num_images, len(errors))
+        cells.append(_mean_sd_cell(if_equal, float("nan"), is_worst=False))
         cells.append(_number_cell(statistics.normalised_deviation(errors)))
         if baseline is None or max(baseline) >= 1:
             cells.append(Cell("-"))
@@ -235,11 +245,13 @@ def settings_grid(
         rows.append(cells)
     errors_of = [f"{quantity}, {which}" for which in ("all", "worst class") for quantity in _QUANTITIES]
     caption = (
-        "Every setting on the test split: errors in percent, mean ± sd over seeds. NSD: deviation of robust accuracy "
-        "over classes by its mean. rho: relative gain of the worst class's robust accuracy less the relative loss of "
-        "the mean, against the base model"
+        "Every setting on the test split: errors in percent, mean ± sd over seeds. If equal: the largest class error "
+        "that as many images would show on average were all classes alike (bias of a maximum). "
+        "NSD: deviation of robust accuracy over classes by its mean. "
+        "rho: relative gain of the worst class's robust accuracy less the relative loss of the mean, "
+        "against the base model"
     )
-    return Grid(caption, ["setting", "seeds", *errors_of, "NSD", "rho"], rows)
+    return Grid(caption, ["setting", "seeds", *errors_of, "robust, worst class if equal", "NSD", "rho"], rows)
 
 
 def _percent_cell(values: Iterable[float], *, is_worst: bool) -> Cell:

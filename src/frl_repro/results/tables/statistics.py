@@ -153,6 +153,32 @@ def bootstrap(
     return Interval(float(statistic(np.asarray(observed, dtype=np.float64))), float(low), float(high))
 
 
+def expected_maximum(error: float, count: int, num_classes: int) -> float:
+    """Expected largest of K measured errors of classes that are equally hard, ``count`` images each.
+
+    What a "worst class" of so many images shows where there is none: its distance from ``error`` is the bias of a
+    maximum. Exact: the sum of the probabilities that the largest of K binomial counts exceeds j, over count.
+
+    Parameters
+    ----------
+    error : float
+        The error that all classes have, in [0, 1].
+    count : int
+        Images of each class.
+    num_classes : int
+        K.
+
+    Raises
+    ------
+    ValueError
+        An error outside [0, 1], or no images or classes.
+    """
+    if not 0 <= error <= 1 or min(count, num_classes) < 1:
+        raise ValueError(f"error={error:g} of {count} images in {num_classes} classes: there is no such maximum")
+    at_most = stats.binom.cdf(np.arange(count), count, error)
+    return float((1 - at_most**num_classes).sum() / count)
+
+
 def rho(errors: ArrayLike, baseline: ArrayLike) -> float:
     """Gain of the worst class against a baseline less the loss on average, both relative, of accuracies.
 

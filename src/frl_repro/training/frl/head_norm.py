@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER
-from frl_repro.training.frl.last_layer import FinishingSettings, last_linear
+from frl_repro.settings.methods import FinishingSettings
+from frl_repro.training.frl.last_layer import last_linear
 from frl_repro.training.frl.method import Method
 
 

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from frl_repro.basics.errors import UserError
-from frl_repro.settings.methods import MethodSettings
-
-if TYPE_CHECKING:
-    from frl_repro.settings.config import RunConfig
-
-
-class FinishingSettings(MethodSettings):
-    """Settings of a method that changes the last layer of the finished model."""
-
-    may_train_nothing = True
-
-    def check(self, config: RunConfig) -> None:
-        """Refuse to keep another epoch's model: it would be measured as it was trained."""
-        if config.evaluation.keep_best_by is not None:
-            raise UserError(
-                f"evaluation.keep_best_by does not go with frl={self.name}, which changes the last epoch's model alone"
-            )
 
 
 def last_linear(model: nn.Module, num_classes: int, *, method: str, needs_bias: bool = False) -> tuple[str, nn.Linear]:

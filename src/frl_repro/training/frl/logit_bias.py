@@ -14,7 +14,8 @@ from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.keys import COUNT, key
-from frl_repro.training.frl.last_layer import FinishingSettings, last_linear
+from frl_repro.settings.methods import FinishingSettings
+from frl_repro.training.frl.last_layer import last_linear
 from frl_repro.training.frl.method import Method
 
 _LAST_STEP = 1e-3  # of the first: far below the distance of two images' logits
