@@ -22,6 +22,7 @@ from frl_repro.settings.schema import GaussianMixtureConfig
 from frl_repro.theory.cross_entropy import Policy, Term, cross_entropy_threshold, frl_fixed_point
 from frl_repro.theory.gaussian import Mixture, imbalance_errors, robust_mean, variance_errors
 from frl_repro.theory.reach import Classes, by_margins, by_weights, undominated
+from support import ROOT, call
 
 NUM_SETTINGS = 60
 NUM_SAMPLES = 100_000
@@ -229,10 +230,10 @@ def test_mixtures_that_cannot_be_are_refused(change, message):
 
 def test_radii_and_ratios_out_of_range_are_refused():
     mixture = Mixture(4, 1.0, 1.0, 2.0)
-    for call in (mixture.optimal_threshold, functools.partial(variance_errors, mixture)):
+    for of_radius in (mixture.optimal_threshold, functools.partial(variance_errors, mixture)):
         for epsilon in (-0.1, 1.0):
             with pytest.raises(ValueError, match=r"must lie in \[0, eta\)"):
-                call(epsilon)
+                of_radius(epsilon)
     with pytest.raises(ValueError, match="at least 1"):
         Mixture(4, 1.0, 1.0, 0.5)
     with pytest.raises(ValueError, match="for deviation_ratio above 1"):
@@ -419,7 +420,7 @@ def test_expected_maximum_refuses_what_has_none():
 
 
 def test_published_runs_lie_within_two_points_of_theory_and_give_the_verdicts_of_the_page():
-    rows = load_theory("outputs/reference/theory")
+    rows = load_theory(ROOT / "outputs" / "reference" / "theory")
     for name in ("natural", "robust"):
         keys = ["deviation_ratio", "prior_ratio", "method", "epsilon", "class_name"]
         means = rows.groupby(keys)[[f"{name}_error", f"predicted_{name}_error"]].mean()
@@ -428,6 +429,39 @@ def test_published_runs_lie_within_two_points_of_theory_and_give_the_verdicts_of
     assert [one.verdict for one in answers] == ["reproduced", "partly reproduced", *["reproduced"] * 4]
     failing = [one.text for answer in answers for one in answer.evidence if not one.holds]
     assert failing == ["gap in robust error, 0.75 η less 0.5 η"]
-    committed = pd.read_csv("outputs/reference/theory_claims.csv")
+    committed = pd.read_csv(ROOT / "outputs" / "reference" / "theory_claims.csv")
     assert committed["estimate"].tolist() == [row["estimate"] for row in theory_claim_rows(answers)]
     assert theory_table(answers).count("\n| ") == len(committed) + 2
+
+
+def test_runs_of_the_experiment_become_the_table_and_the_figure(tmp_path, capsys, monkeypatch):
+    from frl_repro.commands import plot
+
+    few = ["dataset.num_train=400", "dataset.num_test=2000", "trainer.num_epochs=2", "trainer.batch_size=100"]
+    runs = ["row=mixture_natural,mixture_adversarial,mixture_reweight", "evaluation.epsilons=[0.005]", "seed=0"]
+    few += ["num_threads=1", "backend=torch", f"output_dir={tmp_path}/runs"]
+    assert call(monkeypatch, "-m", "experiment=theory", *runs, *few) == 0
+    # Other runs beside them, such as the starting model as every experiment measures it, are left out.
+    rows = load_theory(tmp_path / "runs")
+    assert rows["method"].tolist() == ["natural"] * 2 + ["adversarial"] * 2 + ["reweight"] * 2
+    assert rows["class_name"].tolist() == ["easy", "hard"] * 3
+    assert (rows["robust_error"] - rows["predicted_robust_error"]).abs().max() < 0.1
+    assert [one.verdict for one in judge_theory(rows)] == ["undecided"] * 5  # one seed
+    assert plot.main(["figure=theory", f"runs={tmp_path}/runs", f"out={tmp_path}/figure", "formats=png"]) == 0
+    pd.testing.assert_frame_equal(load_theory(tmp_path / "figure"), rows)
+    capsys.readouterr()
+    assert plot.main(["figure=theory", f"runs={tmp_path}/runs", "where=seed=0"]) == 1
+    assert capsys.readouterr().err == "error: where= has no effect with figure=theory: it shows all of its runs\n"
+    assert plot.main(["figure=theory", f"runs={tmp_path}/nowhere"]) == 1
+    assert "has no runs of model=linear on dataset=gaussian_mixture: run `python train.py" in capsys.readouterr().err
+    good = (tmp_path / "figure" / "theory.csv").read_text()
+    for bad in (
+        b"\x89PNG",
+        b"",
+        b"a,b\n1,2\n",
+        good.replace(",easy,", ",soft,").encode(),
+        good.replace("0.", "7.").encode(),
+    ):
+        (tmp_path / "figure" / "theory.csv").write_bytes(bad)
+        assert plot.main(["figure=theory", f"runs={tmp_path}/figure"]) == 1
+        assert "theory.csv is no table of class errors on mixtures: make it anew" in capsys.readouterr().err

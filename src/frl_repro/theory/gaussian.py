@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Mixture:
     """y = -1: N(-theta, sigma^2 I), y = +1: N(theta, K^2 sigma^2 I), theta = (eta, ..., eta), P(y = -1) = R P(y = +1).
 
-    Source: Xu et al. 2021, section 3.1 (R = 1); Hu et al. 2023 (K = 1).
+    Source: Xu et al. 2021 (R = 1); Hu et al. 2023 (K = 1).
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ def variance_errors(mixture: Mixture, epsilon: float) -> tuple[Numbers, Numbers]
     Phi(B - K sqrt(B^2 + q)) and Phi(-K B + sqrt(B^2 + q)); of the standard ones the arguments are smaller by
     sqrt(d) epsilon / sigma and sqrt(d) epsilon / (K sigma). epsilon = 0 gives the natural optimum.
 
-    Source: Xu et al. 2021, theorems 1 and 2.
+    Source: Xu et al. 2021 (arXiv 2010.06121), its theorems on classes of unequal variance.
 
     Raises
     ------

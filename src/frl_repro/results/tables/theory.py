@@ -27,6 +27,7 @@ COMMAND = "python train.py -m experiment=theory hydra/launcher=fused"
 
 MIXTURE_COLUMNS = ("num_features", "eta", "sigma", "deviation_ratio", "prior_ratio")
 QUANTITIES = ("natural", "robust")
+CLASS_NAMES = ("easy", "hard")
 METHODS = ("natural", "adversarial", "reweight", "remargin", "combined")
 COLUMNS = (
     *MIXTURE_COLUMNS, "method", "epsilon", "seed", "run_id", "class_name", "count",
@@ -54,10 +55,24 @@ def load_theory(runs: str | Path) -> DataFrame | None:
     files = _found(runs, THEORY_FILE)
     if not files:
         return None
-    rows = pd.read_csv(files[0])
-    if missing := [name for name in COLUMNS if name not in rows.columns]:
-        raise UserError(f"{files[0]} lacks the column {missing[0]}: make it anew with scripts/plot.py figure=theory")
-    return rows[list(COLUMNS)]
+    return _read(files[0])
+
+
+def _read(file: Path) -> DataFrame:
+    """Return a ``theory.csv``, its cells checked."""
+    damaged = UserError(
+        f"{file} is no table of class errors on mixtures: make it anew with scripts/plot.py figure=theory"
+    )
+    try:
+        rows = pd.read_csv(file)[list(COLUMNS)]
+        numbers = rows[[name for name in COLUMNS if name not in ("method", "run_id", "class_name")]].astype(float)
+    except (ValueError, KeyError, OSError):  # pandas' own errors are ValueErrors
+        raise damaged from None
+    errors = numbers[[name for name in numbers.columns if name.endswith("_error")]]
+    is_known = rows["method"].isin(METHODS) & rows["class_name"].isin(CLASS_NAMES)
+    if rows.empty or not is_known.all() or not ((errors >= 0) & (errors <= 1) | errors.isna()).all(axis=None):
+        raise damaged
+    return rows
 
 
 def _found(runs: str | Path, name: str) -> list[Path]:
@@ -160,4 +175,4 @@ def mixture_of(rows: DataFrame) -> Mixture:
 
 def by_class(rows: DataFrame, name: str) -> Any:
     """Return a column of rows of one method and radius by seed, shape (S, 2): easy, hard."""
-    return rows.pivot(index="seed", columns="class_name", values=name)[["easy", "hard"]].to_numpy(dtype=float)
+    return rows.pivot(index="seed", columns="class_name", values=name)[list(CLASS_NAMES)].to_numpy(dtype=float)
