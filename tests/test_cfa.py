@@ -185,7 +185,7 @@ def test_an_average_of_steps_begins_with_the_base_or_with_the_first_step(from_st
     after, step = [], fitting._Training.step
 
     def noting(self, *arguments, **settings):
-        if self.bench.config.frl.name == "finetune":
+        if self.run.config.frl.name == "finetune":
             if not after:
                 after.append({name: tensor.double() for name, tensor in self.model.state_dict().items()})
             step(self, *arguments, **settings)

@@ -355,7 +355,8 @@ attack.num_steps attack.objective attack.random_start attack.start_sd attack.ste
 dataset.augmentation dataset.cache_dir dataset.deviation_ratio dataset.download dataset.eta dataset.image_size
 dataset.imbalance dataset.imbalance_ratio dataset.num_channels dataset.num_classes dataset.num_features
 dataset.num_test dataset.num_train dataset.prior_ratio dataset.root dataset.selection_fraction dataset.sigma
-dataset.split_seed dataset.validation_fraction departures.base_saw_validation departures.fixed_step departures.flipped_boundary
+dataset.split_seed dataset.validation_fraction departures.base_saw_validation departures.fixed_step
+departures.flipped_boundary
 departures.ignored_tau_nat departures.overall_over_22 departures.scrambled_labels departures.weight_by_prediction
 device evaluation.batch_size evaluation.early_stop evaluation.epsilons evaluation.keep_best_by evaluation.num_restarts
 evaluation.num_steps evaluation.num_validation evaluation.random_start evaluation.step_size

@@ -38,7 +38,7 @@ def test_attacked_images_alone_are_what_the_paper_trains_on():
     none = torch.empty(1, 0, 3, dtype=torch.float64)
     seen = Predictions(none, y[:, :0], attacked, y, is_paired=False)
     method = new_method("variance", strength=STRENGTH, objective="mixed")
-    method.see_batch(seen.stats(), when(0))
+    method.see_batch(ClassStats([seen]), when(0))
     weighted = Mixed(1.0).loss(seen, method.weigh(when(0)), scale=method.scale)
     losses = -attacked[0].log_softmax(-1).gather(-1, y[0].unsqueeze(-1)).squeeze(-1)
     means = torch.stack([losses[y[0] == c].mean() for c in range(3)])

@@ -163,7 +163,7 @@ class SettingsByMethod(Mapping[str, type]):
 
 def is_of_family(name: str) -> bool:
     """Return whether a method is of FRL's family: its file declares no ``Settings``, ``conf/retrain`` has them."""
-    return _file_of(name).exists() and _declared(name) is FRLConfig
+    return name in _with_recipes() and _declared(name) is FRLConfig
 
 
 @functools.cache
@@ -192,7 +192,7 @@ def _declared(name: str) -> type:
     """
     path = _file_of(name)
     if not path.exists():
-        return FRLConfig if name in _with_recipes() else _settings_of(name)
+        return FRLConfig if name in _with_recipes() else _settings_of(name)  # frl=none has no file
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tree.body = [statement for statement in tree.body if _is_light(statement)]
     made: dict[str, Any] = {"__name__": __name__}  # a module that is imported: dataclasses look it up
