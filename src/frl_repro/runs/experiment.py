@@ -13,6 +13,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +50,7 @@ from frl_repro.runs.inputs import Inputs, compare_finished, find_base
 from frl_repro.runs.opening import Status, check_validation, folder_status, load_weights, open_run
 from frl_repro.settings.config import RunConfig
 from frl_repro.training.bench import Bench, Fitted
+from frl_repro.training.budget import ImageSteps, image_steps
 from frl_repro.training.build import check_batches
 from frl_repro.training.fitting import fit
 from frl_repro.training.loggers import LOGGERS
@@ -296,7 +298,11 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
         writing.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
     bench.logger.update(fitted.history, rows, fitted.policy_rows)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - bench.started, 1)
-    effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_side_by_side}  # seconds of all those runs
+    effort = {
+        "wall_seconds": wall_seconds,  # of all the runs side by side
+        "num_side_by_side": num_side_by_side,
+        "image_steps": asdict(_image_steps(bench)),
+    }
     bench.write_record(fitted.segments, **effort)
     checksums = {name: sha256(folder / name) for name in _result_files(bench, fitted)}
     inputs = {"data": {"digest": bench.dataset.digest}, "start": bench.start}
@@ -305,6 +311,17 @@ def _write_results(bench: Bench, fitted: Fitted, *, num_side_by_side: int) -> No
     writing.write_json(folder / DONE_FILE, done)
     forget_state(folder)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder, top=config.keys.top))
+
+
+def _image_steps(bench: Bench) -> ImageSteps:
+    validation = bench.dataset.validation
+    steps = image_steps(
+        bench.config,
+        num_train=len(bench.dataset.train),
+        num_validation=0 if validation is None else len(validation),
+    )
+    is_given = bench.config.retrain is not None and bench.start is None  # a network given from Python
+    return replace(steps, base=None) if is_given else steps
 
 
 def _result_files(bench: Bench, fitted: Fitted) -> list[str]:

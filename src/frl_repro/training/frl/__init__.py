@@ -20,6 +20,7 @@ from frl_repro.training.frl.policy import ClassPolicy, Rules
 
 if TYPE_CHECKING:
     from frl_repro.settings.config import RunConfig
+    from frl_repro.settings.methods import MethodSettings
 
 __all__ = [
     "ClassPolicy",
@@ -31,6 +32,7 @@ __all__ = [
     "Weights",
     "When",
     "method_class",
+    "method_kind",
     "method_of",
 ]
 
@@ -49,7 +51,15 @@ def method_of(configs: Sequence[RunConfig], *, num_classes: int, device: torch.d
         method = given.of_run(own, settings, num_classes=num_classes, device=device)
         method.objective = configs[0].objective
         return method
-    return (own or method_class(settings.name)).of_runs(configs, num_classes=num_classes, device=device)
+    return method_kind(settings).of_runs(configs, num_classes=num_classes, device=device)
+
+
+def method_kind(settings: MethodSettings) -> type[Method]:
+    """Return the class of the method that these settings are of: of a file in this folder, or given from Python."""
+    own: type[Method] | Method | None = getattr(settings, "given", None)
+    if own is None:
+        return method_class(settings.name)
+    return type(own) if isinstance(own, Method) else own
 
 
 def method_class(name: str) -> type[Method]:
