@@ -16,8 +16,9 @@ from support import run_script
 SHARES = np.array([0.5, 0.3, 0.2])
 TRACK = "data-model"
 TINY = (
-    "dataset=synthetic dataset.num_classes=3 dataset.num_train=120 dataset.num_test=45 attack.num_steps=2 "
-    "num_threads=1 evaluation.num_steps=2 trainer.num_epochs=1 retrain.attack.num_steps=2 retrain.trainer.num_epochs=2 backend=torch"
+    "dataset=synthetic dataset.num_classes=3 dataset.num_train=120 dataset.num_test=45 backend=torch num_threads=1 "
+    "attack.num_steps=2 evaluation.num_steps=2 retrain.attack.num_steps=2 "
+    "trainer.num_epochs=1 retrain.trainer.num_epochs=2"
 )
 
 
