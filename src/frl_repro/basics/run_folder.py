@@ -46,7 +46,7 @@ _RUN_FIELDS: dict[str, readback.Check] = {
     "backend": _LINE,
     "versions": readback.entries(_LINE, readback.maybe(_LINE)),
     "wall_seconds": readback.number(0),
-    "image_steps": readback.entries(_LINE, readback.maybe(readback.whole(0, 2**63 - 1))),
+    "image_steps": readback.entries(_LINE, readback.maybe(readback.number(0))),
 }
 _DONE_FIELDS = {
     "run_id": _RUN_FIELDS["run_id"],

@@ -13,6 +13,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +49,7 @@ from frl_repro.runs.fused import grouped, runs_at_once, share_out
 from frl_repro.runs.inputs import Inputs, compare_finished, find_base
 from frl_repro.runs.opening import Status, check_validation, folder_status, load_weights, open_run
 from frl_repro.settings.config import RunConfig
+from frl_repro.training.budget import ImageSteps, image_steps
 from frl_repro.training.build import check_network
 from frl_repro.training.fitting import fit
 from frl_repro.training.loggers import LOGGERS
@@ -295,7 +297,11 @@ def _write_results(run: OpenRun, fitted: Fitted, *, num_fused: int) -> None:
         writing.write_table(folder / POLICY_FILE, fitted.policy_rows, columns)
     run.logger.update(fitted.history, rows, fitted.policy_rows)
     wall_seconds = round(fitted.earlier_seconds + time.perf_counter() - run.started, 1)
-    effort = {"wall_seconds": wall_seconds, "num_side_by_side": num_fused}  # seconds of all those runs
+    effort = {
+        "wall_seconds": wall_seconds,  # of all the fused runs
+        "num_side_by_side": num_fused,
+        "image_steps": asdict(_image_steps(run)),
+    }
     run.write_record(fitted.segments, **effort)
     checksums = {name: sha256(folder / name) for name in _result_files(run, fitted)}
     inputs = {"data": {"digest": run.dataset.digest}, "start": run.start}
@@ -304,6 +310,17 @@ def _write_results(run: OpenRun, fitted: Fitted, *, num_fused: int) -> None:
     writing.write_json(folder / DONE_FILE, done)
     forget_state(folder)
     LOGGER.info("done in %.0f s: %s\n%s", wall_seconds, folder, text_tables.table_of_run(folder, top=config.keys.top))
+
+
+def _image_steps(run: OpenRun) -> ImageSteps:
+    validation = run.dataset.validation
+    steps = image_steps(
+        run.config,
+        num_train=len(run.dataset.train),
+        num_validation=0 if validation is None else len(validation),
+    )
+    is_given = run.config.retrain is not None and run.start is None  # a network given from Python
+    return replace(steps, base=None) if is_given else steps
 
 
 def _result_files(run: OpenRun, fitted: Fitted) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,13 @@ class Attack(Protocol):
 @dataclass(frozen=True)
 class Objective(ABC):
     """A step's loss."""
+
+    num_passes: ClassVar[int]
+    """How often each image goes forward and backward through the network in a step, the attack left out."""
+
+    def num_attack_passes(self, of_each: float) -> float:
+        """Return the attack's passes for each image of the batch, given those for each image that is attacked."""
+        return of_each
 
     @abstractmethod
     def predict(
@@ -82,6 +89,11 @@ class Mixed(Objective):
     """
 
     fraction: float
+    num_passes: ClassVar[int] = 1
+
+    def num_attack_passes(self, of_each: float) -> float:
+        """Return the passes of the share that is attacked."""
+        return self.fraction * of_each
 
     def predict(
         self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, plan: Plan
@@ -117,6 +129,7 @@ class _Pairs(Objective):
     """Losses of clean and attacked images of the same batch."""
 
     is_joint: bool = True
+    num_passes: ClassVar[int] = 2
 
     def predict(
         self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, plan: Plan
@@ -204,6 +217,11 @@ class Friendly(Objective):
 
     beta: float
     is_joint: bool = True
+    num_passes: ClassVar[int] = 3
+
+    def num_attack_passes(self, of_each: float) -> float:
+        """Return the passes of `attacks.friendly`, which looks at each iterate and at the clean image, and steps on."""
+        return of_each + 1 + 0.5 * (of_each + 2)
 
     def predict(
         self, x: Tensor, y: Tensor, *, forward: Callable[[Tensor], Tensor], attack: Attack, plan: Plan

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
@@ -26,7 +26,7 @@ from frl_repro.results.tables.subsets import overall
 from frl_repro.results.tables.text_tables import is_worst, worst_and_best
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from matplotlib.figure import Figure
     from pandas import DataFrame
@@ -76,12 +76,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table on the page: header, rows of cells, of which some are marked as worst."""
+    """A table on the page: header, rows of cells, of which some are marked as worst.
+
+    ``tags``, one mapping a row where there are any, is what a page's filters choose rows by.
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     footer: Sequence[Cell] = field(default_factory=list)
+    tags: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,15 @@ class Cell:
     text: str
     key: str = ""
     is_worst: bool = False
+
+
+def template(name: str) -> Template:
+    """Return a page's template; every text that it shows is escaped."""
+    environment = Environment(
+        loader=PackageLoader("frl_repro.results.report", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(name)
 
 
 def svg_of(figure: Figure) -> str:
@@ -140,12 +153,8 @@ def render(
     top : int
         Of many classes, how many of the worst and of the best are shown.
     """
-    environment = Environment(
-        loader=PackageLoader("frl_repro.results.report", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     first = all_rows.iloc[0]
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         dataset=first["dataset"],
         model=first["model"],
         attack=study.attack.upper(),

@@ -179,11 +179,12 @@ def _measured(
         statistics.over_seeds(values.tolist()),
         over_images,
         statistics.over_seeds(criterion.value(found, Errors.maximum).tolist()),
-        _p_value(values, criterion.threshold),
+        p_value(values, criterion.threshold),
     )
 
 
-def _p_value(values: Numbers, threshold: float) -> float:
+def p_value(values: Numbers, threshold: float) -> float:
+    """Return the p-value of the two-sided t-test of a mean against a threshold; NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan
     if np.ptp(values) == 0:  # the test divides by 0

@@ -1,0 +1,12 @@
+"""Run every method under one protocol: ``python scripts/bench.py seeds=20``."""
+
+import sys
+from pathlib import Path
+
+# A source checkout works without installing the package, from any directory.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from frl_repro.commands.bench import main
+
+if __name__ == "__main__":
+    sys.exit(main())

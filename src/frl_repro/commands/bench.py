@@ -1,0 +1,210 @@
+"""``scripts/bench.py``: run every method under one protocol, and show table, figure and page of what has run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import frl_repro
+from frl_repro.basics.errors import UserError
+from frl_repro.basics.paths import in_home
+from frl_repro.commands.helptext import program_name
+from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
+from frl_repro.results.protocol import BASE, CONTESTANTS, CONTROL, SCRATCH, SEEDS, STARTS, TRACKS, Contestant, Track
+
+_SWITCH = {"true": True, "false": False}
+_PUBLISHED, _ALL = "published", "all"
+
+_KEYS = {
+    "track": f"data and network: {', '.join(TRACKS)}   [{next(iter(TRACKS))}]",
+    "methods": "comma-separated contestants, or any frl= of yours   [all]",
+    "starts": f"{BASE}, {SCRATCH}, or both   [{','.join(STARTS)}]",
+    "settings": f"{_ALL} tries every method's settings, {_PUBLISHED} the first one alone   [{_ALL}]",
+    "seeds": f"comma-separated   [{','.join(map(str, SEEDS))}]",
+    "jobs": "runs at a time, each in a process; more than 1 needs the extra `parallel`   [1]",
+    "set": "settings added to every run, separated by spaces (retrain.*: to those from a base)   [none]",
+    "dry": "true prints the commands and runs nothing   [false]",
+    "show": "true runs nothing: table, figure and page of what has run   [false]",
+    "runs": "folder of the runs   [outputs/bench]",
+    "out": "folder for leaderboard.html, leaderboard.csv and figures   [that of the runs]",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One setting of a method on the bench, of all seeds.
+
+    Attributes
+    ----------
+    method, start : str
+    overrides : tuple of str
+        Settings of ``train.py``; the seed is not among them.
+    """
+
+    method: str
+    start: str
+    overrides: tuple[str, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what ``argv`` (default: the command line) asks for; returns the exit code."""
+    return run(argv, keys=_KEYS, usage=_usage, act=_bench)
+
+
+def jobs(
+    track: Track, methods: Sequence[str], starts: Sequence[str], *, is_published_only: bool, more: Sequence[str] = ()
+) -> Iterator[Job]:
+    """Yield every setting with the number of epochs that the budget pays for.
+
+    The budget is what the control costs that retrains from its base for the recipe's epochs, the base included.
+    """
+    budget = Budget(track, _of_start(BASE, more))
+    for method in methods:
+        contestant = CONTESTANTS.get(method, Contestant(method))
+        for start in starts:
+            if start not in contestant.starts or (contestant.needs_imbalance and "imbalance" not in track.overrides):
+                continue
+            for setting in contestant.settings[: 1 if is_published_only else None]:
+                overrides = (*_overrides(track, contestant, start, setting), *_of_start(start, more))
+                key = "retrain.trainer.num_epochs" if start == BASE else "trainer.num_epochs"
+                yield Job(method, start, (*overrides, f"{key}={budget.num_epochs(overrides, key)}"))
+
+
+class Budget:
+    """How many epochs a setting may train, so that no run costs more image-steps than the control."""
+
+    def __init__(self, track: Track, more: Sequence[str]) -> None:
+        from frl_repro.data import load_dataset
+
+        control = (*_overrides(track, CONTESTANTS[CONTROL], BASE, ""), *more)
+        dataset = load_dataset(self._config(control).dataset)
+        self._sizes = {
+            "num_train": len(dataset.train),
+            "num_validation": 0 if dataset.validation is None else len(dataset.validation),
+        }
+        self.image_steps = self._cost(control)
+
+    def num_epochs(self, overrides: Sequence[str], key: str) -> int:
+        """Return the epochs that the budget pays for; ``key`` is the setting that says how many.
+
+        Raises
+        ------
+        UserError
+            It does not pay for one.
+        """
+        one, two = (self._cost([*overrides, f"{key}={number}"]) for number in (1, 2))
+        number = 1 + int((self.image_steps - one) // (two - one))
+        if number < 1:
+            raise UserError(f"{shlex.join(overrides)}: one epoch costs more than the control's whole training")
+        return number
+
+    def _cost(self, overrides: Sequence[str]) -> float:
+        from frl_repro.training.budget import image_steps
+
+        return image_steps(self._config(overrides), **self._sizes).total
+
+    def _config(self, overrides: Sequence[str]):  # type: ignore[no-untyped-def]
+        from frl_repro.commands.jobs import configure
+
+        return configure(*overrides)
+
+
+def _overrides(track: Track, contestant: Contestant, start: str, setting: str) -> tuple[str, ...]:
+    of_start = track.base if start == BASE else f"recipe={SCRATCH} {track.scratch}"
+    looks = track.looks if contestant.looks else ""
+    text = f"experiment=bench {track.overrides} frl={contestant.frl} {of_start} {looks} {setting}"
+    return tuple(text.split())
+
+
+def _of_start(start: str, settings: Sequence[str]) -> list[str]:
+    """Return those of the settings that runs with this start have: from scratch there is no retraining."""
+    return [one for one in settings if start == BASE or not one.startswith("retrain.")]
+
+
+def _bench(given: dict[str, str]) -> str | tuple[str, int]:
+    track = TRACKS[choice("track", given.get("track", next(iter(TRACKS))), TRACKS)]
+    methods = [name.strip() for name in given.get("methods", ",".join(CONTESTANTS)).split(",")]
+    starts = [choice("starts", name.strip(), STARTS) for name in given.get("starts", ",".join(STARTS)).split(",")]
+    is_published_only = choice("settings", given.get("settings", _ALL), (_ALL, _PUBLISHED)) == _PUBLISHED
+    seeds = [whole_number("seeds", seed.strip(), least=0) for seed in given.get("seeds", _listed(SEEDS)).split(",")]
+    is_dry = _SWITCH[choice("dry", given.get("dry", "false"), _SWITCH)]
+    shows_only = _SWITCH[choice("show", given.get("show", "false"), _SWITCH)]
+    num_jobs = whole_number("jobs", given.get("jobs", "1"))
+    try:
+        more = shlex.split(given.get("set", ""))
+    except ValueError as problem:
+        raise UserError(f"set={given['set']} cannot be read ({problem}): close the quotes") from None
+    runs = Path(in_home(given.get("runs", "outputs/bench")))
+    failed: list[str] = []
+    if not shows_only:
+        launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={num_jobs}"] if num_jobs > 1 else []
+        for job in jobs(track, methods, starts, is_published_only=is_published_only, more=more):
+            arguments = [*job.overrides, f"seed={_listed(seeds)}", f"output_dir={runs}", *launcher]
+            failed += _run(["-m", *arguments], is_dry=is_dry)
+        if is_dry:
+            return ""
+    text = _show(runs, Path(in_home(given.get("out", str(runs)))))
+    return (text + "".join(f"failed: {line}\n" for line in failed), 1) if failed else text
+
+
+def _run(arguments: Sequence[str], *, is_dry: bool) -> list[str]:
+    """Run ``train.py`` and return its command line if it fails."""
+    line = f"train.py {shlex.join(arguments)}"
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+    if is_dry:
+        return []
+    started = time.perf_counter()
+    source = str(Path(frl_repro.__file__).parents[1])  # a checkout works without being installed
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "frl_repro", *arguments]
+    code = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": path}).returncode
+    sys.stdout.write(f"exit code {code} after {time.perf_counter() - started:.0f} s\n")
+    return [line] if code else []
+
+
+def _show(runs: Path, out: Path) -> str:
+    """Write table, figures and page of the runs; returns what to say."""
+    from frl_repro.basics.atomic import write_text
+    from frl_repro.results.figures.pareto import pareto_figure
+    from frl_repro.results.figures.style import save
+    from frl_repro.results.report.bench import COLUMNS, leaderboard, read_bench, said
+    from frl_repro.results.report.bench_page import render
+    from frl_repro.results.tables.writing import write_frame
+
+    bench = read_bench(runs)
+    board = leaderboard(bench)
+    out.mkdir(parents=True, exist_ok=True)
+    write_frame(out / "leaderboard.csv", board[list(COLUMNS)])
+    written = [out / "leaderboard.csv"]
+    for name, rows in board.groupby("track", sort=False):
+        written += save(pareto_figure(rows), out, f"pareto-{name}")
+    write_text(out / "leaderboard.html", render(bench, board))
+    written.append(out / "leaderboard.html")
+    return said(board) + "".join(f"wrote {path}\n" for path in written)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _usage() -> str:
+    program = program_name()
+    examples = (
+        f"  {program} seeds=20 settings=published\n"
+        f"  {program} methods=mine seeds=20,21,22,23,24        add a method to a finished bench\n"
+        f"  {program} show=true"
+    )
+    return usage_text(
+        "Run every class-wise method under one protocol (docs/bench.md), and show table, figure and page. Repeat the "
+        "command to continue.",
+        program=program,
+        keys=_KEYS,
+        sections={"examples": examples},
+    )

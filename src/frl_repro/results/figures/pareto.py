@@ -1,0 +1,113 @@
+"""Average against worst-class robust error of every method on the bench, with intervals over seeds."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from frl_repro.results.figures.style import (
+    BLUE,
+    COLUMN_WIDTH,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    add_legend,
+    paper_style,
+    wrapped,
+)
+from frl_repro.results.tables.selection import seeds_text
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE)
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h")
+_REFERENCES = {"base": "*", "finetune": "*"}
+_LEGEND_COLUMNS = 4
+_LEAST_SEEDS = 3  # of two, Student's interval is thirteen times as wide as their distance
+_BOUNDS = ("robust_average_low", "robust_average_high", "robust_worst_low", "robust_worst_high")
+
+
+def pareto_figure(board: DataFrame) -> Figure:
+    """One panel for each start and radius; the front is the line of methods that no other beats in both errors.
+
+    Parameters
+    ----------
+    board : DataFrame
+        Rows of one track of the bench's leaderboard; settings chosen by the worst class are drawn.
+    """
+    rows = board[board["criterion"] == board["criterion"].iloc[0]]
+    panels = [(start, epsilon) for start in rows["start"].unique() for epsilon in rows["epsilon"].unique()]
+    look = _looks([str(name) for name in rows["method"].unique()])
+    num_columns = rows["epsilon"].nunique()
+    num_rows = -(-len(panels) // num_columns)
+    with paper_style():
+        legend_height = 0.13 * -(-len(look) // _LEGEND_COLUMNS)
+        size = (COLUMN_WIDTH * (1.6 if num_columns > 1 else 1.15), 0.5 + 1.9 * num_rows + legend_height)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+        handles: dict[str, Artist] = {}
+        for axes, (start, epsilon) in zip(grid, panels, strict=True):
+            part = rows[(rows["start"] == start) & (rows["epsilon"] == epsilon)]
+            handles |= _draw(axes, part, look)
+            axes.set_title(f"{'from the base' if start == 'base' else 'from scratch'}, ε = {epsilon}")
+            axes.set_xlabel("Robust error of all images (%)")
+            axes.set_ylabel("Worst class (%)")
+        add_legend(figure, [handles[name] for name in look if name in handles], num_columns=_LEGEND_COLUMNS)
+        caption = f"{rows['track'].iloc[0]}: lower left is better. {seeds_text(rows['num_seeds'])}"
+        caption += "" if rows["num_seeds"].max() < _LEAST_SEEDS else "; lines: 95 % intervals over seeds"
+        figure.suptitle(wrapped(caption, 90), fontsize=6.5)
+    return figure
+
+
+def front(averages: np.ndarray, worsts: np.ndarray) -> list[int]:
+    """Return the places of points that no other point beats in both errors, by falling worst error."""
+    order = sorted(range(len(averages)), key=lambda place: (averages[place], worsts[place]))
+    best, places = np.inf, []
+    for place in order:
+        if worsts[place] < best:
+            best = worsts[place]
+            places.append(place)
+    return places
+
+
+def _looks(names: list[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each method, the same in every panel; references are grey stars."""
+    methods = sorted(name for name in names if name not in _REFERENCES)
+    drawn = dict(zip(methods, zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False), strict=False))
+    shades = {"base": "black", "finetune": GREY}
+    return {name: (shades[name], _REFERENCES[name]) for name in _REFERENCES if name in names} | drawn
+
+
+def _draw(axes: Axes, rows: DataFrame, look: dict[str, tuple[str, str]]) -> dict[str, Artist]:
+    x, y = (100 * rows[name].to_numpy(dtype=float) for name in ("robust_average", "robust_worst"))
+    places = front(x, y)
+    axes.step(x[places], y[places], where="post", color=GREY, linewidth=0.6, zorder=0)
+    handles: dict[str, Artist] = {}
+    for place, name in enumerate(rows["method"]):
+        colour, marker = look[str(name)]
+        row = (
+            100 * rows.iloc[place][[f"robust_{part}_{end}" for part in ("average", "worst") for end in ("low", "high")]]
+        )
+        if row.notna().all():
+            low_x, high_x, low_y, high_y = map(float, row)
+            axes.plot([low_x, high_x], [y[place]] * 2, color=colour, linewidth=0.5)
+            axes.plot([x[place]] * 2, [low_y, high_y], color=colour, linewidth=0.5)
+        size = 6 if marker == "*" else 4
+        (line,) = axes.plot(
+            x[place], y[place], marker, color=colour, markersize=size, markeredgecolor="black", markeredgewidth=0.3
+        )
+        line.set_label(name)
+        handles[name] = line
+    # By the points: intervals of few seeds may be wider than all errors there are.
+    for numbers, set_limits in ((x, axes.set_xlim), (y, axes.set_ylim)):
+        room = max(2.0, 0.25 * float(np.ptp(numbers)))
+        set_limits(max(0.0, float(numbers.min()) - room), min(100.0, float(numbers.max()) + room))
+    return handles

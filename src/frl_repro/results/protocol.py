@@ -1,0 +1,142 @@
+"""The bench's protocol: data, methods, starts, and the settings that each method is tried with (docs/bench.md).
+
+A method that is not listed here can be added to a finished bench by one command (``scripts/bench.py methods=mine``): it
+runs with its default settings, under the same protocol. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VERSION = "1"
+"""Raised with every change that moves numbers: pages say which version theirs are from."""
+
+BASE, SCRATCH = "base", "scratch"
+STARTS = (BASE, SCRATCH)
+
+CONTROL = "finetune"
+"""The method that treats every class alike; differences are to it, with the same start and seed."""
+
+SEEDS = (20, 21, 22, 23, 24)
+"""Fresh seeds; 0 to 2 served to choose the candidates, 10 to 19 are the registered study's."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """Data and network on which methods are compared.
+
+    Attributes
+    ----------
+    name : str
+    overrides : str
+        Settings of ``train.py`` beside ``experiment=bench``.
+    base, scratch, looks : str
+        Further ones of retraining, of training from scratch, and of methods that look at validation images: all train
+        at one radius.
+    """
+
+    name: str
+    overrides: str = ""
+    base: str = ""
+    scratch: str = ""
+    looks: str = ""
+
+
+_FROM_SCRATCH = "attack.epsilon=16/255 trainer.lr_decay_every=9"
+_CIFAR10 = (
+    "model=cnn_small dataset=cifar10_jpeg dataset.augmentation=crop_flip attack.num_steps=10 "
+    "evaluation.epsilons=[8/255]"
+)
+
+TRACKS = {
+    track.name: track
+    for track in (
+        Track("fashion_mnist-lenet5", scratch=_FROM_SCRATCH),
+        Track(
+            "fashion_mnist-lenet5-imbalanced",
+            "dataset.imbalance=exponential dataset.imbalance_ratio=50",
+            scratch=_FROM_SCRATCH,
+        ),
+        Track(
+            "cifar10-cnn_small",
+            _CIFAR10,
+            base="retrain.attack.epsilon=8/255 retrain.attack.step_size=2/255 retrain.attack.num_steps=10",
+            looks="frl.epsilon=8/255 frl.num_steps=10",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method on the bench.
+
+    Attributes
+    ----------
+    frl : str
+        Its ``frl=``.
+    settings : tuple of str
+        Overrides that are tried; the first is the published setting, or the default where none is published. Each
+        method has as many as any other, but for those without numbers of their own.
+    starts : tuple of str
+        From a base, from scratch, or both.
+    looks : bool
+        Whether it looks at validation images.
+    needs_imbalance : bool
+        Whether it does nothing where all classes have equally many training images.
+    """
+
+    frl: str
+    settings: tuple[str, ...] = ("",)
+    starts: tuple[str, ...] = STARTS
+    looks: bool = False
+    needs_imbalance: bool = False
+
+
+def _values(key: str, *values: float) -> tuple[str, ...]:
+    return tuple(f"{key}={value:g}" for value in values)
+
+
+def _alphas(*pairs: tuple[float, float], more: str = "") -> tuple[str, ...]:
+    return tuple(f"alpha.nat={nat:g} alpha.bndy={bndy:g}{more}" for nat, bndy in pairs)
+
+
+CONTESTANTS = {
+    CONTROL: Contestant("finetune"),
+    "ema": Contestant("finetune", ("retrain.trainer.ema_decay=0.998",), (BASE,)),
+    "ema_from_base": Contestant(
+        "finetune", ("retrain.trainer.ema_decay=0.998 retrain.trainer.ema_from_start=true",), (BASE,)
+    ),
+    "reweight": Contestant("reweight", _alphas((5, 1), (5, 5), (20, 20)), (BASE,), looks=True),
+    "margins": Contestant(
+        "combined",
+        tuple(f"alpha.nat=0 alpha.bndy=0 alpha.margin={value}" for value in (5, 10, 20)),
+        (BASE,),
+        looks=True,
+    ),
+    "combined": Contestant("combined", _alphas((5, 1), (5, 5), (20, 20), more=" alpha.margin=5"), (BASE,), looks=True),
+    "baseline_reweight": Contestant("baseline_reweight", _values("alpha.rob", 5, 1, 20), (BASE,), looks=True),
+    "dafa": Contestant("dafa", _values("frl.strength", 1, 0.5, 2)),
+    "faal": Contestant("faal", _values("frl.ball", 0.5, 0.25, 1)),
+    "cfol": Contestant("cfol", _values("frl.eta", 5e-6, 5e-5, 5e-4)),
+    "cfa": Contestant("cfa", tuple(f"frl.radius_offset={x} frl.beta_offset={x}" for x in (0.5, 0.3, 0.7))),
+    "wat": Contestant("wat", _values("frl.eta", 0.1, 0.03, 0.3)),
+    "bat": Contestant("bat", _values("frl.beta", 6, 3, 1)),
+    "csr": Contestant("csr", _values("frl.mix", 0.3, 0.1, 0.5)),
+    "variance": Contestant("variance", _values("frl.strength", 0.1, 0.5, 1)),
+    "codat": Contestant("codat", _values("frl.rho", 0.5, 0.1, 1)),
+    "group_dro": Contestant("group_dro", _values("frl.eta", 1e-3, 1e-4, 1e-2)),
+    "robust_lt": Contestant("robust_lt", _values("frl.strength", 0.3, 0.1, 0.5), needs_imbalance=True),
+    "head_norm": Contestant("head_norm"),
+    "logit_bias": Contestant("logit_bias"),
+}
+"""By name on the bench: a method with margins alone is another contestant than the same method with weights."""
+
+
+def contestant_of(method: str, alpha_nat: float, alpha_bndy: float, variant: str) -> str:
+    """Return what a run's method is called on the bench, from the columns of its tables."""
+    if method == "combined" and alpha_nat == alpha_bndy == 0:
+        return "margins"
+    if method == CONTROL and "ema_decay=" in variant:
+        return "ema_from_base" if "ema_from_start=" in variant else "ema"
+    return method

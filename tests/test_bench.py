@@ -1,0 +1,107 @@
+"""The bench: budgets, the choice within a seed, differences to the control, the page."""
+
+import re
+
+import numpy as np
+import pytest
+
+from frl_repro.basics.errors import UserError
+from frl_repro.commands import bench as command
+from frl_repro.results.figures.pareto import front
+from frl_repro.results.protocol import CONTESTANTS, TRACKS
+from frl_repro.results.report import bench
+from frl_repro.results.report.bench import Bench, Model, leaderboard
+from support import run_script
+
+SHARES = np.array([0.5, 0.3, 0.2])
+TRACK = "data-model"
+TINY = (
+    "dataset=synthetic dataset.num_classes=3 dataset.num_train=120 dataset.num_test=45 backend=torch num_threads=1 "
+    "attack.num_steps=2 evaluation.num_steps=2 retrain.attack.num_steps=2 "
+    "trainer.num_epochs=1 retrain.trainer.num_epochs=2"
+)
+
+
+def model(setting, selection, test, *, steps=1e6):
+    errors = [{"natural": np.array(part) / 2, "8/255": np.array(part)} for part in (selection, test)]
+    return Model(setting, *errors, SHARES, steps, 60.0)
+
+
+def two_methods():
+    models = {}
+    for seed, shift in ((20, 0.0), (21, 0.02), (22, -0.02)):
+        models[TRACK, "base", "finetune", seed] = [model("finetune", [0.2, 0.9, 0.3], [0.2, 0.8 + shift, 0.85])]
+        models[TRACK, "base", "reweight", seed] = [
+            model("reweight a", [0.3, 0.6, 0.5], [0.1, 0.1, 0.1]),  # best on test images: that must not matter
+            model("reweight b", [0.3, 0.5, 0.55], [0.3, 0.4, 0.7 + 2 * shift]),
+        ]
+    return Bench(models, {TRACK: ["a", "b", "c"]})
+
+
+def test_settings_are_chosen_on_selection_images_and_differences_are_to_the_control_of_the_seed():
+    board = leaderboard(two_methods()).set_index(["method", "criterion"])
+    row, control = (board.loc[(name, "worst class")] for name in ("reweight", "finetune"))
+    assert row["chosen"] == "reweight b (3 of 3)"
+    assert row["num_settings"] == 2
+    # The class that selection images name: c of reweight b, b of finetune, though c is worse on test images.
+    assert row["robust_worst"] == pytest.approx(0.7)
+    assert control["robust_worst"] == pytest.approx(0.8)
+    assert control["robust_maximum"] == pytest.approx(0.85)
+    assert row["robust_average"] == pytest.approx(0.3 * 0.5 + 0.4 * 0.3 + 0.7 * 0.2)
+    # Differences of the seeds are -0.1, -0.08, -0.12: mean -0.1, sd 0.02, Student's t of 2 degrees 4.3027.
+    assert row["difference"] == pytest.approx(-0.1)
+    assert row["difference_high"] == pytest.approx(-0.1 + 4.302653 * 0.02 / np.sqrt(3))
+    assert row["num_comparisons"] == 1
+    assert np.isnan(control["difference"])
+
+
+def test_a_setting_that_some_seeds_lack_is_not_chosen():
+    found = two_methods()
+    del found.models[TRACK, "base", "reweight", 21][1]
+    assert {one.setting for one in found.chosen(TRACK, "base", "reweight", "worst class").values()} == {"reweight a"}
+
+
+def test_the_front_is_what_no_other_beats_in_both_errors():
+    assert front(np.array([30.0, 40, 35, 50, 30]), np.array([80.0, 60, 85, 60, 90])) == [0, 1]
+
+
+@pytest.mark.parametrize("name", TRACKS)
+def test_no_job_costs_more_than_the_control_and_one_more_epoch_would(name):
+    if name != "fashion_mnist-lenet5":
+        pytest.skip("its data are not on every machine")
+    budget = command.Budget(TRACKS[name], TINY.split())
+    jobs = list(
+        command.jobs(TRACKS[name], ["finetune", "reweight", "cfol"], ["base", "scratch"],
+                     is_published_only=False, more=TINY.split())
+    )  # fmt: skip
+    assert {(job.method, job.start) for job in jobs} == {
+        ("finetune", "base"), ("finetune", "scratch"), ("reweight", "base"), ("cfol", "base"), ("cfol", "scratch"),
+    }  # fmt: skip
+    for job in jobs:
+        *rest, last = job.overrides
+        key, epochs = last.split("=")
+        assert budget._cost(job.overrides) <= budget.image_steps
+        assert budget._cost([*rest, f"{key}={int(epochs) + 1}"]) > budget.image_steps
+
+
+def test_every_method_has_as_many_settings_as_the_others_or_one():
+    assert {len(one.settings) for one in CONTESTANTS.values()} <= {1, 3}
+
+
+def test_a_reduced_bench_ends_in_table_figure_and_page(tmp_path):
+    arguments = (f"runs={tmp_path}", "seeds=20", "methods=finetune,faal", "settings=published", f"set={TINY}")
+    done = run_script("scripts/bench.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "synthetic-lenet5, start=base" in done.stdout
+    assert "synthetic-lenet5, start=scratch" in done.stdout
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert page.count('data-start="scratch"') == 2 * 2 * 2  # methods, criteria, radii
+    assert "https://" not in re.sub(r'xmlns[^=]*="[^"]*"|<!DOCTYPE[^>]*>', "", page)
+    assert (tmp_path / "pareto-synthetic-lenet5.png").stat().st_size > 0
+    again = run_script("scripts/bench.py", *arguments, "show=true")
+    assert again.stdout.splitlines()[-5:] == done.stdout.splitlines()[-5:]
+
+
+def test_runs_without_selection_images_are_refused_in_a_line(tmp_path):
+    with pytest.raises(UserError, match=r"scripts/bench\.py"):
+        bench.read_bench(tmp_path)
