@@ -409,7 +409,7 @@ def batch_of(num_classes=3, num_images=20, seed=0, labels=None, *, has_gradients
 def loss_under(method, objective, clean, attacked, y, at):
     """Return the weighted loss of a batch that the method has seen."""
     seen = Predictions(clean, y, attacked, y, is_paired=True)
-    method.see_batch(seen.stats(true_logit=method.true_logit), at)
+    method.see_batch(ClassStats([seen]), at)
     return objective.loss(seen, method.weigh(at), scale=method.scale)
 
 

@@ -38,7 +38,7 @@ def test_pair_weights_and_loss_are_a_plain_loop(factor):
     clean, attacked, y = batch_of(num_classes=4, num_images=60)
     method = new_method("csr", num_classes=4, true_logit=factor)
     seen = Predictions(clean, y, attacked, y, is_paired=True)
-    method.see_epoch(seen.stats(true_logit=method.true_logit), when(0))
+    method.see_epoch(ClassStats([seen]), when(0))
     G = by_loops(attacked[0].tolist(), y[0].tolist(), factor)
     torch.testing.assert_close(method.state["pair"][0], torch.tensor(G, dtype=torch.float64).T, rtol=1e-6, atol=1e-8)
     found = Trades(beta=6.0).loss(seen, method.weigh(when(1)), scale=method.scale)

@@ -193,7 +193,7 @@ def test_a_classifier_trained_as_the_theorem_says_has_its_errors():
 DATA = {
     "name": "gaussian_mixture", "num_features": 16, "eta": 0.01, "sigma": 0.02, "deviation_ratio": 2.0,
     "prior_ratio": 3.0, "num_train": 200, "num_test": 4000, "validation_fraction": 0.0, "selection_fraction": 0.0,
-    "split_seed": 3, "augmentation": "none",
+    "split_seed": 3, "augmentation": "none", "imbalance": "none", "imbalance_ratio": None,
 }  # fmt: skip
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from frl_repro.settings.methods import explained
+from frl_repro.settings.config import RunConfig
+from frl_repro.settings.lookup import explanations
 from frl_repro.training.frl import ClassStats
 from support import batch_of, class_means, new_method, when
 
@@ -80,6 +81,7 @@ def test_looks_between_steps_of_the_first_epoch_count():
 
 
 def test_help_explains_what_a_method_that_looks_at_validation_images_shares_with_others():
-    assert {"eta", "epsilon", "num_steps", "update_every", "num_validation"} <= explained("wat").keys()
-    assert "null: that of the training attack" in explained("wat")["epsilon"].help
-    assert "epsilon" not in explained("codat")
+    known = explanations(RunConfig)
+    assert {"eta", "epsilon", "num_steps", "update_every", "num_validation"} <= known["frl=wat"].keys()
+    assert "null: that of the training attack" in known["frl=wat"]["epsilon"].help
+    assert "epsilon" not in known["frl=codat"]

@@ -6,6 +6,7 @@ runs with its default settings, under the same protocol. Needs no torch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 VERSION = "1"
@@ -137,6 +138,6 @@ def contestant_of(method: str, alpha_nat: float, alpha_bndy: float, variant: str
     """Return what a run's method is called on the bench, from the columns of its tables."""
     if method == "combined" and alpha_nat == alpha_bndy == 0:
         return "margins"
-    if method == CONTROL and "ema_decay=" in variant:
-        return "ema_from_base" if "ema_from_start=" in variant else "ema"
+    if method == CONTROL and re.search(r"\bema_decay=[0-9.]", variant):
+        return "ema_from_base" if re.search(r"\bema_from_start=[Tt]rue", variant) else "ema"
     return method

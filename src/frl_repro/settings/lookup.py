@@ -165,18 +165,17 @@ def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mappi
 
 
 def _keys_by_method(choices: Mapping[str, str] | None) -> str:
-    """Return the keys in ``frl`` of the chosen method; where it has none or is not known, those of every method."""
+    """Return the keys in ``frl`` of the chosen method; where it has none or is not known, the methods that have some."""
     of_methods: dict[str, set[str]] = {}
     for method, names in method_keys().items():
         of_methods.setdefault(method.split()[0], set()).update(
             name.removeprefix("frl.") for name in names if name.startswith("frl.") and name != "frl.name"
         )
     chosen = f"frl={(choices or {}).get('frl')}"
-    shown: dict[str, list[str]] = {}  # methods that have the same keys are named together
-    for method, found in of_methods.items():
-        if found and (method == chosen or not of_methods.get(chosen)):
-            shown.setdefault(", ".join(sorted(found)), []).append(method)
-    return "; ".join(f"{' and '.join(methods)}: {found}" for found, methods in shown.items())
+    if of_methods.get(chosen):
+        return f"{chosen}: {', '.join(sorted(of_methods[chosen]))}"
+    having = sorted(method.removeprefix("frl=") for method, found in of_methods.items() if found)
+    return f"these methods have keys of their own: {', '.join(having)} (--help lists them)"
 
 
 def _keys_meant(key: str, readable: Sequence[str], others: Sequence[str], kind: type[Config]) -> list[str]:

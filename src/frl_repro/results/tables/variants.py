@@ -54,6 +54,7 @@ BEFORE_THE_KEY = {
     "augmentation": "none",
     "selection_fraction": "0.0",
     "imbalance": "none",
+    "ema_from_start": "false",
 }
 """Behaviour of runs from before a key existed, by key; null for others."""
 
