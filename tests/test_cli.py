@@ -37,7 +37,7 @@ REFUSED = {
     "frl.gamma": "frl.gamma is a setting of frl=cfol: frl.gamma=value",
     "frl.gamma=0.5": "it belongs to frl=cfol recipe=report",
     "frl=dafa frl.unknown=1": "unknown key frl.unknown; frl=dafa: smallest, start_epoch, strength",
-    "frl.unknown=1": "these methods have keys of their own: baseline_reweight, bat, cfa, cfol, codat, combined, csr, dafa,",
+    "frl.unknown=1": "these methods have keys of their own: baseline_reweight, bat, cfa, cfol, codat, combined, csr,",
     "sweep=alpha_grid frl=reweight": "sweep over alpha.nat=1,2,5,10 alpha.bndy=1,2,5,10: add -m",
     "++trainer.num_epoch=5": "unknown key trainer.num_epoch; did you mean trainer.num_epochs?",
     "num_epochs=3": "did you mean trainer.num_epochs?",

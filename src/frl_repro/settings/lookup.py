@@ -165,7 +165,7 @@ def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mappi
 
 
 def _keys_by_method(choices: Mapping[str, str] | None) -> str:
-    """Return the keys in ``frl`` of the chosen method; where it has none or is not known, the methods that have some."""
+    """Return the keys in ``frl`` of the chosen method; where it has none or is not known, which methods have some."""
     of_methods: dict[str, set[str]] = {}
     for method, names in method_keys().items():
         of_methods.setdefault(method.split()[0], set()).update(
