@@ -440,3 +440,30 @@ def test_collect_help_names_every_key(capsys):
     text = capsys.readouterr().out
     for word in ("runs", "epsilon", "attack", "where", "out"):
         assert f"\n  {word}" in text
+
+
+@pytest.mark.parametrize(
+    ("runs", "variants"),
+    [
+        # (seed, split_seed) of each run: alike where each seed has a split of its own, or where all share one.
+        ([(10, 10), (11, 11)], {""}),
+        ([(0, 0), (1, 0), (2, 0)], {""}),
+        ([(0, 0), (1, 0), (1, 1), (2, 2)], {"split_seed=0", "split_seed=seed"}),
+        ([(0, 1), (1, 2)], {"split_seed=1", "split_seed=2"}),
+    ],
+)
+def test_a_split_drawn_by_the_runs_own_seed_is_no_setting(tmp_path, runs, variants):
+    for seed, split_seed in runs:
+        run_id = f"run{seed}-{split_seed}"
+        folder = tmp_path / run_id
+        folder.mkdir()
+        rows = make_rows("adversarial", seed=seed, run_id=run_id)
+        writing.write_table(folder / "classwise.csv", rows, schema.CLASSWISE_COLUMNS)
+        config = {"dataset": {"name": "fashion_mnist", "split_seed": split_seed}}
+        writing.write_json(folder / "run.json", {"run_id": run_id, "config": config})
+    files = reading.find_tables(tmp_path)
+    table = with_variants(reading.read_classwise(files), files)
+    assert set(table["variant"]) == variants
+    assert table["settings"].nunique() == len(variants)
+    own = table[table["seed"] == table["run_id"].str.rsplit("-").str[-1].astype(int)]
+    assert own.groupby("variant")["seed"].nunique().sum() == own["seed"].nunique()

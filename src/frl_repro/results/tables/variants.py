@@ -68,6 +68,9 @@ _OF_TRAINING = ("dataset.name", "dataset.validation_fraction", "dataset.split_se
                 "dataset.augmentation", "dataset.imbalance", "dataset.imbalance_ratio")  # fmt: skip
 """Keys of a data set that leave its test images as they are; runs that differ in another one are of other data."""
 
+_SPLIT_SEED, _THE_SEED = "dataset.split_seed", "seed"
+"""The key of a run's split, and what it is called where each run's split is drawn by the run's own seed."""
+
 _IN_PIXEL_UNITS = ("epsilon", "step_size")
 _DIGEST_LENGTH = 8  # characters of a digest in a name
 
@@ -321,6 +324,7 @@ def _named(table: DataFrame, abouts: Sequence[_About]) -> DataFrame:
     columns = [name for name in _ALIKE if name in table.columns]
     places = table.groupby(columns, dropna=False).ngroup()
     runs = table.assign(place=places).drop_duplicates(["run_id", "place"])
+    settings = _with_own_splits(settings, runs)
     variants: dict[tuple[str, int], str] = {}
     for place in sorted(set(places)):
         part = runs[runs["place"] == place]
@@ -353,6 +357,38 @@ def _named(table: DataFrame, abouts: Sequence[_About]) -> DataFrame:
             SETTINGS_COLUMN: [texts_of_all.get(run_id, "") for run_id in table["run_id"]],
         }
     )
+
+
+def _with_own_splits(settings: dict[str, dict[str, _Value]], runs: DataFrame) -> dict[str, dict[str, _Value]]:
+    """Return settings in which a split that was drawn by the run's own seed is called that, whatever the seed.
+
+    Seeds of one setting then agree, though each has a split of its own. A run whose seed happens to be that of a split
+    which several seeds share, such as seed 0 of seeds 0, 1, 2 on split 0, is one of those.
+    """
+    own, shared, shared_on_data = defaultdict(set), set(), set()
+    of_run = {}
+    runs = runs.drop_duplicates("run_id")
+    columns = (runs[name] for name in ("run_id", "seed", "place", "dataset", "model"))
+    for run_id, seed, place, *data_and_model in zip(*columns, strict=True):
+        known = settings.get(run_id, {})
+        if _SPLIT_SEED not in known:
+            continue
+        others = frozenset((key, value.identity) for key, value in known.items() if key != _SPLIT_SEED)
+        split, alike, data = known[_SPLIT_SEED].identity, (place, others), tuple(data_and_model)
+        if split == str(seed):
+            of_run[run_id] = (split, alike, data)
+            own[alike].add(split)
+        else:
+            shared.add((split, alike))
+            shared_on_data.add((split, data))
+    the_seed = {_SPLIT_SEED: _Value(_THE_SEED, _THE_SEED, _THE_SEED)}
+    follows = {
+        run_id
+        for run_id, (split, alike, data) in of_run.items()
+        # A single run does not say whether its split is shared: then it is as other runs on these data have it.
+        if (split, alike) not in shared and (len(own[alike]) > 1 or (split, data) not in shared_on_data)
+    }
+    return {run_id: known | the_seed if run_id in follows else known for run_id, known in settings.items()}
 
 
 def _is_retrained(settings: Mapping[str, _Value]) -> bool:
