@@ -57,37 +57,27 @@ def theory_figure(rows: DataFrame) -> Figure:
         raise UserError(f"the tables have no adversarial run on classes of unequal width: run `{COMMAND}`")
     wide, rare = (part.merge(part.head(1)[list(MIXTURE_COLUMNS)]) for part in (wide, rare))  # the first mixture of each
     num_panels = 2 if rare.empty else 3
-    means = f"trained, mean of {wide['seed'].nunique()} seeds"
+    num_seeds = wide["seed"].nunique()
+    measured = (
+        f"trained: mean of {num_seeds} seeds, bar: ± 1 standard deviation" if num_seeds > 1 else "trained: 1 seed"
+    )
     with paper_style():
         figure = Figure(figsize=(2.1 * COLUMN_WIDTH * num_panels / 3, 3.0), layout="constrained")
         panels = figure.subplots(1, num_panels)
         K = f"{mixture_of(wide).deviation_ratio:g}"
-        _draw_by_radius(panels[0], wide, title=f"1. The hard class varies {K} times as much:\nit pays for the attacks")
+        _draw_by_radius(panels[0], wide, title=f"1. The hard class varies {K} times as much:\nattacks raise its error")
         if not rare.empty:
             R = f"{mixture_of(rare).prior_ratio:g}"
-            _draw_by_radius(panels[1], rare, title=f"2. The hard class is {R} times rarer:\nit pays again")
+            _draw_by_radius(panels[1], rare, title=f"2. The hard class is {R} times rarer:\nattacks raise its error")
         _draw_curve(panels[-1], wide)
         handles = [
             Line2D([], [], color=_CLASS_COLOURS[0], label="easy class"),
             Line2D([], [], color=_CLASS_COLOURS[1], label="hard class"),
-            Line2D([], [], color="black", linewidth=1.2, label="theory: best classifier"),
+            Line2D([], [], color="black", linewidth=1.2, label="theory: smallest overall robust error"),
             Line2D([], [], color="black", linestyle=(0, (3, 2)), linewidth=0.9, label="theory: cross-entropy"),
-            Line2D(
-                [],
-                [],
-                color="black",
-                marker="o",
-                markersize=3,
-                linestyle="",
-                label=means,
-            ),
-            *(
-                Line2D([], [], color=colour, marker=mark, markersize=4, linestyle="", label=method)
-                for method, (mark, colour) in _METHOD_MARKS.items()
-                if method in set(wide["method"])
-            ),
+            Line2D([], [], color="grey", marker="o", markersize=3.5, linestyle="", label=measured),
         ]
-        add_legend(figure, handles, num_columns=5)
+        add_legend(figure, handles, num_columns=3)
     return figure
 
 
@@ -134,18 +124,21 @@ def _draw_curve(axes: Axes, rows: DataFrame) -> None:
     axes.plot(errors[:, 0], errors[:, 1], color="black", linewidth=1.2)
     best = 100 * mixture.errors(mixture.optimal_threshold(epsilon), epsilon)
     axes.plot(*best, "*", color="black", markersize=7)
-    axes.annotate("best classifier", (best[0], best[1]), xytext=(5, 3), textcoords="offset points")
+    axes.annotate("smallest overall error", (best[0], best[1]), xytext=(5, 3), textcoords="offset points")
     axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.6)
     for method, (mark, colour) in _METHOD_MARKS.items():
         part = here[here["method"] == method]
         if part.empty:
             continue
         means = 100 * by_class(part, "robust_error").mean(0)
-        axes.plot(*means, mark, color=colour, markersize=4.5, markeredgecolor="black", markeredgewidth=0.3)
+        axes.plot(
+            *means, mark, color=colour, markersize=4.5, markeredgecolor="black", markeredgewidth=0.3, label=method
+        )
+    axes.legend(loc="lower right", title="trained:", alignment="left")
     limit = 1.15 * float(best.max())
     axes.set_xlim(0, limit)
     axes.set_ylim(0, limit)
-    axes.annotate("equal errors", (0.3 * limit, 0.3 * limit), xytext=(4, -7), textcoords="offset points", color=GREY)
-    axes.set_title(f"3. All methods walk one curve\n(panel 1's classes, ε = {epsilon / mixture.eta:g} η)")
+    axes.annotate("equal errors", (0.2 * limit, 0.2 * limit), xytext=(4, -7), textcoords="offset points", color=GREY)
+    axes.set_title(f"3. All methods lie on one curve\n(panel 1's classes, ε = {epsilon / mixture.eta:g} η)")
     axes.set_xlabel("robust error, easy class (%)")
     axes.set_ylabel("robust error, hard class (%)")
