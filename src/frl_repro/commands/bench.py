@@ -76,7 +76,8 @@ class Budget:
     def __init__(self, track: Track, more: Sequence[str]) -> None:
         from frl_repro.data import load_dataset
 
-        control = (*_overrides(track, CONTESTANTS[CONTROL], BASE, ""), *more)
+        shared = [one for one in more if not one.lstrip("+").startswith(("frl.", "alpha.", "tau."))]
+        control = (*_overrides(track, CONTESTANTS[CONTROL], BASE, ""), *shared)
         dataset = load_dataset(self._config(control).dataset)
         self._sizes = {
             "num_train": len(dataset.train),
