@@ -14,7 +14,7 @@ from frl_repro.settings import methods
 from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
 from frl_repro.settings.files import settings_in, trained_like
 from frl_repro.settings.identity import dotted
-from frl_repro.settings.keys import about, within
+from frl_repro.settings.keys import about, hints, within
 from frl_repro.settings.lookup import all_keys, explanations, method_keys
 from frl_repro.settings.methods import FRLConfig, is_of_family
 from frl_repro.settings.parse import parse
@@ -312,8 +312,11 @@ def test_help_declares_the_settings_that_a_method_has():
     declared = GROUPS["frl"].declared()
     assert declared.keys() == set(GROUPS["frl"])
     for name, kind in declared.items():
-        fields = [(item.name, item.type, about(item)) for item in dataclasses.fields(kind)]
-        assert fields == [(item.name, item.type, about(item)) for item in dataclasses.fields(GROUPS["frl"][name])]
+        made, imported = (
+            [(item.name, type_of[item.name], about(item)) for item in dataclasses.fields(one)]
+            for one, type_of in ((kind, hints(kind)), (GROUPS["frl"][name], hints(GROUPS["frl"][name])))
+        )
+        assert made == imported
     assert explanations(RunConfig)["frl=cfol"]["acts_by"].one_of == ("draw", "weigh")
 
 

@@ -32,9 +32,9 @@ def made(tmp_path, monkeypatch):
 
 def test_the_page_is_short_and_its_settings_are_those_of_its_code(made):
     assert len(PAGE.splitlines()) <= 60
-    assert yaml.safe_load(YAML)["defaults"][1] == "_self_"
-    values = dict(re.findall(r"`(name|gain): ([^`]+)`", PAGE))
-    settings = node(made.Settings, {"name": values["name"], "gain": float(values["gain"])}, "frl.")
+    values = yaml.safe_load(YAML)
+    assert values.pop("defaults")[1] == "_self_"
+    settings = node(made.Settings, values, "frl.")
     assert (settings.name, settings.gain) == ("hard", 0.5)
 
 

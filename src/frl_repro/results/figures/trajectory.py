@@ -151,10 +151,15 @@ def _shown(numbers: DataFrame) -> list[str]:
 
 
 def _worst_at_last(numbers: DataFrame) -> list[str]:
-    """The classes with the largest robust error after the last epoch, as many as there are highlights."""
+    """The classes with the largest robust error after the last epoch, as many as there are highlights.
+
+    Of a method that looks at no validation images: those with the largest weights.
+    """
     last = numbers[numbers["epoch"] == numbers["epoch"].max()]
-    robust = (last["natural_error"] + last["boundary_error"]).fillna(0)
-    worst = last.loc[robust.nlargest(len(_HIGHLIGHTS)).index, "class_name"]
+    robust = last["natural_error"] + last["boundary_error"]
+    weights = last["weight_nat"] + last["weight_bndy"]
+    score = weights.fillna(0) if robust.isna().all() else robust.fillna(0)
+    worst = last.loc[score.nlargest(len(_HIGHLIGHTS)).index, "class_name"]
     return [str(name) for name in worst]
 
 

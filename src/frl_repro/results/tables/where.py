@@ -43,7 +43,7 @@ def select_where(df: DataFrame, where: str) -> DataFrame:
             columns = [text for text in _TEXTS if text in df.columns]
             kept = df[[texts in chosen for texts in df[columns].itertuples(index=False, name=None)]]
             if kept.empty:
-                found = sorted({one for values in held.values() for one in values})
+                found = sorted({_as_number(one) for values in held.values() for one in values})
                 raise UserError(f"no rows with {part}; the tables have {name}={', '.join(found)}")
             df = kept
             continue
@@ -66,6 +66,14 @@ def select_where(df: DataFrame, where: str) -> DataFrame:
             hint = f"; a value with a comma stands in double quotes: {name}={_in_quotes(cut)}" if cut else ""
             raise UserError(f"no rows with {part}; the tables have {name}={listed(cells.dropna().map(shown))}{hint}")
     return df
+
+
+def _as_number(text: str) -> str:
+    """Return a number in its shortest form: runs may have written 1 and 1.0."""
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
 
 
 _TEXTS = (VARIANT_COLUMN, SETTINGS_COLUMN)

@@ -121,8 +121,19 @@ def _declared(kind: type[Method]) -> type[MethodSettings]:
 
 
 def _configured(method: Any, name: str) -> MethodSettings:
-    settings = getattr(method, "settings", None)
-    return settings if isinstance(settings, MethodSettings) else MethodSettings(name=name)
+    """Return an object's settings, checked as those of a class are."""
+    settings, kind = getattr(method, "settings", None), type(method)
+    if isinstance(settings, MethodSettings):
+        checked: MethodSettings = node(type(settings), {**vars(settings), "name": name}, "frl.")
+        return checked
+    own = getattr(kind, "Settings", MethodSettings)  # of a class in the module it is not known whose they are
+    missing = [item.name for item in dataclasses.fields(own) if item.name != "name"]
+    if missing:
+        raise UserError(
+            f"method: the {kind.__name__} has no {', '.join(missing)}: give the class and frl={{...}}, or call "
+            "configure([Settings(...)]) on the object first"
+        )
+    return MethodSettings(name=name)
 
 
 def _attributes(method: Any) -> dict[str, Any]:
