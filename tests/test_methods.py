@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -26,7 +27,7 @@ from frl_repro.training.frl.dafa import Dafa, similarity
 from frl_repro.training.frl.dafa import Settings as DafaSettings
 from frl_repro.training.frl.faal import worst_shares
 from frl_repro.training.steering import Steering
-from support import composed, stats_of, step_loss, when
+from support import composed, new_method, stats_of, step_loss, when
 
 
 def probabilities(num_classes, seed=0):
@@ -150,6 +151,23 @@ def test_cfol_raises_wrong_classes_after_the_step_that_saw_them():
     expected = [3 * (0.5 / 3 + 0.5 * p / sum(power)) for p in power]
     assert method.weigh(when(0)).nat[0].tolist() == pytest.approx(expected)
     assert method.weigh(when(0)).bndy[0].tolist() == pytest.approx(expected)
+
+
+def test_a_published_step_of_cfol_moves_a_class_and_the_other_hardly_does():
+    """200 epochs of CIFAR-10 in which one class errs in 4,000 of 5,000 images and the others in 2,000."""
+    shares = []
+    for eta in (1e-7, 5e-6):
+        method = new_method("cfol", num_classes=10, eta=eta, gamma=0.5)
+        wrong = torch.full((1, 10), 2000.0, dtype=torch.float64)
+        wrong[0, 0] = 4000
+        for epoch in range(200):
+            method.plan(when(epoch))
+            # An update an epoch, which is equal in expectation: as many images of a class as q has of all 50,000.
+            seen = wrong / 5000 * 50_000 * method.shares()
+            method.see_batch(SimpleNamespace(wrong_attacked=seen), when(epoch))
+        shares.append(float(method.shares()[0, 0]))
+    assert 0.1 < shares[0] < 0.13
+    assert shares[1] > 0.5
 
 
 def test_cfol_draws_classes_as_often_as_its_shares_say():
