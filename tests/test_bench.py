@@ -85,8 +85,8 @@ def test_no_job_costs_more_than_the_control_and_one_more_epoch_would(name):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("methods=reweight starts=scratch", "fashion_mnist-lenet5 reweight cannot take part from scratch"),
-    ("methods=robust_lt", "nothing to run: on track fashion_mnist-lenet5 robust_lt cannot take"),
+    ("methods=reweight starts=scratch", "methods=reweight has nothing to run with starts=scratch"),
+    ("methods=robust_lt", "methods=robust_lt has nothing to run with starts=base,scratch"),
     ("methods=faal,dafa,faal", "methods=faal,dafa,faal: faal is there twice"),
     ("seeds=20,21,20", "seeds=20,21,20: 20 is there twice"),
     ("methods=none", "methods=none is no method: the control is finetune"),

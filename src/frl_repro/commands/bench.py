@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import frl_repro
-from frl_repro.basics.errors import UserError
+from frl_repro.basics.errors import UserError, reason
 from frl_repro.basics.paths import in_home
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
@@ -33,7 +28,6 @@ _KEYS = {
     "starts": f"{BASE}, {SCRATCH}, or both   [{','.join(STARTS)}]",
     "settings": f"{_ALL} tries every method's settings, {_PUBLISHED} the first one alone   [{_ALL}]",
     "seeds": f"comma-separated   [{','.join(map(str, SEEDS))}]",
-    "jobs": "runs at a time, each in a process; more than 1 needs the extra `parallel`   [1]",
     "set": "settings added to every run, separated by spaces (retrain.*: to those from a base)   [none]",
     "dry": "true prints the commands and runs nothing   [false]",
     "show": "true runs nothing: table, figure and page of what has run   [false]",
@@ -143,7 +137,6 @@ def _bench(given: dict[str, str]) -> str | tuple[str, int]:
     seeds = [whole_number("seeds", seed, least=0) for seed in _once("seeds", given.get("seeds", _listed(SEEDS)))]
     is_dry = _SWITCH[choice("dry", given.get("dry", "false"), _SWITCH)]
     shows_only = _SWITCH[choice("show", given.get("show", "false"), _SWITCH)]
-    num_jobs = whole_number("jobs", given.get("jobs", "1"))
     try:
         more = shlex.split(given.get("set", ""))
     except ValueError as problem:
@@ -154,37 +147,29 @@ def _bench(given: dict[str, str]) -> str | tuple[str, int]:
     runs = Path(in_home(given.get("runs", "outputs/bench")))
     failed: list[str] = []
     if not shows_only:
-        launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={num_jobs}"] if num_jobs > 1 else []
-        # All at once: a mistake in the last one is said before the first one runs for hours.
-        to_do = list(jobs(track, methods, starts, is_published_only=is_published_only, more=more))
-        if not to_do:
-            raise UserError(
-                f"nothing to run: on track {track.name} {_listed(methods)} cannot take part from {' or '.join(starts)} "
-                "(docs/bench.md, starts and settings)"
-            )
-        for job in to_do:
-            arguments = [*job.overrides, f"seed={_listed(seeds)}", f"output_dir={runs}", *launcher]
-            failed += _run(["-m", *arguments], is_dry=is_dry)
+        found = list(jobs(track, methods, starts, is_published_only=is_published_only, more=more))
+        if not found:
+            raise UserError(f"methods={','.join(methods)} has nothing to run with starts={','.join(starts)}")
         if is_dry:
-            return ""
+            return "".join(f"train.py -m {shlex.join(job.overrides)} seed={_listed(seeds)}\n" for job in found)
+        command = f"{program_name()} {shlex.join(f'{key}={value}' for key, value in given.items())}"
+        failed = _run(found, seeds, runs, command)
     text = _show(runs, Path(in_home(given.get("out", str(runs)))))
     return (text + "".join(f"failed: {line}\n" for line in failed), 1) if failed else text
 
 
-def _run(arguments: Sequence[str], *, is_dry: bool) -> list[str]:
-    """Run ``train.py`` and return its command line if it fails."""
-    line = f"train.py {shlex.join(arguments)}"
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-    if is_dry:
-        return []
-    started = time.perf_counter()
-    source = str(Path(frl_repro.__file__).parents[1])  # a checkout works without being installed
-    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "frl_repro", *arguments]
-    code = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": path}).returncode
-    sys.stdout.write(f"exit code {code} after {time.perf_counter() - started:.0f} s\n")
-    return [line] if code else []
+def _run(jobs: Sequence[Job], seeds: Sequence[int], runs: Path, command: str) -> list[str]:
+    """Train every job with every seed, fused where settings allow; returns a line for each that failed."""
+    from frl_repro.commands.jobs import configure
+    from frl_repro.runs.experiment import run_all
+
+    lines = [(*job.overrides, f"seed={seed}", f"output_dir={runs}") for job in jobs for seed in seeds]
+    outcomes = run_all([configure(*line) for line in lines], command=command)
+    return [
+        f"train.py {shlex.join(line)}: {reason(outcome)}"
+        for line, outcome in zip(lines, outcomes, strict=True)
+        if isinstance(outcome, Exception)
+    ]
 
 
 def _show(runs: Path, out: Path) -> str:
@@ -217,7 +202,7 @@ def _once(key: str, text: str) -> list[str]:
     return parts
 
 
-def _listed(numbers: Sequence[int | str]) -> str:
+def _listed(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
 
 

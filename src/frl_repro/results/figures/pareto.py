@@ -91,19 +91,19 @@ def _draw(axes: Axes, rows: DataFrame, look: dict[str, tuple[str, str]]) -> dict
     places = front(x, y)
     axes.step(x[places], y[places], where="post", color=GREY, linewidth=0.6, zorder=0)
     handles: dict[str, Artist] = {}
-    for place, name in enumerate(rows["method"]):
-        colour, marker = look[str(name)]
-        row = (
-            100 * rows.iloc[place][[f"robust_{part}_{end}" for part in ("average", "worst") for end in ("low", "high")]]
-        )
-        if row.notna().all():
-            low_x, high_x, low_y, high_y = map(float, row)
+    for place, (_, row) in enumerate(rows.iterrows()):
+        name = str(row["method"])
+        colour, marker = look[name]
+        bounds = 100 * row[list(_BOUNDS)].astype(float)
+        if row["num_seeds"] >= _LEAST_SEEDS and bounds.notna().all():
+            low_x, high_x, low_y, high_y = map(float, bounds)
             axes.plot([low_x, high_x], [y[place]] * 2, color=colour, linewidth=0.5)
             axes.plot([x[place]] * 2, [low_y, high_y], color=colour, linewidth=0.5)
         size = 6 if marker == "*" else 4
         (line,) = axes.plot(
-            x[place], y[place], marker, color=colour, markersize=size, markeredgecolor="black", markeredgewidth=0.3
-        )
+            x[place], y[place], marker, color=colour, markersize=size, markeredgecolor="black", markeredgewidth=0.3,
+            clip_on=False,
+        )  # fmt: skip
         line.set_label(name)
         handles[name] = line
     # By the points: intervals of few seeds may be wider than all errors there are.

@@ -203,7 +203,7 @@ def said(board: DataFrame) -> str:
                     ("robust", "robust_average"), ("worst robust", "robust_worst"),
                 )
             ),
-            ["M image-steps", *("-" if np.isnan(value) else f"{value / 1e6:.2f}" for value in shown["image_steps"])],
+            ["M image-steps", *("-" if np.isnan(value) else f"{value / 1e6:.3g}" for value in shown["image_steps"])],
         ]  # fmt: skip
         title = f"{track}, start={start}: errors in percent at {radius}, settings chosen by the worst class"
         text.append(f"{title}\n{aligned(columns)}\n")

@@ -69,7 +69,7 @@ def _grid(board: DataFrame) -> Grid:
                 _number(row["nsd"], "{:.2f}"),
                 _number(row["num_settings"], "{:.0f}"),
                 Cell(row["chosen"], row["chosen"]),
-                _number(row["image_steps"] / 1e6, "{:.2f}"),
+                _number(row["image_steps"] / 1e6, "{:.3g}"),
                 _number(row["seconds"] / 60, "{:.1f}"),
             ]
         )  # fmt: skip
