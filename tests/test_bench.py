@@ -84,6 +84,33 @@ def test_no_job_costs_more_than_the_control_and_one_more_epoch_would(name):
         assert budget._cost([*rest, f"{key}={int(epochs) + 1}"]) > budget.image_steps
 
 
+@pytest.mark.parametrize(("line", "message"), [
+    ("methods=reweight starts=scratch", "methods=reweight has nothing to run with starts=scratch"),
+    ("methods=robust_lt", "methods=robust_lt has nothing to run with starts=base,scratch"),
+    ("methods=faal,dafa,faal", "methods=faal,dafa,faal: faal is there twice"),
+    ("seeds=20,21,20", "seeds=20,21,20: 20 is there twice"),
+    ("methods=none", "methods=none is no method: the control is finetune"),
+    ("methods=faal,dafaa settings=published", "frl=dafaa: unknown choice; did you mean dafa?"),
+    ("methods=dafa,finetune settings=published set=frl.strength=2", "frl.strength has no effect with frl=finetune"),
+    ("methods=finetune set=seed=3", "set=seed=3: the bench sets seed itself; give seeds="),
+    ("methods=finetune set=+recipe=paper", "set=+recipe=paper: the bench sets recipe itself; give starts="),
+    ("track=mnist", "track=mnist is unknown, did you mean 'fashion_mnist-lenet5'?"),
+    ("starts=nowhere", "starts=nowhere is unknown; known: base, scratch"),
+    ("settings=best", "settings=best is unknown; known: all, published"),
+    ("show=true", "give a folder, glob or file of finished runs"),
+])  # fmt: skip
+def test_a_wrong_line_is_answered_before_anything_runs(line, message, tmp_path, capsys):
+    given = dict(word.split("=", 1) for word in line.split())
+    given["set"] = f"{TINY} {given.get('set', '')}".strip()
+    code = command.main([f"runs={tmp_path / 'runs'}", *(f"{key}={value}" for key, value in given.items())])
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_method_has_as_many_settings_as_the_others_or_one():
     assert {len(one.settings) for one in CONTESTANTS.values()} <= {1, 3}
 

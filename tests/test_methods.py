@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -26,7 +27,7 @@ from frl_repro.training.frl.dafa import Dafa, similarity
 from frl_repro.training.frl.dafa import Settings as DafaSettings
 from frl_repro.training.frl.faal import worst_shares
 from frl_repro.training.steering import Steering
-from support import composed, stats_of, step_loss, when
+from support import composed, new_method, stats_of, step_loss, when
 
 
 def probabilities(num_classes, seed=0):
@@ -150,6 +151,23 @@ def test_cfol_raises_wrong_classes_after_the_step_that_saw_them():
     expected = [3 * (0.5 / 3 + 0.5 * p / sum(power)) for p in power]
     assert method.weigh(when(0)).nat[0].tolist() == pytest.approx(expected)
     assert method.weigh(when(0)).bndy[0].tolist() == pytest.approx(expected)
+
+
+def test_a_published_step_of_cfol_moves_a_class_and_the_other_hardly_does():
+    """200 epochs of CIFAR-10 in which one class errs in 4,000 of 5,000 images and the others in 2,000."""
+    shares = []
+    for eta in (1e-7, 5e-6):
+        method = new_method("cfol", num_classes=10, eta=eta, gamma=0.5)
+        wrong = torch.full((1, 10), 2000.0, dtype=torch.float64)
+        wrong[0, 0] = 4000
+        for epoch in range(200):
+            method.plan(when(epoch))
+            # An update an epoch, which is equal in expectation: as many images of a class as q has of all 50,000.
+            seen = wrong / 5000 * 50_000 * method.shares()
+            method.see_batch(SimpleNamespace(wrong_attacked=seen), when(epoch))
+        shares.append(float(method.shares()[0, 0]))
+    assert 0.1 < shares[0] < 0.13
+    assert shares[1] > 0.5
 
 
 def test_cfol_draws_classes_as_often_as_its_shares_say():
@@ -381,6 +399,8 @@ def test_runs_that_differ_in_a_methods_number_train_fused_as_they_do_alone(name,
 
 @pytest.mark.parametrize(("line", "message"), [
     ("frl=cfol recipe=scratch retrain.trainer.num_epochs=1", "recipe=scratch: trainer.num_epochs is what it trains"),
+    ("frl=bat recipe=paper retrain.beta=3", "retrain.beta has no effect with frl=bat recipe=paper: its own is frl"),
+    ("frl=bat retrain.beta=3", "retrain.beta has no effect with frl=bat recipe=report: its own is frl.beta"),
     ("frl=cfol frl.strength=1", "frl.strength has no effect with frl=cfol recipe=report; it belongs to frl=dafa"),
 ])  # fmt: skip
 def test_a_setting_of_another_training_is_answered_with_the_one_that_counts(line, message):
@@ -390,6 +410,7 @@ def test_a_setting_of_another_training_is_answered_with_the_one_that_counts(line
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"recipe": "scratch", "attack": "none"}, "frl=dafa trains adversarially: attack=none attacks nothing"),
+    ({"frl": "bat", "recipe": "scratch", "attack": "none"}, "frl=bat trains adversarially: attack=none attacks"),
     ({"recipe": "scratch", "init_from": "x"}, "init_from has no effect with recipe=scratch"),
     ({"frl": "reweight", "recipe": "scratch"}, "frl=reweight has no recipe=scratch; it has recipe=paper"),
     ({"frl__strength": -1}, "frl.strength=-1: must lie in"),
@@ -398,3 +419,24 @@ def test_a_setting_of_another_training_is_answered_with_the_one_that_counts(line
 def test_what_a_method_cannot_do_is_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
         parse(composed(**{"frl": "dafa", **changes}), RunConfig)
+
+
+@pytest.mark.parametrize(("name", "changes", "num_epochs", "remark"), [
+    ("dafa", {"frl__start_epoch": 10}, 10, "frl=dafa: classes differ after epoch 10, but training has 10"),
+    ("dafa", {"frl__start_epoch": 10}, 11, None),
+    ("cfa", {}, 1, "frl=cfa: radii move after epoch 1 and the average begins after epoch 3, but training has 1"),
+    ("cfa", {}, 3, "frl=cfa: the average begins after epoch 3, but training has 3"),
+    ("cfa", {}, 4, None),
+    ("wat", {}, 1, None),
+])  # fmt: skip
+def test_a_method_that_never_acts_says_so(name, changes, num_epochs, remark):
+    config = parse(composed(frl=name, **changes), RunConfig)
+    assert config.frl.remark(num_epochs, averages=True) == remark
+
+
+def test_what_the_classes_rule_out_is_refused_before_a_base_is_trained(tmp_path):
+    settings = {"dataset": "synthetic", "dataset__num_train": 60, "dataset__num_test": 30, "output_dir": str(tmp_path)}
+    config = parse(composed(frl="variance", frl__slots=2, **settings), RunConfig)
+    with pytest.raises(UserError, match=r"frl\.slots=2: there are \d+ classes"):
+        experiment.run(config)
+    assert not list(tmp_path.rglob("*.json"))

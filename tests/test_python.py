@@ -403,7 +403,7 @@ def test_retraining_starts_from_the_given_model_and_is_measured_before_and_after
     )  # 0.2, as the recipe has it
 
     text = frl_repro.table(result)
-    assert "before and after 2 epochs" in text
+    assert "before (epoch 0) and after (epoch 2)" in text
     assert frl_repro.figure("2", result).axes
     assert frl_repro.figure("trajectory", result).axes
     assert frl_repro.figure("tradeoff", result, measured).axes

@@ -5,6 +5,7 @@ import torch
 
 from frl_repro.basics.errors import UserError
 from frl_repro.training.frl import ClassStats
+from frl_repro.training.frl.variance import Settings as VarianceSettings
 from frl_repro.training.objectives import Mixed, Paired, Predictions, Trades
 from support import batch_of, class_means, loss_under, new_method, when
 
@@ -53,8 +54,10 @@ def test_strength_0_is_the_plain_loss_and_slots_must_hold_all_classes():
     found = loss_under(new_method("variance", strength=0, objective="paired"), objective, clean, attacked, y, when(0))
     plain = objective.loss(Predictions(clean, y, attacked, y, is_paired=True), None, scale="images")
     assert float(found) == pytest.approx(float(plain), rel=1e-12)
+    settings = VarianceSettings(name="variance", strength=0.1, slots=2)
+    settings.check_classes(2)
     with pytest.raises(UserError, match=r"frl\.slots=2: there are 3 classes; give at least as many"):
-        new_method("variance", slots=2)
+        settings.check_classes(3)
 
 
 def test_the_hundred_slots_of_the_published_code_penalise_the_mean():

@@ -16,6 +16,12 @@ from frl_repro.results.protocol import BASE, CONTESTANTS, CONTROL, SCRATCH, SEED
 _SWITCH = {"true": True, "false": False}
 _PUBLISHED, _ALL = "published", "all"
 
+_SET_ELSEWHERE = {
+    "experiment": "track", "frl": "methods", "output_dir": "runs", "recipe": "starts", "run_dir": "runs",
+    "seed": "seeds",
+}  # fmt: skip
+"""Settings that ``set=`` may not have, and which key of the bench decides them."""
+
 _KEYS = {
     "track": f"data and network: {', '.join(TRACKS)}   [{next(iter(TRACKS))}]",
     "methods": "comma-separated contestants, or any frl= of yours   [all]",
@@ -124,16 +130,21 @@ def _of_start(start: str, settings: Sequence[str]) -> list[str]:
 
 def _bench(given: dict[str, str]) -> str | tuple[str, int]:
     track = TRACKS[choice("track", given.get("track", next(iter(TRACKS))), TRACKS)]
-    methods = [name.strip() for name in given.get("methods", ",".join(CONTESTANTS)).split(",")]
-    starts = [choice("starts", name.strip(), STARTS) for name in given.get("starts", ",".join(STARTS)).split(",")]
+    methods = _once("methods", given.get("methods", ",".join(CONTESTANTS)))
+    if "none" in methods:
+        raise UserError(f"methods=none is no method: the control is {CONTROL}, and a base is trained for who needs it")
+    starts = [choice("starts", name, STARTS) for name in _once("starts", given.get("starts", ",".join(STARTS)))]
     is_published_only = choice("settings", given.get("settings", _ALL), (_ALL, _PUBLISHED)) == _PUBLISHED
-    seeds = [whole_number("seeds", seed.strip(), least=0) for seed in given.get("seeds", _listed(SEEDS)).split(",")]
+    seeds = [whole_number("seeds", seed, least=0) for seed in _once("seeds", given.get("seeds", _listed(SEEDS)))]
     is_dry = _SWITCH[choice("dry", given.get("dry", "false"), _SWITCH)]
     shows_only = _SWITCH[choice("show", given.get("show", "false"), _SWITCH)]
     try:
         more = shlex.split(given.get("set", ""))
     except ValueError as problem:
         raise UserError(f"set={given['set']} cannot be read ({problem}): close the quotes") from None
+    for override in more:
+        if (key := override.partition("=")[0].lstrip("+")) in _SET_ELSEWHERE:
+            raise UserError(f"set={override}: the bench sets {key} itself; give {_SET_ELSEWHERE[key]}=")
     runs = Path(in_home(given.get("runs", "outputs/bench")))
     failed: list[str] = []
     if not shows_only:
@@ -181,6 +192,15 @@ def _show(runs: Path, out: Path) -> str:
     write_text(out / "leaderboard.html", render(bench, board))
     written.append(out / "leaderboard.html")
     return said(board) + "".join(f"wrote {path}\n" for path in written)
+
+
+def _once(key: str, text: str) -> list[str]:
+    """Return the parts of a list with commas, each of which may be there once."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if parts.count(part) > 1:
+            raise UserError(f"{key}={text}: {part} is there twice")
+    return parts
 
 
 def _listed(numbers: Sequence[int]) -> str:

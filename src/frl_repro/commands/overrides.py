@@ -169,6 +169,9 @@ def refuse_ignored(job: Sequence[str], kind: type[Config], choices_of: Callable[
             if recipe == "recipe=scratch" and key.startswith(("retrain.trainer.", "retrain.attack.")) and of_method:
                 hint = f"{key.removeprefix('retrain.')} is what it trains with; retraining has {method} recipe=report"
                 raise UserError(f"{key} has no effect with {chosen}: {hint}")
+            own = f"frl.{key.rpartition('.')[2]}"
+            if chosen not in known and own in methods.get(chosen, ()):
+                raise UserError(f"{key} has no effect with {chosen}: its own is {own}")
         else:
             group = key.split(".", 1)[0]
             if group in OWN and choices.get(group) not in GROUPS[group]:

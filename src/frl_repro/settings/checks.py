@@ -136,8 +136,6 @@ def _check_retraining(config: RunConfig) -> None:
         if config.keys.init_from is not None:
             what = "frl=none" if not config.has_method else f"recipe={config.recipe.name}"
             raise UserError(f"init_from has no effect with {what}: only retraining starts from another model")
-        if config.has_method and isinstance(config.attack, NoAttackConfig):
-            raise UserError(f"frl={frl.name} trains adversarially: attack=none attacks nothing")
         return
     _check_trainer("retrain.trainer", retrain.trainer, may_train_nothing=frl.may_train_nothing)
     _check_attack("retrain.attack", retrain.attack, retrain.trainer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from frl_repro.basics import suggestions
@@ -110,11 +111,16 @@ def method_keys() -> dict[str, set[str]]:
     for path in sorted((CONFIG_DIR / "frl").glob("*.yaml")):
         own = {f"frl.{key}" for key in settings_in(path, CONFIG_DIR)}
         for like in trained_like(path):
-            names = {
-                f"frl={path.stem} recipe={p.parent.name}": own | keys for p, keys in by_recipe.items() if p.stem == like
-            }
-            methods |= names
+            for p, keys in by_recipe.items():
+                if p.stem == like:
+                    off = _turned_off(p.with_name(path.name))
+                    methods[f"frl={path.stem} recipe={p.parent.name}"] = own | (keys - off)
     return methods
+
+
+def _turned_off(path: Path) -> set[str]:
+    """Return the keys that a method's own file of a recipe sets to null: it lacks them in the training it takes in."""
+    return {key for key, value in settings_in(path, CONFIG_DIR).items() if value == "null"} if path.exists() else set()
 
 
 def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mapping[str, str] | None = None) -> str:

@@ -37,6 +37,12 @@ class MethodSettings:
     def check(self, config: RunConfig) -> None:
         """Raise a `UserError` for settings of the run that do not go together with the method."""
 
+    def check_classes(self, num_classes: int) -> None:
+        """Raise a `UserError` for settings that do not go with so many classes; asked before a base is trained."""
+
+    def remark(self, num_epochs: int, *, averages: bool) -> str | None:
+        """Return what a user should know of settings that are allowed; ``averages``: there is a running average."""
+
 
 @dataclass
 class ValidationSettings(MethodSettings):

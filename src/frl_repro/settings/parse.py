@@ -44,6 +44,7 @@ def parse(composed: Mapping[str, Any], kind: type[C]) -> C:
     groups, sections = groups_of(kind), sections_of(kind)
     if kind is RunConfig:
         _refuse_what_only_measures(composed)
+        _refuse_natural_from_scratch(composed)
     parts = {
         group: _parse_own(group, composed[group])
         if _is_own(group, composed.get(group))
@@ -68,6 +69,16 @@ def _refuse_what_only_measures(composed: Mapping[str, Any]) -> None:
                 f"{group}={choice} measures finished models, it is too slow for training, which measures after epochs: "
                 f"train without it, then python scripts/evaluate.py {group}={choice} checkpoint=<run>/model.safetensors"
             )
+
+
+def _refuse_natural_from_scratch(composed: Mapping[str, Any]) -> None:
+    """Before the attack is read: a method's file may set what ``attack=none`` lacks."""
+    chosen = {}
+    for group in ("attack", "frl", "recipe"):
+        node = composed.get(group)
+        chosen[group] = node.get("name") if isinstance(node, Mapping) else None
+    if chosen["attack"] == "none" and chosen["recipe"] == "scratch" and chosen["frl"] != "none":
+        raise UserError(f"frl={chosen['frl']} trains adversarially: attack=none attacks nothing")
 
 
 def _is_own(group: str, node: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from frl_repro.attacks import evaluation_mode, friendly, pgd
 from frl_repro.basics import streams
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.progress import LOGGER
 from frl_repro.data import AUGMENTATIONS, Dataset, Split
 from frl_repro.evaluation.evaluate import evaluate, start_generator
 from frl_repro.models.compute.backends import Backend
@@ -151,6 +152,7 @@ def check_network(config: RunConfig, dataset: Dataset, network: Callable[[], nn.
     """Raise a `UserError` where the run's network, which ``network`` makes, cannot take its batches or its method."""
     check_batches(config, dataset, network)
     if config.has_method:
+        config.frl.check_classes(dataset.num_classes)
         kind_of(config.frl).check_network(network, dataset.num_classes)
 
 
@@ -246,6 +248,8 @@ def steering(
     if not config.has_method:
         return Steering(num_epochs=num_epochs)
     method = method_of(configs, class_counts=dataset.class_counts, device=device)
+    if remark := config.frl.remark(min(num_epochs), averages=config.training[1].ema_decay is not None):
+        LOGGER.info("%s", remark)
     images = None
     if method.sees_validation is not None:
         validation, looks = dataset.validation, config.frl

@@ -121,7 +121,7 @@ def before_after_table(df: DataFrame, *, split: str = "test", top: int = DEFAULT
                 same = chosen[(chosen["attack"] == total["attack"]) & (chosen["epsilon"] == total["epsilon"])]
                 columns.append(([f"{quantity} {title}", *where], _errors(part, same.iloc[0], f"{quantity}_error")))
     title = (
-        f"{first['run_id']}: errors in percent, {split} split, before and after {first['epoch']} epochs, "
+        f"{first['run_id']}: errors in percent, {split} split, before (epoch 0) and after (epoch {first['epoch']}), "
         f"{totals['count'].iloc[0]} samples (* worst class)"
     )
     return _table(title, _class_names(after), columns, top)

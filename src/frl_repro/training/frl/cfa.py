@@ -45,6 +45,13 @@ class Settings(MethodSettings):
                 f"be 0, or {place}.ema_decay=null"
             )
 
+    def remark(self, num_epochs: int, *, averages: bool) -> str | None:
+        """Say when radii never move, or the average never begins."""
+        begins = {"radii move": max(self.start_epoch, 1)}
+        begins |= {"the average begins": self.average_start} if averages else {}
+        late = [f"{what} after epoch {epoch}" for what, epoch in begins.items() if epoch >= num_epochs]
+        return f"frl=cfa: {' and '.join(late)}, but training has {num_epochs}" if late else None
+
 
 class Cfa(Method):
     """Easy classes get the larger radius and the larger weight of the boundary loss.

@@ -23,6 +23,12 @@ class Settings(MethodSettings):
     start_epoch: int = key("epochs that are trained with every class alike before", COUNT)
     smallest: float = key("least that a class's radius and weight are multiplied with", "(0, 1]")
 
+    def remark(self, num_epochs: int, *, averages: bool) -> str | None:
+        """Say when it never acts."""
+        if self.start_epoch < num_epochs:
+            return None
+        return f"frl=dafa: classes differ after epoch {self.start_epoch}, but training has {num_epochs}"
+
 
 class Dafa(Method):
     """Radius and weight of a class grow by what less certain classes take from it, and shrink by what it takes.

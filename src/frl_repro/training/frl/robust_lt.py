@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frl_repro.basics.progress import LOGGER
 from frl_repro.settings.keys import key
 from frl_repro.settings.methods import MethodSettings
 from frl_repro.training.frl.method import Method, Plan, When
@@ -38,6 +39,7 @@ class RobustLt(Method):
         counts = self.class_counts
         if counts.amax() < self.settings.smallest_ratio * counts.amin():
             counts = torch.ones_like(counts)
+            LOGGER.info("frl=robust_lt: classes have about equally many images, so each has the same radius")
         return {"factor": radius_factors(counts, self.per_run("strength")).expand(self.shape).clone()}
 
     def plan(self, when: When) -> Plan:

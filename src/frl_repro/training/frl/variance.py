@@ -25,6 +25,13 @@ class Settings(MethodSettings):
         "classes that the batch has", COUNT,
     )  # fmt: skip
 
+    def check_classes(self, num_classes: int) -> None:
+        """Ask for a slot for each class."""
+        if self.slots is not None and self.slots < num_classes:
+            raise UserError(
+                f"frl.slots={self.slots}: there are {num_classes} classes; give at least as many slots, or null"
+            )
+
 
 class Variance(Method):
     """Adds to a step's loss ``strength * Var`` over the classes' mean losses m_c in the batch.
@@ -42,10 +49,7 @@ class Variance(Method):
     settings: Settings
 
     def start(self) -> dict[str, Tensor]:
-        """Every class alike; UserError where there are fewer slots than classes."""
-        slots, K = self.settings.slots, self.shape[1]
-        if slots is not None and slots < K:
-            raise UserError(f"frl.slots={slots}: there are {K} classes; give at least as many slots, or null")
+        """Every class alike."""
         return {"weight": self.ones()}
 
     def see_batch(self, stats: ClassStats, when: When) -> None:
