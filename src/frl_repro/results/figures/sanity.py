@@ -81,7 +81,7 @@ def _draw_sweep(axes: Axes, sweep: DataFrame, epsilon: float) -> list[Line2D]:
             (line,) = axes.plot(places, values, color=GREY, linewidth=0.6, label="other classes")
             lines = lines or [line]
     labels = dict(zip(by_class, shortened(list(by_class)), strict=True))  # told apart from all classes
-    label = f"worst class: {labels[worst]}"
+    label = wrapped(f"worst class: {labels[worst]}", 22)
     lines += axes.plot(places, by_class[worst], color=ORANGE, linewidth=1.2, label=label)
     lines += axes.plot(places, of_all, color="black", linestyle="--", linewidth=1.0, label="all images")
     axes.axvline(checked, color=GREY, linewidth=0.5, linestyle=":")
