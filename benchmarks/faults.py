@@ -47,7 +47,7 @@ from frl_repro.basics.progress import bar, set_up_logging
 from frl_repro.commands import cli, collect, jobs
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
-from frl_repro.evaluation import evaluate
+from frl_repro.data import Split
 from frl_repro.models.compute import backends, memory
 from frl_repro.models.compute.native import lenet5 as native
 from frl_repro.results.tables import writing
@@ -157,18 +157,19 @@ class Moments:
 
     def watch(self) -> None:
         """Begin to count; for a process that ends soon, since it cannot be undone."""
-        step, to_float = fitting._Training.step, evaluate.in_unit_range
+        step, batches = fitting._Training.step, Split.batches
 
         def counted_step(training: Any, *place: int, **how: bool) -> None:
             self.note("step")
             step(training, *place, **how)
 
-        def counted_batch(images: torch.Tensor) -> torch.Tensor:
-            self.note("measure")
-            return to_float(images)
+        def counted_batches(split: Split, size: int, device: torch.device) -> Iterator[tuple[Any, ...]]:
+            for batch in batches(split, size, device):
+                self.note("measure")
+                yield batch
 
         fitting._Training.step = counted_step  # type: ignore[method-assign]
-        evaluate.in_unit_range = counted_batch
+        Split.batches = counted_batches  # type: ignore[method-assign,assignment]
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
