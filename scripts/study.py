@@ -27,7 +27,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.basics.run_folder import CLASSWISE_FILE, DONE_FILE, RUN_FILE, SPLIT_FILE, WEIGHTS_FILE, read_object
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.jobs import configure
-from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
+from frl_repro.commands.keyvalue import choice, run, switch, usage_text, whole_number
 from frl_repro.results.registration import CELLS, COLUMNS, SEEDS, registered_runs
 from frl_repro.results.registration import STUDY as REGISTERED_STUDY
 
@@ -151,9 +151,9 @@ def main() -> int:
 
     def act(given: dict[str, str]) -> str:
         nonlocal status
-        if choice("list", given.pop("list", "false"), ("true", "false")) == "true":
+        if switch("list", given.pop("list", "false")):
             return registered_list()
-        if choice("publish", given.pop("publish", "false"), ("true", "false")) == "true":
+        if switch("publish", given.pop("publish", "false")):
             return f"{publish()} registered runs stand in {_PUBLISHED}\n"
         status = study(given)
         return ""
@@ -172,7 +172,7 @@ def study(given: dict[str, str]) -> int:
     """Run the chosen parts one after the other; 1 if anything failed."""
     usual = ",".join(name for name, part in STUDY.items() if not part.is_on_request)
     names = [choice("parts", name.strip(), STUDY) for name in given.get("parts", usual).split(",")]
-    is_dry = choice("dry", given.get("dry", "false"), ("true", "false")) == "true"
+    is_dry = switch("dry", given.get("dry", "false"))
     jobs = whole_number("jobs", given.get("jobs", "1"))
     is_fused = choice("launcher", given.get("launcher", "serial"), ("serial", "fused")) == "fused"
     launcher = ["hydra/launcher=fused"] if is_fused else []

@@ -10,10 +10,9 @@ from pathlib import Path
 from frl_repro.basics.errors import UserError, reason
 from frl_repro.basics.paths import in_home
 from frl_repro.commands.helptext import program_name
-from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
+from frl_repro.commands.keyvalue import choice, run, switch, usage_text, whole_number
 from frl_repro.results.protocol import BASE, CONTESTANTS, CONTROL, SCRATCH, SEEDS, STARTS, TRACKS, Contestant, Track
 
-_SWITCH = {"true": True, "false": False}
 _PUBLISHED, _ALL = "published", "all"
 
 _SET_ELSEWHERE = {
@@ -73,47 +72,41 @@ def jobs(
             for setting in contestant.settings[: 1 if is_published_only else None]:
                 overrides = (*_overrides(track, contestant, start, setting), *_of_start(start, more))
                 key = "retrain.trainer.num_epochs" if start == BASE else "trainer.num_epochs"
-                yield Job(method, start, (*overrides, f"{key}={budget.num_epochs(overrides, key)}"))
+                yield Job(method, start, (*overrides, f"{key}={budget.num_epochs(overrides)}"))
 
 
 class Budget:
     """How many epochs a setting may train, so that no run costs more image-steps than the control."""
 
     def __init__(self, track: Track, more: Sequence[str]) -> None:
+        from frl_repro.commands.jobs import configure
         from frl_repro.data import load_dataset
+        from frl_repro.training.budget import image_steps
 
         shared = [one for one in more if not one.lstrip("+").startswith(("frl.", "alpha.", "tau."))]
-        control = (*_overrides(track, CONTESTANTS[CONTROL], BASE, ""), *shared)
-        dataset = load_dataset(self._config(control).dataset)
-        self._sizes = {
+        control = configure(*_overrides(track, CONTESTANTS[CONTROL], BASE, ""), *shared)
+        dataset = load_dataset(control.dataset)
+        self.sizes = {
             "num_train": len(dataset.train),
             "num_validation": 0 if dataset.validation is None else len(dataset.validation),
         }
-        self.image_steps = self._cost(control)
+        self.image_steps = image_steps(control, **self.sizes).total
 
-    def num_epochs(self, overrides: Sequence[str], key: str) -> int:
-        """Return the epochs that the budget pays for; ``key`` is the setting that says how many.
+    def num_epochs(self, overrides: Sequence[str]) -> int:
+        """Return the epochs that the budget pays for.
 
         Raises
         ------
         UserError
             It does not pay for one.
         """
-        one, two = (self._cost([*overrides, f"{key}={number}"]) for number in (1, 2))
-        number = 1 + int((self.image_steps - one) // (two - one))
+        from frl_repro.commands.jobs import configure
+        from frl_repro.training.budget import epochs_within
+
+        number = epochs_within(self.image_steps, configure(*overrides), **self.sizes)
         if number < 1:
             raise UserError(f"{shlex.join(overrides)}: one epoch costs more than the control's whole training")
         return number
-
-    def _cost(self, overrides: Sequence[str]) -> float:
-        from frl_repro.training.budget import image_steps
-
-        return image_steps(self._config(overrides), **self._sizes).total
-
-    def _config(self, overrides: Sequence[str]):  # type: ignore[no-untyped-def]
-        from frl_repro.commands.jobs import configure
-
-        return configure(*overrides)
 
 
 def _overrides(track: Track, contestant: Contestant, start: str, setting: str) -> tuple[str, ...]:
@@ -136,8 +129,8 @@ def _bench(given: dict[str, str]) -> str | tuple[str, int]:
     starts = [choice("starts", name, STARTS) for name in _once("starts", given.get("starts", ",".join(STARTS)))]
     is_published_only = choice("settings", given.get("settings", _ALL), (_ALL, _PUBLISHED)) == _PUBLISHED
     seeds = [whole_number("seeds", seed, least=0) for seed in _once("seeds", given.get("seeds", _listed(SEEDS)))]
-    is_dry = _SWITCH[choice("dry", given.get("dry", "false"), _SWITCH)]
-    shows_only = _SWITCH[choice("show", given.get("show", "false"), _SWITCH)]
+    is_dry = switch("dry", given.get("dry", "false"))
+    shows_only = switch("show", given.get("show", "false"))
     try:
         more = shlex.split(given.get("set", ""))
     except ValueError as problem:

@@ -107,6 +107,11 @@ def choice(key: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
+def switch(key: str, value: str) -> bool:
+    """Return whether the value is ``true``; UserError for anything but ``true`` and ``false``."""
+    return choice(key, value, ("true", "false")) == "true"
+
+
 def whole_number(key: str, value: str, *, least: int = 1) -> int:
     """Return a whole number from ``least``, not below 0, and below 10^9; UserError for anything else."""
     if not re.fullmatch("0*[0-9]{1,9}", value) or int(value) < least:

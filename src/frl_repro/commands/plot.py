@@ -20,6 +20,7 @@ from frl_repro.commands.keyvalue import (
     choice,
     parse_epsilon,
     run,
+    switch,
     usage_text,
     whole_number,
 )
@@ -34,7 +35,6 @@ _DEFAULT_FIGURE = "1"
 _DEFAULT_RUNS = "outputs"
 _DEFAULT_FORMATS = "png,svg,pdf"
 _CHECKPOINTS = ("last", "best")
-_SWITCH = {"true": True, "false": False}
 _OF_TABLES = ("epsilon", "where", "attack", "checkpoint", "top", "table")  # keys that choose rows of tables
 
 _KEYS = {
@@ -167,7 +167,7 @@ def _options(given: dict[str, str]) -> _Options:
         top=whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP,
         out=Path(in_home(given.get("out", "outputs/figures"))),
         formats=_formats(given.get("formats", _DEFAULT_FORMATS)),
-        table=_SWITCH[choice("table", given.get("table", "false").lower(), _SWITCH)],
+        table=switch("table", given.get("table", "false").lower()),
     )
 
 

@@ -17,9 +17,9 @@ from frl_repro.commands.keyvalue import (
     EPSILON_HELP,
     TOP_HELP,
     WHERE_HELP,
-    choice,
     parse_epsilon,
     run,
+    switch,
     usage_text,
     whole_number,
 )
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from frl_repro.results.report.theory import TheorySection
 
 _DEFAULT_RUNS, _DEFAULT_OUT = "outputs", "outputs/report"
-_SWITCH = {"true": True, "false": False}
 
 _KEYS = {
     "runs": f"folder of finished runs (searched recursively), or a comma-separated list of them   [{_DEFAULT_RUNS}]",
@@ -106,7 +105,7 @@ def _report(given: dict[str, str]) -> str:
 
     runs, where = given.get("runs", _DEFAULT_RUNS), given.get("where", "")
     out = Path(in_home(given.get("out", _DEFAULT_OUT)))
-    draws_files = _SWITCH[choice("figures", given.get("figures", "true").lower(), _SWITCH)]
+    draws_files = switch("figures", given.get("figures", "true").lower())
     docs = _folders(given.get("docs", ""))
     epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
     top = whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP

@@ -23,7 +23,7 @@ from frl_repro.basics.run_folder import (
     walk,
 )
 from frl_repro.commands.helptext import program_name
-from frl_repro.commands.keyvalue import choice, run, usage_text
+from frl_repro.commands.keyvalue import choice, run, switch, usage_text
 from frl_repro.runs.sweeps import FAILED_FILE, PLAN_PATTERN, duration, read_list, read_plan
 
 _KEYS = {
@@ -70,7 +70,7 @@ def _status(given: dict[str, str]) -> tuple[str, int]:
     text = given.get("runs", "outputs")
     folders = [Path(in_home(part.strip())) for part in ([text] if Path(in_home(text)).exists() else text.split(","))]
     show = choice("show", given.get("show", "open"), ("open", "all", "none"))
-    verify = choice("verify", given.get("verify", "false"), ("true", "false")) == "true"
+    verify = switch("verify", given.get("verify", "false"))
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"runs={folder}: no such folder")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -70,6 +70,20 @@ def image_steps(config: RunConfig, *, num_train: int, num_validation: int) -> Im
         steering=float(_steering(config, num_train=num_train, num_validation=num_validation)),
         base=base,
     )
+
+
+def epochs_within(budget: float, config: RunConfig, *, num_train: int, num_validation: int) -> int:
+    """Return how many epochs of the run's own training cost at most ``budget`` image-steps; below 1 where none does."""
+    sizes = {"num_train": num_train, "num_validation": num_validation}
+    one, two = (image_steps(_with_epochs(config, number), **sizes).total for number in (1, 2))
+    return 1 + int((budget - one) // (two - one))
+
+
+def _with_epochs(config: RunConfig, num_epochs: int) -> RunConfig:
+    retrain = config.retrain
+    if retrain is None:
+        return replace(config, trainer=replace(config.trainer, num_epochs=num_epochs))
+    return replace(config, retrain=replace(retrain, trainer=replace(retrain.trainer, num_epochs=num_epochs)))
 
 
 def _steps_of(attack: AttackConfig) -> float:

@@ -148,12 +148,10 @@ def read_bench(runs: str | Path) -> Bench:
     models: dict[tuple[str, str, str, int], list[Model]] = {}
     for run_id, of_run in rows[rows["epoch"] == last].groupby("run_id", sort=True):
         first = of_run.iloc[0]
-        key = (
-            *_place(first),
-            contestant_of(first["method"], first["alpha_nat"], first["alpha_bndy"], first["variant"]),
-        )
-        model = _model(of_run, _setting(first), *costs.get(str(run_id), (np.nan, np.nan, np.nan))[:2])
-        models.setdefault((*key, int(first["seed"])), []).append(model)
+        method = contestant_of(first["method"], first["alpha_nat"], first["alpha_bndy"], first["variant"])
+        steps, seconds, _ = costs.get(str(run_id), _NO_COST)
+        place = (*_place(first), method, int(first["seed"]))
+        models.setdefault(place, []).append(_model(of_run, _setting(first), steps, seconds))
     for run_id, of_run in rows[(rows["epoch"] == 0) & (last > 0)].groupby("run_id", sort=True):
         first = of_run.iloc[0]
         place = (_place(first)[0], BASE, BASE_MODEL, int(first["seed"]))
@@ -267,8 +265,8 @@ def _place(row: pd.Series) -> tuple[str, str]:
 
 
 def _setting(row: pd.Series) -> str:
-    """Return a setting as people write it; that each seed has its own split is no part of it."""
-    return re.sub(r"\s*\b(split_seed|imbalance\w*)=\S+|\s*\(scratch\)", "", setting_name(row)).strip()
+    """Return a setting as people write it; the track's imbalance and the start are no part of it."""
+    return re.sub(r"\s*\b(imbalance\w*)=\S+|\s*\(scratch\)", "", setting_name(row)).strip()
 
 
 def _model(rows: DataFrame, setting: str, image_steps: float, seconds: float) -> Model:

@@ -52,7 +52,7 @@ def method_of(configs: Sequence[RunConfig], *, class_counts: Tensor, device: tor
     own: type[Method] | Method | None = getattr(settings, "given", None)  # `given.settings_of`
     if isinstance(own, Method):
         return given.of_run(own, configs[0], class_counts=class_counts, device=device)
-    return (own or method_class(settings.name)).of_runs(configs, class_counts=class_counts, device=device)
+    return kind_of(settings).of_runs(configs, class_counts=class_counts, device=device)
 
 
 def kind_of(settings: MethodSettings) -> type[Method]:
