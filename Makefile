@@ -49,7 +49,7 @@ check: $(STAMP)  ## ruff, mypy, import-linter
 	$(VENV)/bin/lint-imports
 
 report: $(STAMP)  ## figures, tables of the documentation and outputs/reference/report.html anew from outputs/reference
-	$(RUN) scripts/report.py runs=outputs/reference out=outputs/reference docs=docs,outputs/reference/models
+	$(RUN) scripts/report.py runs=outputs/reference out=outputs/reference docs=README.md,docs,outputs/reference/models
 
 smoke: $(STAMP)  ## one short run on real data, the notebook, and every published model against its table
 	$(RUN) train.py dataset.num_train=2000 dataset.num_test=500 trainer.num_epochs=1 force=true output_dir=outputs/smoke
