@@ -53,9 +53,9 @@ class Program:
         Of the flat array that they are packed from: for each step in turn the weights and biases of its convolution,
         affines folded in, or the scale and shift of its affines.
     sums : dict of int to int
-        Place in SUMS of the gradients of a step's convolution: weights [O][KH][KW][I], then biases.
+        Place among the sums of the gradients of a step's convolution: weights [O][KH][KW][I], then biases.
     rows : dict of int to int
-        First row in ROWS of a linear step: its inputs [row][column][channel], then the gradients of its outputs.
+        First of the rows of a linear step: its inputs [channel][row][column], then the gradients of its outputs.
     num_sums, num_rows : int
     workspace : int
         Vectors of a workspace.
@@ -102,17 +102,18 @@ class _Generator:
         graph = self.graph
         channels, height, width = graph.shapes[0]
         classes = graph.shapes[graph.output][0]
-        clean, image, gradient = (self._reserve(channels * height * width) for _ in range(3))
+        clean, image = (self._reserve(channels * height * width) for _ in range(2))
         self.places[0] = image
         for step in self.steps:
             self._declare(step)
         forward = [self._forward(index, step) for index, step in enumerate(self.steps)]
         dlogits = self._reserve(classes)
-        backward = self._backward(dlogits, gradient)
+        backward = self._backward(dlogits)
+        sums = self._reserve(self.num_sums)
         constants = {
             "CLASSES": classes, "CHANNELS": channels, "PIXELS": height * width, "CLEAN": clean, "IMAGE": image,
-            "LOGITS": self.places[graph.output], "DLOGITS": dlogits, "GRADIENT": gradient, "WORKSPACE": self.size,
-            "TRAINS": int(self.trains), "SUMS": self.num_sums, "ROWS": self.num_rows,
+            "LOGITS": self.places[graph.output], "DLOGITS": dlogits, "SUMS": sums, "WORKSPACE": self.size,
+            "TRAINS": int(self.trains), "NUM_SUMS": self.num_sums, "NUM_ROWS": self.num_rows,
         }  # fmt: skip
         declared = "\n".join(f"    static constexpr int {name} = {value};" for name, value in constants.items())
         blocks = ", ".join(packing.block for packing in self.packings)
@@ -240,7 +241,7 @@ class _Generator:
 
     # Backward: `at` is where what is known of each value's gradient lies; `left` counts the consumers still to come.
 
-    def _backward(self, dlogits: int, gradient: int) -> list[str]:
+    def _backward(self, dlogits: int) -> list[str]:
         graph = self.graph
         taken = [graph.output, *(step.input for step in self.steps)]
         taken += [step.skip for step in self.steps if step.skip is not None]
@@ -248,13 +249,21 @@ class _Generator:
         at: dict[int, int] = {}
         own: set[int] = set()  # values whose gradient so far lies in memory of its own
         lines: list[str] = []
+        trained = {0: False}  # whether a value depends on parameters that have gradients
+        for step in self.steps:
+            sources = [trained[value] for value in (step.input, step.skip) if value is not None]
+            trained[step.output] = isinstance(step.layer, Convolution) or any(sources)
+
+        def add(new: list[str], value: int) -> None:
+            """Add what computes a value's gradient: not where the parameters' are wanted and it leads to none."""
+            lines.extend(("" if trained[value] else "if constexpr (!PARAMETERS) ") + line for line in new)
 
         def finish(value: int) -> Callable[..., str]:
             """Return how a consumer's part of the gradient is written: a sink, for the phases of a strided layer."""
             left[value] -= 1
             others = at.get(value)
             if left[value] == 0:
-                to, activation = (gradient, "Identity") if value == 0 else (self.places[value], self.activation[value])
+                to, activation = self.places[value], self.activation.get(value, "Identity")
             else:
                 to, activation = (
                     (at[value] if value in own else self._reserve(_volume(graph.shapes[value]))),
@@ -267,8 +276,10 @@ class _Generator:
             more = "nullptr" if others is None else f"ws + {others}"
 
             def sink(width: int = width, channels: int = channels, step: int = 1, y: int = 0, x: int = 0) -> str:
-                kind = f"Finish<{activation}, {str(others is not None).lower()}, {width}, {channels}, {step}, {y}, {x}>"
-                return f"{kind}{{ws + {to}, ws + {self.places[value]}, {more}}}"
+                numbers = f"{str(others is not None).lower()}, {width}, {channels}, {step}, {y}, {x}"
+                if value == 0 and left[0] == 0:
+                    return f"HandOver<Take, {numbers}>{{take, {more}}}"
+                return f"Finish<{activation}, {numbers}>{{ws + {to}, ws + {self.places[value]}, {more}}}"
 
             return sink
 
@@ -280,7 +291,7 @@ class _Generator:
                 left[value] -= 1
                 at[value] = place
             else:
-                lines.append(self._pointwise(f"ws + {place}", graph.shapes[value], {}, finish(value)()))
+                add([self._pointwise(f"ws + {place}", graph.shapes[value], {}, finish(value)())], value)
 
         give(graph.output, dlogits)
         for index, step in reversed(list(enumerate(self.steps))):
@@ -291,7 +302,7 @@ class _Generator:
                 lines.append(self._parameter_gradient(index, step, source, place))
             if step.skip is not None:
                 give(step.skip, place)
-            lines += self._step_back(index, step, place, finish(step.input))
+            add(self._step_back(index, step, place, finish(step.input)), step.input)
         return lines
 
     def _step_back(self, index: int, step: Step, place: int, sink: Callable[..., str]) -> list[str]:
@@ -316,23 +327,24 @@ class _Generator:
 
     def _parameter_gradient(self, index: int, step: Step, source: str, place: int) -> str:
         window = self.arrays[index]["forward"]
-        outs, ins = self.graph.shapes[step.output][0], _volume(self.graph.shapes[step.input])
+        outs, channels = self.graph.shapes[step.output][0], self.graph.shapes[step.input][0]
+        ins = _volume(self.graph.shapes[step.input])
         if is_linear(step, self.graph):
             first = self.num_rows
             self.rows[index] = first
             self.num_rows += ins + outs
             return (
-                f"if constexpr (PARAMETERS) rows->write({first}, {source}, {ins}), "
-                f"rows->write({first + ins}, ws + {place}, {outs});"
+                f"if constexpr (PARAMETERS) rows->write({first}, {source}, {ins // channels}, {channels}), "
+                f"rows->write({first + ins}, ws + {place}, 1, {outs});"
             )
         assert isinstance(step.layer, Convolution)
         first = self.num_sums
-        weights = outs * self.graph.shapes[step.input][0] * step.layer.kernel[0] * step.layer.kernel[1]
+        weights = outs * channels * step.layer.kernel[0] * step.layer.kernel[1]
         self.sums[index] = first
         self.num_sums += weights + outs
         return (
-            f"if constexpr (PARAMETERS) weight_gradient<{window}>({source}, ws + {place}, sums + {first}, "
-            f"sums + {first + weights});"
+            f"if constexpr (PARAMETERS) weight_gradient<{window}>({source}, ws + {place}, "
+            f"ws + SUMS + {first}, ws + SUMS + {first + weights});"
         )
 
 
@@ -368,9 +380,9 @@ struct Network {{
 {forward}
     }}
 
-    template <bool PARAMETERS>
-    static void backward([[maybe_unused]] const float* w, vec* ws, [[maybe_unused]] vec* sums,
-                         [[maybe_unused]] const Rows* rows) {{
+    template <bool PARAMETERS, class Take>
+    static void backward([[maybe_unused]] const float* w, vec* ws, [[maybe_unused]] const Rows* rows,
+                         [[maybe_unused]] const Take& take) {{
 {backward}
     }}
 }};

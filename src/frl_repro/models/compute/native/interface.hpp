@@ -9,6 +9,16 @@ int frl_blocks(int* outs) {
     return 0;
 }
 
+// packed (runs, PACKED) from flat (runs, size): entry i of a row is entry index[i].
+int frl_pack(const float* flat, int size, int runs, const int32_t* index, float* packed, int threads) {
+    for_each_task(runs, std::min(threads, runs), [&](int, int run) {
+        const float* from = flat + static_cast<size_t>(run) * size;
+        float* to = packed + static_cast<size_t>(run) * Network::PACKED;
+        for (int i = 0; i < Network::PACKED; ++i) to[i] = from[index[i]];
+    });
+    return 0;
+}
+
 int frl_gradients(const float* weights, int runs, const float* x, int64_t N, const int64_t* labels,
                   const float* distribution, float* logits, float* gradient, int threads) {
     return gradients<Network>(weights, runs, x, N, {labels, distribution}, logits, gradient, threads);
