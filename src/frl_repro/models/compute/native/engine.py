@@ -43,8 +43,8 @@ WORKSPACE_LIMIT = 16 * 2**20  # bytes
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "frl_lanes": (),
-    "frl_blocks": (_POINTER,),
-    "frl_pack": (_POINTER, _INT, _INT, _POINTER, _POINTER, _INT),
+    "frl_packed": (),
+    "frl_pack": (_POINTER, _INT, _POINTER, _INT),
     "frl_gradients": (_POINTER, _INT, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
     "frl_attack": (_POINTER, _INT, _POINTER, _LONG, *[_POINTER] * 5, _INT, _POINTER, _INT),
     "frl_parameter_gradients": (_POINTER, _INT, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _INT),
@@ -84,11 +84,6 @@ class Engine:
                 f"too large: a thread would work in {size / 2**20:.0f} MiB, {WORKSPACE_LIMIT >> 20} at most"
             )
         self._library = _library(self._program.text, tuple(flags))
-        blocks = (ctypes.c_int * len(self._program.packings))()
-        self._library.frl_blocks(blocks)
-        zero = self._program.flat_size
-        packed = [p.index(block, zero) for p, block in zip(self._program.packings, blocks, strict=True)]
-        self._index = torch.cat([torch.empty(0, dtype=torch.int64), *packed]).int()
         self.trains = trains
         self.workspace_bytes = 4 * self._library.frl_lanes() * self._program.workspace
 
@@ -100,12 +95,17 @@ class Engine:
     def pack(self, tensors: Tensors, *, num_threads: int) -> Tensor:
         """Return the weights of R runs as C++ reads them, one row a run."""
         with torch.no_grad():
-            arrays = self._arrays(tensors)
-            runs = max((len(array) for array in arrays if array.ndim == 2), default=1)
-            flat = torch.cat([array.expand(runs, -1) for array in arrays] + [torch.zeros(runs, 1)], 1)
-        packed = flat.new_empty(runs, len(self._index))
-        addresses = self._index.data_ptr(), packed.data_ptr()
-        self._library.frl_pack(flat.data_ptr(), flat.shape[1], runs, *addresses, num_threads)
+            arrays = [array.contiguous() for array in self._arrays(tensors)]
+        if any(array.dtype != torch.float32 or array.device.type != "cpu" for array in arrays):
+            raise TypeError("the network's tensors must be torch.float32 tensors on the CPU")
+        if [array.shape[-1] for array in arrays] != self._array_sizes:
+            raise ValueError("the network's tensors have other shapes than those that native code was made for")
+        runs = max((len(array) for array in arrays if array.ndim == 2), default=1)
+        steps = [4 * array.stride(0) if array.ndim == 2 else 0 for array in arrays]  # from one run to the next
+        addresses = [a.data_ptr() + run * step for run in range(runs) for a, step in zip(arrays, steps, strict=True)]
+        packed = torch.empty(runs, self._library.frl_packed())
+        pointers = (_POINTER * len(addresses))(*addresses)
+        self._library.frl_pack(pointers, runs, packed.data_ptr(), num_threads)
         return packed
 
     def logits(self, tensors: Tensors, x: Tensor, *, num_threads: int, packed: Tensor | None = None) -> Tensor:
@@ -237,6 +237,17 @@ class Engine:
                 weight, bias = weight * scale.unsqueeze(-1), bias * scale + shift
             arrays += [weight.flatten(-2), bias.expand(*lead, channels)]
         return arrays
+
+    @property
+    def _array_sizes(self) -> list[int]:
+        sizes = []
+        for step in self._program.steps:
+            channels, outs = self.graph.shapes[step.input][0], self.graph.shapes[step.output][0]
+            if isinstance(step.layer, Convolution):
+                sizes += [outs * channels * step.layer.kernel[0] * step.layer.kernel[1], outs]
+            elif step.affines:
+                sizes += [outs, outs]
+        return sizes
 
     def _lead(self, tensors: Tensors) -> int:
         """Return how many leading dimensions the tensors have: 1 of several runs, else 0."""

@@ -11,9 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from frl_repro.models.compute.native.graph import Convolution, Graph, Pooling
 from frl_repro.models.compute.native.steps import Step, is_linear, merge
 
@@ -21,37 +18,16 @@ _ALIGN = 16  # vectors between places: a workspace is a whole number of cache li
 
 
 @dataclass(frozen=True)
-class Packing:
-    """What a packed array holds, as places in the flat array of all weights.
-
-    ``outputs`` is (O, T): for each output its bias, if there is one, and its weights in the order of the kernel; or
-    (C, 1), a number for each channel. ``block`` is the C++ name of how many outputs are packed together.
-    """
-
-    outputs: Tensor
-    block: str
-
-    def index(self, block: int, zero: int) -> Tensor:
-        """Return the places in packed order, [block of outputs][T][output of the block]; ``zero`` fills up."""
-        count, terms = self.outputs.shape
-        padded = torch.full((-(-count // block) * block, terms), zero)
-        padded[:count] = self.outputs
-        return padded.view(len(padded) // block, block, terms).transpose(1, 2).flatten()
-
-
-@dataclass(frozen=True)
 class Program:
-    """The C++ text of a network, how to hand it weights, and where it leaves their gradients.
+    """The C++ text of a network, and where it leaves the gradients of weights.
+
+    It wants as arrays for each step in turn: weights and biases of its convolution, affines folded in, or scale and
+    shift of its affines.
 
     Attributes
     ----------
     text : str
     steps : list of Step
-    packings : list of Packing
-        The arrays that C++ reads, one after the other.
-    flat_size : int
-        Of the flat array that they are packed from: for each step in turn the weights and biases of its convolution,
-        affines folded in, or the scale and shift of its affines.
     sums : dict of int to int
         Place among the sums of the gradients of a step's convolution: weights [O][KH][KW][I], then biases.
     rows : dict of int to int
@@ -63,8 +39,6 @@ class Program:
 
     text: str
     steps: list[Step]
-    packings: list[Packing]
-    flat_size: int
     sums: dict[int, int]
     rows: dict[int, int]
     num_sums: int
@@ -89,8 +63,8 @@ class _Generator:
         self.size = 0  # of the workspace so far
         self.constants: list[str] = []
         self.packed = "0"  # name of the place where the next packed array begins
-        self.flat = 0
-        self.packings: list[Packing] = []
+        self.num_arrays = 0  # that Python gives
+        self.packing: list[str] = []  # what brings them into order
         self.sums: dict[int, int] = {}
         self.rows: dict[int, int] = {}
         self.num_sums = self.num_rows = 0
@@ -116,20 +90,18 @@ class _Generator:
             "TRAINS": int(self.trains), "NUM_SUMS": self.num_sums, "NUM_ROWS": self.num_rows,
         }  # fmt: skip
         declared = "\n".join(f"    static constexpr int {name} = {value};" for name, value in constants.items())
-        blocks = ", ".join(packing.block for packing in self.packings)
         network = _NETWORK.format(
             constants=declared + "\n" + "\n".join(f"    {line}" for line in self.constants),
             packed=self.packed,
             forward="\n".join(f"        {line}" for line in forward),
             backward="\n".join(f"        {line}" for line in backward),
-            blocks=blocks,
+            packing="\n".join(f"        {line}" for line in self.packing),
+            arrays=self.num_arrays,
         )
         text = _template("layers.hpp") + _template("driver.hpp") + network + _template("interface.hpp")
         return Program(
             text=text,
             steps=self.steps,
-            packings=self.packings,
-            flat_size=self.flat,
             sums=self.sums,
             rows=self.rows,
             num_sums=self.num_sums,
@@ -144,57 +116,56 @@ class _Generator:
 
     # Weights: where each step's packed arrays begin, and what they hold.
 
-    def _flat(self, count: int) -> Tensor:
-        """Return the places of the next array in the flat one."""
-        self.flat += count
-        return torch.arange(self.flat - count, self.flat)
-
-    def _pack(self, name: str, outputs: Tensor, block: str, size: str) -> None:
-        """Declare where a packed array begins."""
+    def _place(self, name: str, size: str) -> str:
+        """Declare where a packed array begins; returns its address."""
         self.constants.append(f"static constexpr int {name}_AT = {self.packed};")
         self.packed = f"{name}_AT + {size}"
-        self.packings.append(Packing(outputs, block))
+        return f"w + {name}_AT"
 
-    def _window(self, sizes: Sequence[int], outputs: Tensor, has_bias: bool) -> str:
-        """Declare a window and its packed array; returns its name."""
-        name = f"W{len(self.packings)}"
-        numbers = ", ".join(map(str, sizes))
-        self.constants.append(f"using {name} = Window<{numbers}, {str(has_bias).lower()}>;")
-        self._pack(name, outputs, f"{name}::OB", f"{name}::PACKED")
+    def _window(self, sizes: Sequence[int], source: str, bias: str, strides: Sequence[int], group: int = 1) -> str:
+        """Declare a window and how its weights are packed; returns its name."""
+        name = f"W{len(self.packing)}"
+        numbers = ", ".join(map(str, (*sizes, str(bias != "nullptr").lower())))
+        self.constants.append(f"using {name} = Window<{numbers}>;")
+        to = self._place(name, f"{name}::PACKED")
+        order = ", ".join(map(str, strides))
+        self.packing.append(f"pack<{name}, {group}>({source}, {bias}, {{{order}}}, {to});")
         return name
 
     def _declare(self, step: Step) -> None:
         arrays: dict[str, str] = {}
         self.arrays.append(arrays)
         (in_c, in_h, in_w), (out_c, out_h, out_w) = self.graph.shapes[step.input], self.graph.shapes[step.output]
-        layer = step.layer
+        first, layer = self.num_arrays, step.layer
         if isinstance(layer, Convolution):
-            kh, kw = layer.kernel
-            weight = self._flat(out_c * in_c * kh * kw).view(out_c, in_c, kh, kw)
-            bias = self._flat(out_c).view(out_c, 1)
-            order = weight.permute(0, 2, 3, 1).flatten(1)
-            if is_linear(step, self.graph):
-                terms = in_c * kh * kw
-                sizes = (1, 1, terms, 1, 1, out_c, 1, 1, 1, 0, 0)
-                arrays["forward"] = self._window(sizes, torch.cat([bias, order], 1), True)
-                sizes = (1, 1, out_c, 1, 1, terms, 1, 1, 1, 0, 0)
-                arrays["backward 0 0"] = self._window(sizes, order.T, False)
-                return
-            stride, (top, left) = layer.stride, layer.padding
+            self.num_arrays += 2
+            (kh, kw), stride, (top, left) = layer.kernel, layer.stride, layer.padding
+            pixels, source = kh * kw, f"a[{first}]"
             sizes = (in_h, in_w, in_c, out_h, out_w, out_c, kh, kw, stride, top, left)
-            arrays["forward"] = self._window(sizes, torch.cat([bias, order], 1), True)
+            strides = (kw, 1, pixels, in_c * pixels, 0)
+            arrays["forward"] = self._window(sizes, source, f"a[{first + 1}]", strides)
+            if is_linear(step, self.graph):  # its inputs in the order in which they lie, [pixel][channel]
+                sizes = (1, 1, out_c, 1, 1, in_c * pixels, 1, 1, 1, 0, 0)
+                strides = (0, 0, in_c * pixels, 1, pixels)
+                arrays["backward 0 0"] = self._window(sizes, source, "nullptr", strides, in_c)
+                return
+            strides = (-stride * kw, -stride, in_c * pixels, pixels, 0)
             for y in range(min(stride, in_h)):
                 for x in range(min(stride, in_w)):
-                    rows, row_pad = _phase(y, kh, stride, top)
-                    columns, column_pad = _phase(x, kw, stride, left)
+                    (rows, last_row, row_pad), (columns, last, column_pad) = (
+                        _phase(y, kh, stride, top),
+                        _phase(x, kw, stride, left),
+                    )
                     height, width = -(-(in_h - y) // stride), -(-(in_w - x) // stride)
-                    sizes = (out_h, out_w, out_c, height, width, in_c, len(rows), len(columns), 1, row_pad, column_pad)
-                    taps = weight[:, :, rows][:, :, :, columns].permute(1, 2, 3, 0).flatten(1)
-                    arrays[f"backward {y} {x}"] = self._window(sizes, taps, False)
+                    sizes = (out_h, out_w, out_c, height, width, in_c, rows, columns, 1, row_pad, column_pad)
+                    last_tap = f"{source} + {last_row * kw + last}"
+                    arrays[f"backward {y} {x}"] = self._window(sizes, last_tap, "nullptr", strides)
         elif step.affines:
-            for kind in ("scale", "shift"):
-                arrays[kind] = f"N{len(self.packings)}"
-                self._pack(arrays[kind], self._flat(out_c).view(out_c, 1), "1", str(out_c))
+            self.num_arrays += 2
+            for number, kind in enumerate(("scale", "shift")):
+                arrays[kind] = f"N{len(self.packing)}"
+                to = self._place(arrays[kind], str(out_c))
+                self.packing.append(f"std::copy_n(a[{first + number}], {out_c}, {to});")
 
     # Forward
 
@@ -348,15 +319,15 @@ class _Generator:
         )
 
 
-def _phase(first: int, kernel: int, stride: int, padding: int) -> tuple[list[int], int]:
-    """Return which taps of a kernel's row reach input pixels first, first + stride, ..., and the padding to use.
+def _phase(first: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
+    """Return how many taps of a kernel's row reach input pixels first, first + stride, ..., the last, and the padding.
 
     Output pixel o and tap k meet at input pixel o * stride + k - padding. For the q-th of these pixels that is
-    o = q + e - t where k = k0 + stride * t: a window over the output that slides by one.
+    o = q + e - t where k = k0 + stride * t: a window over the output that slides by one and takes the taps backwards.
     """
     k0 = (first + padding) % stride
-    taps = list(range(k0, kernel, stride))[::-1]
-    return taps, len(taps) - 1 - (first + padding - k0) // stride
+    count = len(range(k0, kernel, stride))
+    return count, max(0, k0 + stride * (count - 1)), count - 1 - (first + padding - k0) // stride
 
 
 def _leaves_or_overlaps(layer: Pooling, shape: tuple[int, int, int]) -> bool:
@@ -374,7 +345,11 @@ namespace {{
 struct Network {{
 {constants}
     static constexpr int PACKED = {packed};
-    static constexpr int BLOCKS[] = {{{blocks}}};  // of packed arrays, in the order in which they are declared
+    static constexpr int ARRAYS = {arrays};
+
+    static void pack_all([[maybe_unused]] const float* const* a, [[maybe_unused]] float* w) {{
+{packing}
+    }}
 
     static void forward([[maybe_unused]] const float* w, vec* ws) {{
 {forward}

@@ -4,17 +4,12 @@ extern "C" {
 
 int frl_lanes() { return LANES; }
 
-int frl_blocks(int* outs) {
-    std::copy(std::begin(Network::BLOCKS), std::end(Network::BLOCKS), outs);
-    return 0;
-}
+int frl_packed() { return Network::PACKED; }
 
-// packed (runs, PACKED) from flat (runs, size): entry i of a row is entry index[i].
-int frl_pack(const float* flat, int size, int runs, const int32_t* index, float* packed, int threads) {
+// packed (runs, PACKED) from the arrays of each run, ARRAYS addresses a run.
+int frl_pack(const float* const* arrays, int runs, float* packed, int threads) {
     for_each_task(runs, std::min(threads, runs), [&](int, int run) {
-        const float* from = flat + static_cast<size_t>(run) * size;
-        float* to = packed + static_cast<size_t>(run) * Network::PACKED;
-        for (int i = 0; i < Network::PACKED; ++i) to[i] = from[index[i]];
+        Network::pack_all(arrays + run * Network::ARRAYS, packed + static_cast<size_t>(run) * Network::PACKED);
     });
     return 0;
 }

@@ -224,7 +224,7 @@ constexpr Blocks best_blocks(int width, int outs) {
 
 // Sizes of a window that slides over an input of IH x IW pixels of IC channels: at output pixel (y, x), of OH x OW, it
 // covers the KH x KW input pixels from (y * STEP - TOP, x * STEP - LEFT) on; pixels outside count as 0.
-// Weights are packed as [block of outputs][bias, then KH][KW][IC][output of the block], by the caller.
+// Weights are packed as [block of outputs][bias, then KH][KW][IC][output of the block].
 template <int IH_, int IW_, int IC_, int OH_, int OW_, int OC_, int KH_, int KW_, int STEP_, int TOP_, int LEFT_, bool BIAS_>
 struct Window {
     static constexpr int IH = IH_, IW = IW_, IC = IC_, OH = OH_, OW = OW_, OC = OC_, KH = KH_, KW = KW_, STEP = STEP_;
@@ -247,6 +247,29 @@ struct Window {
     static constexpr int first() { return full_from(0, true); }
     static constexpr int last() { return full_from(first(), false); }
 };
+
+// Where a window's weights lie in an array of PyTorch's order: steps from one row, column and input to the next, and from one
+// output to the next, GROUP of which are `within` apart.
+struct Strides {
+    int row, column, input, output, within;
+};
+
+template <class Win, int GROUP>
+void pack(const float* weight, const float* bias, const Strides& strides, float* to) {
+    for (int o = 0; o < Win::OC; o += Win::OB) {
+        const int count = std::min(Win::OB, Win::OC - o);
+        int at[Win::OB] = {};
+        for (int i = 0; i < count; ++i) at[i] = (o + i) / GROUP * strides.output + (o + i) % GROUP * strides.within;
+        if (Win::BIAS)
+            for (int i = 0; i < Win::OB; ++i) *to++ = i < count ? bias[o + i] : 0.0f;
+        for (int row = 0; row < Win::KH; ++row)
+            for (int column = 0; column < Win::KW; ++column)
+                for (int c = 0; c < Win::IC; ++c) {
+                    const float* tap = weight + row * strides.row + column * strides.column + c * strides.input;
+                    for (int i = 0; i < Win::OB; ++i) *to++ = i < count ? tap[at[i]] : 0.0f;
+                }
+    }
+}
 
 template <class T>
 FRL_INLINE inline vec load(const T* at) {
