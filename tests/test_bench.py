@@ -7,6 +7,7 @@ import pytest
 
 from frl_repro.basics.errors import UserError
 from frl_repro.commands import bench as command
+from frl_repro.commands import bench_jobs
 from frl_repro.commands.jobs import configure
 from frl_repro.results.figures.pareto import front
 from frl_repro.results.protocol import CONTESTANTS, TRACKS
@@ -72,15 +73,16 @@ def test_no_job_costs_more_than_the_control_and_one_more_epoch_would(name):
     more = TINY.split()
     if "imbalance" in TRACKS[name].overrides:
         more.append("dataset.imbalance_ratio=2")  # of so few images more would not pay for looks at validation images
-    budget = command.Budget(TRACKS[name], more)
+    budget = bench_jobs.Budget(TRACKS[name], more)
     methods, starts = ["finetune", "reweight", "cfol"], ["base", "scratch"]
-    jobs = list(command.jobs(TRACKS[name], methods, starts, is_published_only=False, more=more))
+    jobs = list(bench_jobs.jobs(TRACKS[name], methods, starts, is_published_only=False, more=more))
     assert {(job.method, job.start) for job in jobs} == {
         ("finetune", "base"), ("finetune", "scratch"), ("reweight", "base"), ("cfol", "base"), ("cfol", "scratch"),
     }  # fmt: skip
     for job in jobs:
-        *rest, last = job.overrides
-        key, epochs = last.split("=")
+        key = "retrain.trainer.num_epochs" if job.start == "base" else "trainer.num_epochs"
+        (chosen,) = [one for one in job.overrides if one.startswith(f"{key}=")]
+        rest, epochs = [one for one in job.overrides if one != chosen], chosen.partition("=")[2]
         cost, with_one_more = (
             image_steps(configure(*line), **budget.sizes).total
             for line in (job.overrides, [*rest, f"{key}={int(epochs) + 1}"])

@@ -310,10 +310,11 @@ def _class_errors(df: DataFrame, runs: DataFrame, study: Study) -> list[float]:
 
 def _commits(runs: str) -> list[str]:
     """The commits that made the registered runs among the tables."""
-    from frl_repro.results.registration import registered_runs
+    from frl_repro.results.registration import STUDY, registered_runs
     from frl_repro.results.tables.reading import find_tables, read_json
 
-    notes = [path.with_name("run.json") for path in find_tables(runs) if path.parent.name in registered_runs()]
+    own = {name for name, run in registered_runs().items() if run.registration == STUDY}
+    notes = [path.with_name("run.json") for path in find_tables(runs) if path.parent.name in own]
     return [str(read_json(note).get("git_commit") or "") for note in notes if note.exists()]
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.radii import format_epsilon
-from frl_repro.results.protocol import BASE, CONTROL, SCRATCH, contestant_of
+from frl_repro.results.protocol import BASE, CONTESTANTS, CONTROL, SCRATCH, TRACKS, contestant_of
+from frl_repro.results.registration import bench_runs
 from frl_repro.results.report.verdicts import holm, p_value
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.reading import find_tables, read_json
@@ -36,7 +37,8 @@ CRITERIA: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], float]]
 BASE_MODEL = "base"
 """What the models that retraining starts from are called among methods."""
 
-_NO_COST = (np.nan, np.nan, np.nan)
+AUTOATTACK_FOLDER = "autoattack"
+"""Beside the runs: what AutoAttack makes of chosen models."""
 
 COLUMNS = (
     "track", "start", "method", "criterion", "epsilon", "num_seeds", "num_settings", "chosen",
@@ -64,6 +66,8 @@ class Model:
         Of each class in the test split.
     image_steps, seconds : float
         What it cost; NaN where that was not recorded.
+    run_id : str
+        Of the run that made it; empty for a base.
     """
 
     setting: str
@@ -72,6 +76,7 @@ class Model:
     shares: NDArray[np.float64]
     image_steps: float
     seconds: float
+    run_id: str = ""
 
     def score(self, criterion: str, radii: Sequence[str]) -> float:
         """Return what the choice minimises; rounded, so that equal counts tie."""
@@ -113,6 +118,10 @@ class Bench:
         shared = set.intersection(*of_models) - {"natural"}
         return sorted(shared, key=lambda radius: float(radius.split("/")[0]))
 
+    def has(self, track: str, start: str, method: str) -> bool:
+        """Return whether there is a model of a method."""
+        return any(place[:3] == (track, start, method) for place in self.models)
+
     def chosen(self, track: str, start: str, method: str, criterion: str) -> dict[int, Model]:
         """Return the model of each seed whose setting its selection images prefer; a tie goes to the first."""
         of_seed = {seed: models for (*of, seed), models in self.models.items() if of == [track, start, method]}
@@ -127,42 +136,100 @@ class Bench:
         }
 
 
-def read_bench(runs: str | Path) -> Bench:
-    """Read the bench's runs among the tables of ``runs``.
+def read_bench(runs: str | Path | Sequence[Path]) -> Bench:
+    """Read the bench's runs among the tables of one folder or several; of a run found twice the first folder's counts.
+
+    Registered runs stand under the names of the registration, and a seed counts once all registered settings of its
+    method have run. Other runs of a registered method on its track are left out.
 
     Raises
     ------
     UserError
         There is no run of a method with selection images.
     """
-    files = find_tables(runs, hint="run scripts/bench.py first")
+    folders = [Path(runs)] if isinstance(runs, str | Path) else list(runs)
+    files = _tables_of(folders)
     rows = read_runs(files)
     rows = select_checkpoint(rows[rows["recipe"] != ""], "last")
     has_selection = set(rows.loc[rows["split"] == "selection", "run_id"])
     rows = rows[rows["run_id"].isin(has_selection) & rows["split"].isin(["selection", "test"])]
     if rows.empty:
-        raise UserError(f"{runs} has no run with selection images (experiment=bench): run scripts/bench.py first")
+        shown = ", ".join(map(str, folders))
+        raise UserError(f"{shown} has no run with selection images (experiment=bench): run scripts/bench.py first")
     rows = select_attack(rows, attacks_of(rows)[0])
-    costs = {file.parent.name: _cost(file.with_name("run.json")) for file in files}
+    notes = {file.parent.name: file.with_name("run.json") for file in files}
     last = rows.groupby("run_id")["epoch"].transform("max")
     models: dict[tuple[str, str, str, int], list[Model]] = {}
-    for run_id, of_run in rows[rows["epoch"] == last].groupby("run_id", sort=True):
-        first = of_run.iloc[0]
-        method = contestant_of(first["method"], first["alpha_nat"], first["alpha_bndy"], first["variant"])
-        steps, seconds, _ = costs.get(str(run_id), _NO_COST)
-        place = (*_place(first), method, int(first["seed"]))
-        models.setdefault(place, []).append(_model(of_run, _setting(first), steps, seconds))
-    for run_id, of_run in rows[(rows["epoch"] == 0) & (last > 0)].groupby("run_id", sort=True):
-        first = of_run.iloc[0]
-        place = (_place(first)[0], BASE, BASE_MODEL, int(first["seed"]))
-        if place not in models:  # every retraining of a seed measured it
-            *_, of_base = costs.get(str(run_id), _NO_COST)
-            models[place] = [_model(of_run, "", of_base, np.nan)]
-    names = {
-        _place(part.iloc[0])[0]: [str(name) for name in part.sort_values("class_id")["class_name"].unique()]
-        for _, part in rows.groupby(["dataset", "model"])
-    }
-    return Bench(models, names)
+    class_names: dict[str, list[str]] = {}
+    bases: dict[tuple[str, int], Model] = {}
+    for run_id, of_run in rows.groupby("run_id", sort=True):
+        place, setting = _named(str(run_id), of_run.iloc[0])
+        cost = _cost(notes.get(str(run_id)))
+        is_last = last.loc[of_run.index] == of_run["epoch"]
+        models.setdefault(place, []).append(_model(of_run[is_last], setting, cost, run_id=str(run_id)))
+        before = of_run[(of_run["epoch"] == 0) & ~is_last]
+        track, seed = place[0], place[-1]
+        if not before.empty and (track, seed) not in bases:  # every retraining of a seed measured it
+            bases[track, seed] = _model(before, "", Cost(image_steps=cost.base), run_id="")
+        if track not in class_names:
+            class_names[track] = [str(name) for name in of_run.sort_values("class_id")["class_name"].unique()]
+    models = {place: _in_order(place, of_place) for place, of_place in _registered_first(models).items()}
+    models |= {(track, BASE, BASE_MODEL, seed): [model] for (track, seed), model in bases.items()}
+    return Bench(models, class_names)
+
+
+def _tables_of(folders: Sequence[Path]) -> list[Path]:
+    found: dict[str, Path] = {}
+    for folder in folders:
+        try:
+            tables = find_tables(folder, hint="run scripts/bench.py first")
+        except UserError:
+            if len(folders) == 1:
+                raise
+            continue
+        own = {table.parent.name: table for table in tables if AUTOATTACK_FOLDER not in table.parts}
+        found = own | found
+    if not found:
+        raise UserError(f"{', '.join(map(str, folders))}: no runs; run scripts/bench.py first")
+    return sorted(found.values())
+
+
+def _named(run_id: str, row: pd.Series) -> tuple[tuple[str, str, str, int], str]:
+    """Return a run's place on the bench (track, start, method, seed) and its setting."""
+    run = bench_runs().get(run_id)
+    if run is not None:
+        return (run.track, run.start, run.method, run.seed), run.setting
+    method = contestant_of(row["method"], row["alpha_nat"], row["alpha_bndy"], row["variant"])
+    return (*_place(row), method, int(row["seed"])), _setting(row)
+
+
+def _registered_first(
+    models: dict[tuple[str, str, str, int], list[Model]],
+) -> dict[tuple[str, str, str, int], list[Model]]:
+    """Return models without those that a registered method has besides, and without seeds that are not complete."""
+    registered = bench_runs()
+    settings: dict[tuple[str, str, str], set[str]] = {}
+    for run in registered.values():
+        settings.setdefault((run.track, run.start, run.method), set()).add(run.setting)
+    has_registered = {place[:3] for place, of_place in models.items() for m in of_place if m.run_id in registered}
+    kept: dict[tuple[str, str, str, int], list[Model]] = {}
+    for place, of_place in models.items():
+        if place[:3] not in has_registered:
+            kept[place] = of_place
+            continue
+        own = [model for model in of_place if model.run_id in registered]
+        needed = 1 if TRACKS[place[0]].by_front else len(settings[place[:3]])
+        if len({model.setting for model in own}) >= needed:
+            kept[place] = own
+    return kept
+
+
+def _in_order(place: tuple[str, str, str, int], models: list[Model]) -> list[Model]:
+    """Return models in the order of the protocol's settings, where they are of these: a tie goes to the first."""
+    method = place[2]
+    settings = CONTESTANTS[method].settings if method in CONTESTANTS else ()
+    order = {setting: number for number, setting in enumerate(settings)}
+    return sorted(models, key=lambda model: (order.get(model.setting, len(order)), model.setting))
 
 
 def leaderboard(bench: Bench) -> DataFrame:
@@ -269,7 +336,16 @@ def _setting(row: pd.Series) -> str:
     return re.sub(r"\s*\b(imbalance\w*)=\S+|\s*\(scratch\)", "", setting_name(row)).strip()
 
 
-def _model(rows: DataFrame, setting: str, image_steps: float, seconds: float) -> Model:
+@dataclass(frozen=True)
+class Cost:
+    """What a run cost: image-steps with its base, seconds without it, image-steps of the base; NaN: not recorded."""
+
+    image_steps: float = np.nan
+    seconds: float = np.nan
+    base: float = np.nan
+
+
+def _model(rows: DataFrame, setting: str, cost: Cost, *, run_id: str) -> Model:
     errors: dict[str, dict[str, NDArray[np.float64]]] = {"selection": {}, "test": {}}
     for (split, epsilon), part in rows.groupby(["split", "epsilon"]):
         by_class = part.sort_values("class_id")
@@ -277,19 +353,19 @@ def _model(rows: DataFrame, setting: str, image_steps: float, seconds: float) ->
         errors[str(split)]["natural"] = by_class["natural_error"].to_numpy(dtype=np.float64)
         if split == "test":
             count = by_class["count"].to_numpy(dtype=np.float64)
-    return Model(setting, errors["selection"], errors["test"], count / count.sum(), image_steps, seconds)
+    shares = count / count.sum()
+    return Model(setting, errors["selection"], errors["test"], shares, cost.image_steps, cost.seconds, run_id)
 
 
-def _cost(path: Path) -> tuple[float, float, float]:
-    """Return a run's image-steps, seconds, and the image-steps of its base; NaN where they were not recorded."""
-    if not path.exists():
-        return _NO_COST
+def _cost(path: Path | None) -> Cost:
+    if path is None or not path.exists():
+        return Cost()
     run = read_json(path)
     steps = run.get("image_steps")
     seconds = run.get("wall_seconds", np.nan) / max(1, run.get("num_side_by_side", 1))
     if steps is None:
-        return np.nan, seconds, np.nan
-    return sum(value or 0.0 for value in steps.values()), seconds, steps.get("base") or np.nan
+        return Cost(seconds=seconds)
+    return Cost(sum(value or 0.0 for value in steps.values()), seconds, steps.get("base") or np.nan)
 
 
 def _counted(settings: Sequence[str]) -> str:
