@@ -12,11 +12,21 @@ from pathlib import Path
 from frl_repro.basics.errors import UserError, reason
 from frl_repro.basics.paths import in_home
 from frl_repro.basics.run_folder import DONE_FILE
-from frl_repro.commands import bench_published
+from frl_repro.commands import bench_autoattack, bench_published
 from frl_repro.commands.bench_jobs import Budget, Job, jobs, of_start
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, switch, usage_text, whole_number
-from frl_repro.results.protocol import BASE, CONTESTANTS, CONTROL, SCRATCH, SEEDS, STARTS, TRACKS, Track
+from frl_repro.results.protocol import (
+    AUTOATTACK_SEEDS,
+    BASE,
+    CONTESTANTS,
+    CONTROL,
+    SCRATCH,
+    SEEDS,
+    STARTS,
+    TRACKS,
+    Track,
+)
 
 _PUBLISHED, _ALL, _FRONT = "published", "all", "front"
 
@@ -36,6 +46,8 @@ _KEYS = {
     "set": "settings added to every run, separated by spaces (retrain.*: to those from a base)   [none]",
     "dry": "true prints the commands and what they cost, and runs nothing; track=all: of every track   [false]",
     "show": "true runs nothing: table, figure and page of what has run   [false]",
+    "autoattack": f"true measures, after each of the seeds {','.join(map(str, AUTOATTACK_SEEDS))}, the chosen models "
+    "with AutoAttack (extra `autoattack`)   [false]",
     "list": "true prints the registered runs as CSV, for registered_bench.csv, and runs nothing   [false]",
     "publish": f"true copies finished registered runs to {bench_published.SHOWN}, and runs nothing   [false]",
     "runs": "folder of the runs   [outputs/bench]",
@@ -56,6 +68,7 @@ class Request:
     more : sequence of str
         From ``set=``.
     runs : Path
+    with_autoattack : bool
     """
 
     track: Track
@@ -65,6 +78,7 @@ class Request:
     seeds: Sequence[int]
     more: Sequence[str]
     runs: Path
+    with_autoattack: bool = False
 
     def jobs(self) -> list[Job]:
         """Return every setting; UserError where there is none."""
@@ -125,7 +139,8 @@ def _request(given: dict[str, str], runs: Path) -> Request:
         if (key := override.partition("=")[0].lstrip("+")) in _SET_ELSEWHERE:
             raise UserError(f"set={override}: the bench sets {key} itself; give {_SET_ELSEWHERE[key]}=")
     numbers = [whole_number("seeds", seed, least=0) for seed in seeds]
-    return Request(track, methods, starts, is_published_only, numbers, more, runs)
+    with_autoattack = switch("autoattack", given.get("autoattack", "false"))
+    return Request(track, methods, starts, is_published_only, numbers, more, runs, with_autoattack)
 
 
 def _costs(request: Request, *, shows_jobs: bool) -> str:
@@ -158,6 +173,10 @@ def _run(request: Request, command: str) -> list[str]:
     found, failed = request.jobs(), []
     for job in found:
         job.config(request.seeds[0], f"output_dir={request.runs}")  # a mistake in the last one stops the first
+    if request.with_autoattack:
+        from frl_repro.evaluation.autoattack import check
+
+        check()
     clock = _Clock(num_runs=len(found) * len(request.seeds))
     for seed in request.seeds:
         for part in _together(found):
@@ -175,6 +194,10 @@ def _run(request: Request, command: str) -> list[str]:
             cost = sum(job.image_steps for (job, _), new in zip(waiting, is_new, strict=True) if new)
             left = _left(found, part, seed, request.seeds)
             clock.tell(f"seed {seed}, {part[0].method} from {part[0].start}", len(part), cost, left)
+        if request.with_autoattack and seed in AUTOATTACK_SEEDS:
+            names = {job.config(seed).run_id for job in found}
+            machine = [one for one in request.more if one.startswith(("num_threads=", "device=", "backend="))]
+            failed += bench_autoattack.measure_chosen(names, seed, request.runs, more=machine, command=command)
     return failed
 
 

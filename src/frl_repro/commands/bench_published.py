@@ -10,14 +10,16 @@ from pathlib import Path
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.run_folder import CLASSWISE_FILE, DONE_FILE, POLICY_FILE, RUN_FILE
 from frl_repro.commands.bench_jobs import Job, jobs, without_seed
-from frl_repro.results.protocol import CONTESTANTS, REGISTRATION, STARTS, TRACKS, Track
+from frl_repro.results.protocol import AUTOATTACK_FOLDER, CONTESTANTS, REGISTRATION, STARTS, TRACKS, Track
 from frl_repro.results.registration import BENCH_COLUMNS, bench_runs
+from frl_repro.results.tables.components import COMPONENTS_FILE
+from frl_repro.results.tables.outcomes import OUTCOMES_FILE
 
 SHOWN = "outputs/reference/bench"
 PUBLISHED = Path(SHOWN)
 """Committed results: a folder for each track, in it one for each run, without weights and without outcomes by image."""
 
-_FILES = (CLASSWISE_FILE, RUN_FILE, POLICY_FILE)
+_FILES = (CLASSWISE_FILE, RUN_FILE, POLICY_FILE, COMPONENTS_FILE)
 
 
 class NotPickedError(UserError):
@@ -57,12 +59,19 @@ def publish(runs: Path) -> int:
         run = registered.get(done.parent.name)
         if run is None:
             continue
-        target = PUBLISHED / run.track / done.parent.name
-        target.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            if (done.parent / name).exists():
-                shutil.copy2(done.parent / name, target / name)
+        _copy(done.parent, PUBLISHED / run.track / done.parent.name)
+    for done in sorted((runs / AUTOATTACK_FOLDER).glob(f"*/{OUTCOMES_FILE}")):
+        run = registered.get(done.parent.name.rpartition("-")[0])
+        if run is not None:
+            _copy(done.parent, PUBLISHED / run.track / AUTOATTACK_FOLDER / done.parent.name)
     return sum(is_published(run_id) for run_id in registered)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        if (source / name).exists():
+            shutil.copy2(source / name, target / name)
 
 
 def picked(runs: Path) -> dict[str, str]:

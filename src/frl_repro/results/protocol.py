@@ -27,6 +27,9 @@ SEEDS = (20, 21, 22, 23, 24)
 
 FEW_SEEDS = SEEDS[:3]
 
+AUTOATTACK_FOLDER = "autoattack"
+"""Beside the runs: what AutoAttack makes of chosen models."""
+
 AUTOATTACK_SEEDS = SEEDS[:3]
 """Whose chosen models are measured with AutoAttack."""
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.radii import format_epsilon
-from frl_repro.results.protocol import BASE, CONTESTANTS, CONTROL, SCRATCH, TRACKS, contestant_of
+from frl_repro.results.protocol import AUTOATTACK_FOLDER, BASE, CONTESTANTS, CONTROL, SCRATCH, TRACKS, contestant_of
 from frl_repro.results.registration import bench_runs
 from frl_repro.results.report.verdicts import holm, p_value
 from frl_repro.results.tables import statistics
@@ -37,8 +37,6 @@ CRITERIA: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], float]]
 BASE_MODEL = "base"
 """What the models that retraining starts from are called among methods."""
 
-AUTOATTACK_FOLDER = "autoattack"
-"""Beside the runs: what AutoAttack makes of chosen models."""
 
 COLUMNS = (
     "track", "start", "method", "criterion", "epsilon", "num_seeds", "num_settings", "chosen",
@@ -68,6 +66,8 @@ class Model:
         What it cost; NaN where that was not recorded.
     run_id : str
         Of the run that made it; empty for a base.
+    num_test : int
+        Test images.
     """
 
     setting: str
@@ -77,6 +77,7 @@ class Model:
     image_steps: float
     seconds: float
     run_id: str = ""
+    num_test: int = 0
 
     def score(self, criterion: str, radii: Sequence[str]) -> float:
         """Return what the choice minimises; rounded, so that equal counts tie."""
@@ -354,7 +355,9 @@ def _model(rows: DataFrame, setting: str, cost: Cost, *, run_id: str) -> Model:
         if split == "test":
             count = by_class["count"].to_numpy(dtype=np.float64)
     shares = count / count.sum()
-    return Model(setting, errors["selection"], errors["test"], shares, cost.image_steps, cost.seconds, run_id)
+    return Model(
+        setting, errors["selection"], errors["test"], shares, cost.image_steps, cost.seconds, run_id, int(count.sum())
+    )
 
 
 def _cost(path: Path | None) -> Cost:
