@@ -235,23 +235,11 @@ class _Clock:
 
 def _show(runs: Path, out: Path) -> str:
     """Write table, figures and page of the runs; returns what to say."""
-    from frl_repro.basics.atomic import write_text
-    from frl_repro.results.figures.pareto import pareto_figure
-    from frl_repro.results.figures.style import save
-    from frl_repro.results.report.bench import COLUMNS, leaderboard, read_bench, said
-    from frl_repro.results.report.bench_page import render
-    from frl_repro.results.tables.writing import write_frame
+    from frl_repro.results.report.bench import said
+    from frl_repro.results.report.bench_files import write_bench
 
-    bench = read_bench(runs)
-    board = leaderboard(bench)
-    out.mkdir(parents=True, exist_ok=True)
-    write_frame(out / "leaderboard.csv", board[list(COLUMNS)])
-    written = [out / "leaderboard.csv"]
-    for name, rows in board.groupby("track", sort=False):
-        written += save(pareto_figure(rows), out, f"pareto-{name}")
-    write_text(out / "leaderboard.html", render(bench, board))
-    written.append(out / "leaderboard.html")
-    return said(board) + "".join(f"wrote {path}\n" for path in written)
+    files = write_bench(bench_published.folders(runs) or [runs], out)
+    return said(files.board) + "".join(f"wrote {path}\n" for path in files.written)
 
 
 def _once(key: str, text: str) -> list[str]:

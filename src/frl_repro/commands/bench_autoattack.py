@@ -14,7 +14,7 @@ from frl_repro.results.protocol import AUTOATTACK_FOLDER
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE
 
 if TYPE_CHECKING:
-    from frl_repro.results.report.bench import Bench, Model
+    from frl_repro.results.report.bench_models import Bench, Model
 
 NUM_IMAGES = 1000
 NUM_COMPONENTS = 2
@@ -41,7 +41,7 @@ def measure_chosen(
     """
     from frl_repro.commands.jobs import configure_evaluation
     from frl_repro.evaluation.measure import measure_checkpoint
-    from frl_repro.results.report.bench import read_bench
+    from frl_repro.results.report.bench_models import read_bench
 
     failed = []
     for model, radii in chosen_models(read_bench(folders(runs)), seed):
@@ -61,7 +61,7 @@ def measure_chosen(
 
 def chosen_models(bench: Bench, seed: int) -> list[tuple[Model, list[str]]]:
     """Return the model of every track, start and method of a seed that the worst class prefers, with its radii."""
-    from frl_repro.results.report.bench import CRITERIA
+    from frl_repro.results.report.bench_models import CRITERIA
 
     criterion = next(iter(CRITERIA))
     found = []

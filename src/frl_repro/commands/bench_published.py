@@ -12,14 +12,13 @@ from frl_repro.basics.run_folder import CLASSWISE_FILE, DONE_FILE, POLICY_FILE, 
 from frl_repro.commands.bench_jobs import Job, jobs, without_seed
 from frl_repro.results.protocol import AUTOATTACK_FOLDER, CONTESTANTS, REGISTRATION, STARTS, TRACKS, Track
 from frl_repro.results.registration import BENCH_COLUMNS, bench_runs
-from frl_repro.results.tables.components import COMPONENTS_FILE
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE
 
 SHOWN = "outputs/reference/bench"
 PUBLISHED = Path(SHOWN)
 """Committed results: a folder for each track, in it one for each run, without weights and without outcomes by image."""
 
-_FILES = (CLASSWISE_FILE, RUN_FILE, POLICY_FILE, COMPONENTS_FILE)
+_FILES = (CLASSWISE_FILE, RUN_FILE, POLICY_FILE)
 
 
 class NotPickedError(UserError):
@@ -76,8 +75,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def picked(runs: Path) -> dict[str, str]:
     """Return the methods that a track takes from two others, each with the setting that was chosen there most often."""
-    from frl_repro.results.report.bench import read_bench
     from frl_repro.results.report.bench_front import front_methods
+    from frl_repro.results.report.bench_models import read_bench
 
     try:
         return front_methods(read_bench(folders(runs)))

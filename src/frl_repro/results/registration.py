@@ -162,6 +162,12 @@ def _list_digest(registration: str) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
+def is_of_bench(table: Path) -> bool:
+    """Return whether a table is of a registered run of the bench, or of what AutoAttack makes of it."""
+    name = table.parent.name
+    return name in bench_runs() or name.rpartition("-")[0] in bench_runs()
+
+
 def of_first_study(tables: Sequence[Path]) -> Sequence[Path]:
     """Return tables that are neither registered runs' nor of the bases beside them; all where there are no others.
 

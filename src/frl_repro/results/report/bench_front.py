@@ -11,10 +11,10 @@ from scipy import stats
 from frl_repro.basics.errors import UserError
 from frl_repro.results.figures.pareto import front
 from frl_repro.results.protocol import CNN_SMALL, CONTESTANTS, LENET5
-from frl_repro.results.report.bench import CRITERIA
+from frl_repro.results.report.bench_models import CRITERIA
 
 if TYPE_CHECKING:
-    from frl_repro.results.report.bench import Bench, Model
+    from frl_repro.results.report.bench_models import Bench, Model
 
 SOURCES = (LENET5, CNN_SMALL)
 NUM_PICKED = 5

@@ -9,7 +9,7 @@ import numpy as np
 
 from frl_repro.results.figures.pareto import pareto_figure
 from frl_repro.results.protocol import BASE, VERSION
-from frl_repro.results.report.bench import BASE_MODEL, CRITERIA, Bench
+from frl_repro.results.report.bench_models import BASE_MODEL, CRITERIA, Bench
 from frl_repro.results.report.page import Cell, Grid, Picture, svg_of, template
 
 if TYPE_CHECKING:

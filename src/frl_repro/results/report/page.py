@@ -19,6 +19,7 @@ from markupsafe import Markup
 from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import drawing
+from frl_repro.results.registration import is_of_bench
 from frl_repro.results.report.study import ADVERSARIAL, BASE, COMBINED, CONTROL, NATURAL, REMARGIN, REWEIGHT
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.reading import find_tables, read_json
@@ -90,11 +91,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, what it sorts by, and whether it is its column's worst."""
+    """Text, what it sorts by, whether it is its column's worst, and where on the page it leads."""
 
     text: str
     key: str = ""
     is_worst: bool = False
+    href: str = ""
 
 
 def template(name: str) -> Template:
@@ -349,7 +351,7 @@ def _strip(interval: statistics.Interval, values: Sequence[float], threshold: fl
 def _runs(runs: str | Path) -> Iterable[dict[str, Any]]:
     for table in find_tables(runs):
         path = table.with_name("run.json")
-        if path.exists():
+        if path.exists() and not is_of_bench(table):  # the bench has a page of its own
             run = read_json(path)
             commit = run.get("git_commit") or ""
             yield {
@@ -374,6 +376,10 @@ def _rendered(markdown: str) -> Markup:
     )
 
 
+_PAGE_COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#0072b2": "var(--series)"}
+"""What a figure's lines, background and darkest series are on a page, so that they follow dark mode."""
+
+
 def _inline(svg: str, name: str, alt: str) -> str:
     """An SVG document as an element of the page: ids made unique, size left to the style sheet, text for readers."""
     body = svg[svg.index("<svg") :]
@@ -385,6 +391,8 @@ def _inline(svg: str, name: str, alt: str) -> str:
     opening = body[: body.index(">") + 1]
     width = re.search(r'width="([\d.]+)pt"', opening)
     sized = re.sub(r' (width|height)="[^"]*"', "", opening)
+    for colour, variable in _PAGE_COLOURS.items():
+        body, opening, sized = (text.replace(colour, variable) for text in (body, opening, sized))
     style = f' style="max-width:{float(width[1]) * 1.9:.0f}px"' if width else ""
     label = html.escape(alt, quote=True)
     return body.replace(opening, f'{sized[:-1]} role="img" aria-label="{label}"{style}>', 1)
