@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.radii import format_epsilon
+from frl_repro.basics.run_folder import POLICY_FILE
 from frl_repro.results.protocol import AUTOATTACK_FOLDER, BASE, CONTESTANTS, SCRATCH, TRACKS, contestant_of
 from frl_repro.results.registration import bench_runs
 from frl_repro.results.tables.reading import find_tables, read_classwise, read_json
@@ -58,6 +59,8 @@ class Model:
         Test images.
     autoattack : dict of str to array, shape (K,)
         Class errors by radius, where AutoAttack measured it: of the class that selection images name on all images.
+    policy : Path, optional
+        Table of what the method did, where there is one.
     """
 
     setting: str
@@ -69,6 +72,7 @@ class Model:
     run_id: str = ""
     num_test: int = 0
     autoattack: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    policy: Path | None = None
 
     @property
     def is_registered(self) -> bool:
@@ -114,8 +118,9 @@ class Bench:
 
     @property
     def tracks(self) -> list[str]:
-        """Data and networks, sorted."""
-        return sorted({track for track, *_ in self.models})
+        """Data and networks in the order of the protocol, others after them."""
+        order = {name: number for number, name in enumerate(TRACKS)}
+        return sorted({track for track, *_ in self.models}, key=lambda name: (order.get(name, len(order)), name))
 
     def radii(self, track: str) -> list[str]:
         """Return the radii that every model of a track was measured at, the smallest first."""
@@ -173,9 +178,8 @@ def read_bench(runs: str | Path | Sequence[Path]) -> Bench:
         place, setting = _named(str(run_id), of_run.iloc[0], note)
         cost = _cost(note)
         is_last = last.loc[of_run.index] == of_run["epoch"]
-        models.setdefault(place, []).append(
-            _model(of_run[is_last], setting, cost, str(run_id), attacked.get(str(run_id), {}))
-        )
+        model = _model(of_run[is_last], setting, cost, str(run_id), attacked.get(str(run_id), {}))
+        models.setdefault(place, []).append(replace(model, policy=notes[str(run_id)].with_name(POLICY_FILE)))
         before = of_run[(of_run["epoch"] == 0) & ~is_last]
         track, seed = place[0], place[-1]
         if not before.empty and (track, seed) not in bases:  # every retraining of a seed measured it

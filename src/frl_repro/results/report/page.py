@@ -91,12 +91,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, what it sorts by, whether it is its column's worst, and where on the page it leads."""
+    """Text, what it sorts by, whether it is its column's worst, where it leads, and whether it is prose."""
 
     text: str
     key: str = ""
     is_worst: bool = False
     href: str = ""
+    is_text: bool = False
 
 
 def template(name: str) -> Template:
