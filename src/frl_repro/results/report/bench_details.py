@@ -87,8 +87,12 @@ def _runs(bench: Bench, track: str, models: Mapping[int, Model]) -> Grid:
             worst = int(model.selection[radius].argmax())
             cells.append(Cell(f"{names[worst]} {100 * model.worst(radius):.1f}", f"{model.worst(radius):.6f}"))
         rows.append([*cells, Cell(model.run_id or "-", model.run_id, is_text=True)])
-    header = ["seed", "chosen setting", *(f"worst class by selection images, {radius}" for radius in radii), "run"]
-    return Grid("The chosen model of each seed; robust test error of its worst class in percent", header, rows)
+    header = ["seed", "chosen setting", *(f"worst class, {radius}" for radius in radii), "run"]
+    return Grid(
+        "The chosen model of each seed; robust test error in percent of the class that its selection images name",
+        header,
+        rows,
+    )
 
 
 def _classes(bench: Bench, track: str, models: Mapping[int, Model]) -> Grid:
