@@ -149,6 +149,8 @@ def _costs(request: Request, *, shows_jobs: bool) -> str:
     try:
         found = request.jobs()
     except bench_published.NotPickedError as problem:
+        if shows_jobs:
+            raise
         return f"{request.track.name}: {problem}\n"
     lines = [f"train.py -m {shlex.join(job.overrides)} seed={_listed(request.seeds)}\n" for job in found]
     num_seeds, needs_base = len(request.seeds), any(job.start == BASE for job in found)

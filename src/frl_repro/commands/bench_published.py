@@ -79,7 +79,7 @@ def picked(runs: Path) -> dict[str, str]:
     from frl_repro.results.report.bench_models import read_bench
 
     try:
-        return front_methods(read_bench(folders(runs)))
+        return front_methods(read_bench(folders(runs) or [runs]))
     except UserError as problem:
         raise NotPickedError(f"methods=front: {problem}") from None
 
