@@ -260,7 +260,7 @@ def registered_list() -> str:
 
 
 def _usage() -> str:
-    parts = "\n".join(f"  {name:<10}{part.summary}" for name, part in STUDY.items())
+    parts = "\n".join(f"  {name:<11} {part.summary}" for name, part in STUDY.items())
     program = program_name()
     return usage_text(
         "Run the whole study, or parts of it, and draw its figures. Repeat the command to continue.",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from frl_repro.basics import paths, process, standard_streams, torchrun
-from frl_repro.basics.errors import UserError, one_line, reason
+from frl_repro.basics.errors import UserError, one_line, printable, reason
 from frl_repro.commands.command_line import CommandLine
 from frl_repro.commands.jobs import Job, broken_settings, checked_jobs, read
 from frl_repro.commands.messages import fail, speaks
@@ -207,15 +207,13 @@ def _checked_alike(arguments: Sequence[str], config_name: str) -> tuple[CommandL
 
 def _run_jobs(config_name: str, act: _Act) -> int:
     arguments = sys.argv[1:]
-    if "--help" in arguments or "-h" in arguments:  # without Hydra, which takes a second to import
-        return _print_help(config_name)
     if "--version" in arguments:
         return _print_version()
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
     try:
         line, jobs = _checked_alike(arguments, config_name)
         if line.asks_for_help:
-            return _print_help(config_name)
+            return _print_help(config_name, line)
         if line.is_answered or (line.flags and not line.is_sweep):
             ask_hydra(config_name, [*line.overrides, *(jobs[0].added if jobs else []), *line.flags], line)
             return 0
@@ -262,17 +260,26 @@ def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
         fail(reason(problem))
 
 
-def _print_help(config_name: str) -> int:
-    from frl_repro.commands.helptext import help_text, program_name
+def _print_help(config_name: str, line: CommandLine) -> int:
+    """Print one screen, or what is said of each topic that was typed."""
+    from frl_repro.commands.helptext import front_page, program_name
+    from frl_repro.commands.helptopics import Topics
 
+    program = program_name()
     try:
-        text = help_text(paths.CONFIG_DIR, config_name, program_name())
+        if line.overrides:
+            topics = Topics(paths.CONFIG_DIR, config_name, program, line.config_dir)
+            text = "\n".join(topics.text(topic) for topic in dict.fromkeys(line.overrides))
+        else:
+            text = front_page(paths.CONFIG_DIR, config_name, program)
+    except UserError as mistake:
+        return fail(str(mistake))
     except Exception:  # of a file of conf/ that someone has edited
-        broken = broken_settings()
+        broken = broken_settings(*filter(None, [line.config_dir]))
         if broken is None:
             raise
         return fail(broken)
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text))
     return 0
 
 
