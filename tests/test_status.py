@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from frl_repro.basics.folder_lock import held
+from frl_repro.basics.time_left import duration
 from frl_repro.commands import cli, jobs
 from frl_repro.commands.status import main
 from frl_repro.runs import sweeps
@@ -187,4 +188,4 @@ def test_a_sweep_that_a_launcher_gives_up_is_one_line_and_its_list_stays_only_if
 
 
 def test_time_spans_are_said_as_people_say_them():
-    assert [sweeps.duration(s) for s in (40, 720, 12600, 180000)] == ["40 s", "12 min", "3.5 h", "2.1 days"]
+    assert [duration(s) for s in (40, 720, 12600, 180000)] == ["40 s", "12 min", "3.5 h", "2.1 days"]

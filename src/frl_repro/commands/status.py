@@ -22,9 +22,10 @@ from frl_repro.basics.run_folder import (
     state_header,
     walk,
 )
+from frl_repro.basics.time_left import duration
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, switch, usage_text
-from frl_repro.runs.sweeps import FAILED_FILE, PLAN_PATTERN, duration, read_list, read_plan
+from frl_repro.runs.sweeps import FAILED_FILE, PLAN_PATTERN, read_list, read_plan
 
 _KEYS = {
     "runs": "folder (searched recursively), or a comma-separated list of them   [outputs]",
