@@ -41,7 +41,7 @@ _FAILURE = {
     "run": readback.maybe(_FOLDER),
 }
 _FAILURES = readback.items(readback.fields(_FAILURE))
-_PLAN = readback.fields({"runs": readback.items(_FOLDER)})
+_PLAN = readback.fields({"runs": readback.items(_FOLDER)}, {"process": readback.ANY_TEXT})
 _OUTCOME = readback.fields({**_FAILURE, "output_dir": readback.ANY_TEXT}, {"seconds": readback.number(0)})
 
 _WINDOW = 20  # jobs that the estimate of the time left uses: the last ones
@@ -171,6 +171,21 @@ def read_plan(path: Path) -> list[str]:
     """
     runs: list[str] = readback.read_json(path, _PLAN, remedy=_REMEDY)["runs"]
     return runs
+
+
+def is_under_way(path: Path) -> bool:
+    """Return whether the process still runs, on this machine, that wrote a list of `planned`."""
+    try:
+        plan: dict[str, Any] = readback.read_json(path, _PLAN, remedy=_REMEDY)
+        machine, _, number = plan.get("process", "").rpartition(" ")
+        if machine != platform.node() or not number.isdecimal() or int(number) <= 0:
+            return False
+        os.kill(int(number), 0)
+    except PermissionError:
+        return True
+    except (UserError, OSError, OverflowError):
+        return False
+    return True
 
 
 def read_outcome(path: Path) -> dict[str, Any]:
