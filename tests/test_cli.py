@@ -178,7 +178,9 @@ def test_beside_a_class_policy_a_line_says_whose_trainer_was_typed(line, monkeyp
 def test_a_job_that_another_process_did_shows_its_table(monkeypatch, capsys, in_tmp):
     assert call(monkeypatch, "run_dir=outputs/run", *TINY) == 0
     capsys.readouterr()
-    task = Task(print, str(in_tmp), [None, None], RunConfig)
+    two = jobs.checked_jobs(jobs.read(["-m", "seed=0,1", *TINY], "config"), "config")
+    (in_tmp / "scratch").mkdir()
+    task = Task(print, str(in_tmp / "scratch"), two, RunConfig)
     task.note([{"job": "seed=0", "output_dir": "outputs", "reason": "", "run": "run"}])
     task.note([{"job": "seed=1", "output_dir": "outputs", "reason": "no data", "run": None}])
     out = capsys.readouterr().out

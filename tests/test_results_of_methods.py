@@ -166,3 +166,19 @@ def test_registered_runs_are_not_mixed_with_those_of_the_first_study(tmp_path, c
     assert "left out" not in capsys.readouterr().out
     assert collect.main([f"runs={reference}", f"out={tmp_path / 'all.csv'}"]) == 0
     assert not seeds & set(pd.read_csv(tmp_path / "all.csv")["seed"])
+
+
+def test_figure_2_shows_a_method_of_ones_own_where_it_is_alone(tmp_path, capsys):
+    for seed in (0, 1):
+        new_method(tmp_path / "runs", 2, seed=seed)
+    arguments = ["figure=2", f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "formats=svg"]
+    assert plot.main(arguments) == 0
+    assert "shown: new, the only method here" in capsys.readouterr().out
+    assert (tmp_path / "figure2.csv").read_text().count("after") == 2 * 4  # three classes and all together
+    others = [{**row, "run_id": "other", "method": "other"} for row in run_rows(1, 1)]
+    write(tmp_path / "runs", others, recipe={"name": "report"}, retrain={"objective": "split", "trainer": TRAINER})
+    assert plot.main(arguments) == 1
+    assert "no run of method 'reweight'; of new, other choose one with where=method=" in capsys.readouterr().err
+    assert plot.main([*arguments, "where=method=new"]) == 0
+    assert plot.main(["figure=3", *arguments[1:]]) == 1
+    assert "no run of method 'remargin': run `python train.py -m experiment=exp3`" in capsys.readouterr().err

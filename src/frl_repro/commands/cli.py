@@ -29,9 +29,9 @@ from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
 
 
 class _Act(Protocol):
-    """What the jobs of a program do; returns for each why it failed, or None."""
+    """What the jobs of a program do; returns for each its folder, or why it failed."""
 
-    def __call__(self, configs: Sequence[Any], command: str, *, is_sweep: bool) -> list[Exception | None]:
+    def __call__(self, configs: Sequence[Any], command: str, *, is_sweep: bool) -> Sequence[Path | Exception]:
         """Take the jobs' settings, the command line for the record, and whether it is a sweep."""
 
 
@@ -60,34 +60,32 @@ def sanity_main() -> int:
     return _main("sanity", _sanity)
 
 
-def _train(configs: Sequence[RunConfig], command: str, *, is_sweep: bool) -> list[Exception | None]:
+def _train(configs: Sequence[RunConfig], command: str, *, is_sweep: bool) -> Sequence[Path | Exception]:
     from frl_repro.runs.experiment import run_all
 
     # A killed sweep may leave a worker that ends its job: the repeated sweep waits for it instead of failing.
-    outcomes = run_all(configs, command=command, wait=is_sweep)
-    return [outcome if isinstance(outcome, Exception) else None for outcome in outcomes]
+    return run_all(configs, command=command, wait=is_sweep)
 
 
-def _evaluate(configs: Sequence[EvaluateConfig], command: str, *, is_sweep: bool) -> list[Exception | None]:
+def _evaluate(configs: Sequence[EvaluateConfig], command: str, *, is_sweep: bool) -> Sequence[Path | Exception]:
     from frl_repro.evaluation.measure import measure_checkpoint
 
     del is_sweep  # measurements of one checkpoint write the same bytes: none waits for another
     return _one_by_one(configs, functools.partial(measure_checkpoint, command=command))
 
 
-def _sanity(configs: Sequence[SanityConfig], command: str, *, is_sweep: bool) -> list[Exception | None]:
+def _sanity(configs: Sequence[SanityConfig], command: str, *, is_sweep: bool) -> Sequence[Path | Exception]:
     from frl_repro.evaluation.sanity import check_checkpoint
 
     del is_sweep  # as with measurements
     return _one_by_one(configs, functools.partial(check_checkpoint, command=command))
 
 
-def _one_by_one(configs: Sequence[Any], do: Callable[[Any], object]) -> list[Exception | None]:
-    outcomes: list[Exception | None] = []
+def _one_by_one(configs: Sequence[Any], do: Callable[[Any], Path]) -> list[Path | Exception]:
+    outcomes: list[Path | Exception] = []
     for config in configs:
         try:
-            do(config)
-            outcomes.append(None)
+            outcomes.append(do(config))
         except Exception as problem:
             outcomes.append(problem)
     return outcomes
@@ -228,6 +226,8 @@ def _run_jobs(config_name: str, act: _Act) -> int:
         return fail(str(mistake))
     if line.is_sweep and speaks():
         _report_failures(outcomes)
+    if speaks():
+        _say_what_next(jobs, outcomes)
     return 1 if any(outcome["reason"] for outcome in outcomes) else 0
 
 
@@ -246,6 +246,20 @@ def _say_whose_settings(line: CommandLine, jobs: Sequence[Job]) -> None:
         whose += ", which init_from brings trained: no effect"
     set_up_logging()
     LOGGER.info("%s with frl=%s: of %s; retraining has retrain.*", ", ".join(typed), retrained[0].frl.name, whose)
+
+
+def _say_what_next(jobs: Sequence[Job], outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Say which commands come next, where every job has come to its end."""
+    from frl_repro.basics.progress import LOGGER
+    from frl_repro.commands.next_steps import next_lines
+
+    configs = {job.shown: job.config for job in jobs}
+    folders = {outcome["job"]: outcome.get("folder") for outcome in outcomes}
+    if not all(folders.values()) or not folders.keys() <= configs.keys():  # another sweeper has made the jobs
+        return
+    by_folder = {Path(folder): configs[job] for job, folder in folders.items() if folder}
+    for text in next_lines(list(by_folder.values()), list(by_folder)):
+        LOGGER.info("%s", text)
 
 
 def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:

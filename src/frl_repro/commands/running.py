@@ -29,8 +29,8 @@ from frl_repro.settings.config import Config, RunConfig
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-Act = Callable[[Sequence[Config]], list[Exception | None]]
-"""What a program does with settings of jobs; returns for each why it failed, or None."""
+Act = Callable[[Sequence[Config]], Sequence[Path | Exception]]
+"""What a program does with settings of jobs; returns for each its folder, or why it failed."""
 
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 
@@ -119,10 +119,10 @@ def do(act: Act, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     set_up_logging()
     started = time.monotonic()
     try:
-        problems = act([job.config for job in jobs])
+        found = act([job.config for job in jobs])
     except Exception as problem:
-        problems = [problem] * len(jobs)
-    reasons = ["" if problem is None else reason(problem) for problem in problems]
+        found = [problem] * len(jobs)
+    reasons = [reason(outcome) if isinstance(outcome, Exception) else "" for outcome in found]
     for why in dict.fromkeys(filter(None, reasons)):
         if torchrun.num_processes() > 1:
             from frl_repro.models.compute.distributed import end_unless_all_failed
@@ -135,9 +135,10 @@ def do(act: Act, jobs: Sequence[Job]) -> list[dict[str, Any]]:
             "output_dir": in_home(str(job.composed["output_dir"])),
             "reason": why,
             "run": _run_of(job),
+            "folder": "" if why else str(outcome),
             "seconds": (time.monotonic() - started) / len(jobs),
         }
-        for job, why in zip(jobs, reasons, strict=True)
+        for job, outcome, why in zip(jobs, found, reasons, strict=True)
     ]
 
 

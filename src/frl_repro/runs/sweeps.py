@@ -42,7 +42,9 @@ _FAILURE = {
 }
 _FAILURES = readback.items(readback.fields(_FAILURE))
 _PLAN = readback.fields({"runs": readback.items(_FOLDER)}, {"process": readback.ANY_TEXT})
-_OUTCOME = readback.fields({**_FAILURE, "output_dir": readback.ANY_TEXT}, {"seconds": readback.number(0)})
+_OUTCOME = readback.fields(
+    {**_FAILURE, "output_dir": readback.ANY_TEXT}, {"seconds": readback.number(0), "folder": readback.ANY_TEXT}
+)
 
 _WINDOW = 20  # jobs that the estimate of the time left uses: the last ones
 
