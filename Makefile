@@ -49,7 +49,7 @@ check: $(STAMP)  ## ruff, mypy, import-linter
 	$(VENV)/bin/lint-imports
 
 report: $(STAMP)  ## figures, tables of the documentation and outputs/reference/report.html anew from outputs/reference
-	$(RUN) scripts/report.py runs=outputs/reference out=outputs/reference docs=docs,outputs/reference/models
+	$(RUN) scripts/report.py runs=outputs/reference out=outputs/reference docs=README.md,docs,outputs/reference/models
 
 docs: $(STAMP)  ## the documentation site, into site/: strict, without network
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
