@@ -199,6 +199,7 @@ def anchors_of(page):
 
 def links_of(page):
     for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8")):
+        yield from re.findall(r'<img src="([^"]+)"', token.content if token.type == "html_block" else "")
         for inner in token.children or []:
             target = inner.attrGet("href") or inner.attrGet("src")
             if target and not target.startswith(("http:", "https:")):
