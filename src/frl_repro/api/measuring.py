@@ -48,10 +48,10 @@ def evaluate(
     Parameters
     ----------
     model : nn.Module
-        Images in [0, 1], shape (N, C, H, W), to logits, shape (N, K). It is measured in evaluation mode and left as it
-        was: mode, gradients, weights, device.
+        Takes images in [0, 1], shape (N, C, H, W), and returns logits, shape (N, K). It is measured in evaluation mode.
+        Afterwards its mode, gradients, weights and device are as before.
     data : pair of Tensors, torch Dataset, or DataLoader
-        Images, floating in [0, 1] or uint8, and labels, shape (N,), 0 to K - 1; at least one image of each class.
+        Images, floats in [0, 1] or uint8, and labels 0 to K - 1, shape (N,). Each class needs an image.
     epsilons : float or sequence of float
         Radii in pixel units, in [0, 1]; 0 leaves images as they are.
     step_size : float
@@ -65,7 +65,7 @@ def evaluate(
     early_stop : bool
         Count an image as wrong at its first wrong iterate instead of its last one (stronger).
     batch_size : int
-        Images attacked at a time. What does not fit into memory is split.
+        Images attacked at a time. A batch that does not fit into memory is split.
     seed : int
         Drives the random starts.
     device : str, optional
