@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 
 import frl_repro
 from frl_repro.basics.paths import CONFIG_DIR
-from frl_repro.commands import collect, jobs, plot
+from frl_repro.commands import collect, jobs, plot, report, status
 from frl_repro.commands.keyvalue import choice, parse_arguments
 from frl_repro.results.figures import FIGURES, IMAGE_FIGURES, STUDY_FIGURES
 from frl_repro.results.protocol import CONTESTANTS, TRACKS
@@ -27,6 +27,7 @@ from pages import PAGES, blocks_of, code_of, commands_in, commands_of
 from support import ROOT, call
 
 PROGRAMS = {"train.py": "config", "scripts/evaluate.py": "evaluate", "scripts/sanity.py": "sanity"}
+MAINS = {f"scripts/{module.__name__.rpartition('.')[2]}.py": module.main for module in (collect, plot, report, status)}
 OTHER_PROGRAMS = {".", "tensorboard", "scancel"}
 LANGUAGES = {"", "python", "yaml", "text"}
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -84,7 +85,9 @@ def shortened(words):
     return [*words, *more, "evaluation.num_steps=1", "backend=torch", "num_threads=1"]
 
 
-def test_the_guide_to_own_images_runs_from_top_to_bottom(in_tmp, monkeypatch):
+def test_the_guide_to_own_images_runs_from_top_to_bottom_and_the_commands_of_the_start_show_its_runs(
+    in_tmp, monkeypatch
+):
     page = ROOT / "docs" / "own_images.md"
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))
     run_cells(page)
@@ -93,11 +96,11 @@ def test_the_guide_to_own_images_runs_from_top_to_bottom(in_tmp, monkeypatch):
     for words in trained:
         assert call(monkeypatch, *shortened(words[2:])) == 0
     assert len(list((in_tmp / "outputs").glob("image_folder-*/done.json"))) == 3
-    for words in commands_of(page):
-        main = {"scripts/collect.py": collect.main, "scripts/plot.py": plot.main}.get(words[1])
-        if main is not None:
-            assert main([*words[2:], *(["formats=png"] if main is plot.main else [])]) == 0
+    for words in [*commands_of(page), *commands_of(ROOT / "docs" / "index.md")]:
+        if words[0] == "python" and words[1] in MAINS and "runs=" not in str(words):
+            assert MAINS[words[1]]([*words[2:], *(["formats=png"] if words[1] == "scripts/plot.py" else [])]) == 0
     assert (in_tmp / "outputs" / "figures" / "figure2.png").exists()
+    assert (in_tmp / "outputs" / "report" / "report.html").exists()
 
 
 # --- Commands ---------------------------------------------------------------------------------------------------------
