@@ -33,6 +33,7 @@ SCRIPTS = ("plot", "collect", "report", "status", "bench")
 
 _OF_METHODS = ("alpha.", "tau.", "frl.", "retrain.", "departures.")
 _FILES_WITHOUT_KEYS = ("experiment", "sweep", "row", "schedule")
+_SWITCH = ("true", "false")
 _Known = Mapping[str, Mapping[str, Key]]
 
 
@@ -77,6 +78,8 @@ def _of_scripts() -> Iterator[str]:
             meaning, _, default = text.rpartition("   [") if text.endswith("]") else (text, "", "")
             rows.append((f"`{key}`", _code(default.removesuffix("]")), _plain(meaning.strip())))
         yield _table(("key", "default", "meaning"), rows)
+        if script == "scripts/plot.py":
+            yield "All figures: [figures](figures.md)."
 
 
 def _defaults(name: str) -> dict[str, str]:
@@ -88,7 +91,8 @@ def _top_level(name: str, known: _Known) -> Iterator[str]:
     values = settings_in(CONFIG_DIR / f"{name}.yaml", CONFIG_DIR)
     yield "### Outside every group"
     rows = [
-        (f"`{key}`", _code(values.get(key, "null")), _takes(about), _meaning(about)) for key, about in known[""].items()
+        (f"`{key}`", _code(values.get(key, "null")), _takes(about, values.get(key, "")), _meaning(about))
+        for key, about in known[""].items()
     ]
     yield _table(("key", "default", "values", "meaning"), rows)
 
@@ -117,7 +121,7 @@ def _keys_of(
     for choice, keys in known.items():
         for key, about in keys.items():
             if key != "name":
-                defaults = rows.setdefault((key, _takes(about), _meaning(about)), {})
+                defaults = rows.setdefault((key, _takes(about, values[choice].get(key, "")), _meaning(about)), {})
                 defaults.setdefault(values[choice].get(key, "null"), []).append(choice)
     first = {key: place for place, (key, *_) in reversed(list(enumerate(rows)))}
     if rows:
@@ -146,7 +150,7 @@ def _of_methods(known: _Known) -> Iterator[str]:
         own = settings_in(path, CONFIG_DIR)
         for key, about in known[f"frl={path.stem}"].items():
             if key in own and key != "name":
-                rows.append((path.stem, f"`frl.{key}`", _code(own[key]), _takes(about), _meaning(about)))
+                rows.append((path.stem, f"`frl.{key}`", _code(own[key]), _takes(about, own[key]), _meaning(about)))
     yield "Keys of single methods:"
     yield _table(("method", "key", "default", "values", "meaning"), rows)
     yield from _by_recipe(known)
@@ -187,7 +191,9 @@ def _named(place: str, keys: Mapping[str, Key]) -> Iterable[tuple[str, Key]]:
     return [(f"{prefix}.{key}", about) for key, about in keys.items() if key != "name" and not about.choices]
 
 
-def _takes(about: Key) -> str:
+def _takes(about: Key, default: str = "") -> str:
+    if default in _SWITCH:
+        return ", ".join(map(_code, _SWITCH))
     if about.one_of:
         return ", ".join(_code(value) for value in about.one_of)
     return "a path" if about.is_path else _code(about.bounds or "")
