@@ -53,7 +53,7 @@ report: $(STAMP)  ## figures, tables of the documentation and outputs/reference/
 
 docs: $(STAMP)  ## the documentation site, into site/: strict, without network
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "open site/index.html; for its search: python -m http.server --directory site"
 
 smoke: $(STAMP)  ## one short run on real data, the notebook, and every published model against its table
 	$(RUN) train.py dataset.num_train=2000 dataset.num_test=500 trainer.num_epochs=1 force=true output_dir=outputs/smoke
