@@ -117,6 +117,11 @@ def _list_digest(registration: str) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
+def of_one_study(tables: Sequence[Path]) -> Sequence[Path]:
+    """Return the registered runs' tables where there are any, else all: runs of both kinds are never shown together."""
+    return [path for path in tables if path.parent.name in registered_runs()] or tables
+
+
 def of_first_study(tables: Sequence[Path]) -> Sequence[Path]:
     """Return tables that are neither registered runs' nor of the bases beside them; all where there are no others.
 
