@@ -3,7 +3,10 @@
 import io
 import logging
 import re
+import runpy
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,7 +14,7 @@ from frl_repro.basics import folder_lock, progress, time_left
 from frl_repro.basics.progress import LOGGER, Progress, bar, in_sweep, silence
 from frl_repro.runs import experiment, sweeps
 from frl_repro.training.epochs_left import TrainingProgress
-from support import TINY, call, stopped, tiny_retraining, tiny_run
+from support import ROOT, TINY, call, stopped, tiny_retraining, tiny_run
 
 
 class Clock:
@@ -199,3 +202,25 @@ def test_a_sweep_counts_jobs_that_run_at_the_same_time(tmp_path):
         sweeps.note_outcome(tmp_path, {**about, "job": str(number)})
     assert sweeps.progress_line(tmp_path, num_jobs=12) == "sweep: 4 of 12 jobs have ended, about 13 min left"
     assert sweeps.progress_line(tmp_path, num_jobs=12, at_once=4).endswith("have ended, about 3 min left")
+
+
+def test_a_study_says_the_time_left_of_its_sweeps(monkeypatch, capsys):
+    study = runpy.run_path(str(ROOT / "scripts" / "study.py"))
+    now = [0.0]
+
+    def takes(command, **_):
+        now[0] += 600 if "train.py" in command else 1
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", takes)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    sweep, figure = ["train.py", "-m", "seed=0"], ["scripts/plot.py"]
+    assert study["run_commands"]([("exp1", sweep), ("exp1", figure), ("exp2", sweep), ("exp2", sweep)]) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[exp1] 1 of 4: python train.py -m seed=0"
+    assert [line for line in lines if "exit" in line] == [
+        "[exp1] exit code 0 after 10 min, about 20 min left",
+        "[exp1] exit code 0 after 1 s, about 20 min left",
+        "[exp2] exit code 0 after 10 min, about 10 min left",
+        "[exp2] exit code 0 after 10 min",
+    ]
