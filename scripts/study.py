@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.run_folder import CLASSWISE_FILE, DONE_FILE, RUN_FILE, SPLIT_FILE, WEIGHTS_FILE, read_object
+from frl_repro.basics.time_left import duration, seconds_left
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.jobs import check_command_line, configure
 from frl_repro.commands.keyvalue import choice, run, switch, usage_text, whole_number
@@ -194,6 +195,38 @@ def _seeds(text: str) -> str:
     return text.replace(" ", "")
 
 
+def commands_of(name: str, given: dict[str, str], extra: list[str]) -> list[list[str]]:
+    """Return the commands of a part without ``python``: its sweeps, then its figures."""
+    part = STUDY[name]
+    seeds = _seeds(given.get("seeds", part.seeds))
+    skips = choice("committed", given.get("committed", "skip" if part.is_by_seed else "run"), ("skip", "run")) == "skip"
+    turns = seeds.split(",") if part.is_by_seed or skips else [seeds]
+    sweeps = [
+        ["train.py", "-m", *sweep.split(), f"seed={turn}", *extra]
+        for turn in turns
+        for sweep in part.sweeps
+        if not (skips and is_committed(sweep, turn))
+    ]
+    return [*sweeps, *(["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures)]
+
+
+def run_commands(commands: list[tuple[str, list[str]]]) -> list[str]:
+    """Run commands, each with the name of its part; say how long the others will take; return those that failed."""
+    failed, seconds = [], []
+    num_sweeps = sum(command[0] == "train.py" for _, command in commands)  # figures take no time beside them
+    for number, (name, command) in enumerate(commands, start=1):
+        print(f"[{name}] {number} of {len(commands)}: python {shlex.join(command)}", flush=True)
+        started = time.perf_counter()
+        code = subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode
+        taken = time.perf_counter() - started
+        seconds += [taken] if command[0] == "train.py" else []
+        left = seconds_left(seconds, num_sweeps - len(seconds))
+        after = f", about {duration(left)} left" if left else ""
+        print(f"[{name}] exit code {code} after {duration(taken)}{after}", flush=True)
+        failed += [shlex.join(command)] if code else []
+    return failed
+
+
 def study(given: dict[str, str]) -> int:
     """Run the chosen parts one after the other; 1 if anything failed."""
     usual = ",".join(name for name, part in STUDY.items() if not part.is_on_request)
@@ -210,32 +243,13 @@ def study(given: dict[str, str]) -> int:
         extra = [*launcher, *shlex.split(given.get("set", ""))]
     except ValueError as problem:
         raise UserError(f"set={given['set']} cannot be read ({problem}): close the quotes") from None
-    failed = []
-    for name in names:
-        part = STUDY[name]
-        seeds = _seeds(given.get("seeds", part.seeds))
-        turns = seeds.split(",") if part.is_by_seed else [seeds]
-        skips = (
-            choice("committed", given.get("committed", "skip" if part.is_by_seed else "run"), ("skip", "run")) == "skip"
-        )
-        turns = seeds.split(",") if skips else turns
-        commands = [
-            ["train.py", "-m", *sweep.split(), f"seed={turn}", *extra]
-            for turn in turns
-            for sweep in part.sweeps
-            if not (skips and is_committed(sweep, turn))
-        ]
-        if name == _REGISTERED and not is_dry:
-            restore_bases()
-        commands += [["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures]
-        for command in commands:
-            print(f"[{name}] python {shlex.join(command)}", flush=True)
-            if is_dry:
-                continue
-            started = time.perf_counter()
-            code = subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode
-            print(f"[{name}] exit code {code} after {time.perf_counter() - started:.0f} s", flush=True)
-            failed += [shlex.join(command)] if code else []
+    commands = [(name, command) for name in names for command in commands_of(name, given, extra)]
+    if is_dry:
+        sys.stdout.write("".join(f"[{name}] python {shlex.join(command)}\n" for name, command in commands))
+        return 0
+    if _REGISTERED in names:
+        restore_bases()
+    failed = run_commands(commands)
     for line in failed:
         sys.stderr.write(f"failed: python {line}\n")
     return 1 if failed else 0
@@ -296,7 +310,7 @@ def registered_list() -> str:
 
 
 def _usage() -> str:
-    parts = "\n".join(f"  {name:<10}{part.summary}" for name, part in STUDY.items())
+    parts = "\n".join(f"  {name:<11} {part.summary}" for name, part in STUDY.items())
     program = program_name()
     return usage_text(
         "Run the whole study, or parts of it, and draw its figures. Repeat the command to continue.",

@@ -154,9 +154,11 @@ def _bench(given: dict[str, str]) -> str | tuple[str, int]:
 
 def _run(jobs: Sequence[Job], seeds: Sequence[int], runs: Path, command: str) -> list[str]:
     """Train every job with every seed, fused where settings allow; returns a line for each that failed."""
+    from frl_repro.basics.progress import set_up_logging
     from frl_repro.commands.jobs import configure
     from frl_repro.runs.experiment import run_all
 
+    set_up_logging()
     lines = [(*job.overrides, f"seed={seed}", f"output_dir={runs}") for job in jobs for seed in seeds]
     outcomes = run_all([configure(*line) for line in lines], command=command)
     return [
