@@ -1,4 +1,4 @@
-"""Judge the claims and write the HTML report: ``python scripts/report.py runs=outputs``."""
+"""Answer the study's questions and write the HTML report: ``python scripts/report.py runs=outputs``."""
 
 import sys
 from pathlib import Path

@@ -75,13 +75,14 @@ def test_collect_and_report_name_what_selection_images_prefer(tmp_path, capsys):
     assert "best reweight by selection (seed 0):\n  worst_robust  reweight nat 1 bndy 5" in shown
     assert "worst-class natural error in percent, selection split" in shown
     assert "by validation" not in shown
-    assert load_study(runs).settings["reweight"] == "reweight nat 1 bndy 5"
+    assert load_study(runs).settings["reweight, chosen"] == "reweight nat 1 bndy 5 (1 seed)"
 
     more = write(tmp_path / "more", opposed(seeds=(0, 1)))
     for run_id in ("reweight-report-1-5-1", "reweight-report-5-5-1"):
         (more / run_id / "classwise.csv").unlink()
-    preferred = load_study(more).preferred["reweight"]
-    assert (preferred.setting, preferred.split, preferred.seeds) == ("reweight nat 1 bndy 5", "selection", [0])
+    study = load_study(more)
+    assert study.settings["reweight, chosen"] == "reweight nat 1 bndy 1 (2 seeds)"
+    assert study.notes[-1].endswith("reweight nat 1 bndy 5 (1), reweight nat 5 bndy 5 (1)")
 
 
 def test_of_some_classes_nothing_is_called_overall(tmp_path, capsys):
@@ -96,7 +97,7 @@ def test_of_some_classes_nothing_is_called_overall(tmp_path, capsys):
     assert plot.main(["figure=2", "where=class_name=Bag,alpha_nat=1,alpha_bndy=1", *arguments]) == 0
     assert "of classes Bag alone: what is called overall or worst is so among these" in capsys.readouterr().out
     assert report.main([f"runs={runs}", "where=class_name=Bag", f"out={tmp_path}"]) == 1
-    assert "where='class_name=Bag': claims compare the classes with each other" in capsys.readouterr().err
+    assert "where='class_name=Bag': questions compare the classes with each other" in capsys.readouterr().err
     assert plot.main(["figure=2", "where=alpha_nat=1,alpha_bndy=1", *arguments]) == 0
     assert "alone" not in capsys.readouterr().out
 

@@ -334,7 +334,7 @@ def test_a_declaration_may_derive_take_constants_and_lists(tmp_path, monkeypatch
     kind = methods._declared.__wrapped__("new_one")
     known = {item.name: about(item) for item in dataclasses.fields(kind)}
     assert (known["way"].one_of, known["sizes"].bounds) == (("one", "other"), methods.COUNT)
-    assert known["num_steps"].help == "its steps"  # inherited
+    assert known["num_steps"].help == "gradient steps of that attack"  # inherited
 
 
 def test_the_key_list_is_a_contract():

@@ -84,7 +84,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, notebook):
     assert not list(tmp_path.rglob("run.json"))  # nothing is left
 
     printed = "".join(part.text for part in outputs["claims"] if part.output_type == "stream").splitlines()
-    verdicts = pd.read_csv(ROOT / "outputs" / "reference" / "claims.csv").drop_duplicates("claim")
-    assert [(line[0], line.rpartition("->  ")[2].lower()) for line in printed] == [
-        (str(claim), verdict) for claim, verdict in zip(verdicts["claim"], verdicts["verdict"], strict=True)
+    verdicts = pd.read_csv(ROOT / "outputs" / "reference" / "verdicts.csv").drop_duplicates("question")
+    assert [(line.partition(".")[0], line.rpartition("->  ")[2].lower()) for line in printed] == [
+        (question, verdict) for question, verdict in zip(verdicts["question"], verdicts["verdict"], strict=True)
     ]

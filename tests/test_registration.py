@@ -13,9 +13,10 @@ from frl_repro.commands.jobs import configure
 from frl_repro.results import registration
 from frl_repro.results.protocol import CONTESTANTS, STARTS, TRACKS
 from frl_repro.results.registration import CELLS, REGISTERED_FILE, SEEDS, registered_runs
-from frl_repro.results.report import verdicts
+from frl_repro.results.report.comparison import Comparison
+from frl_repro.results.report.questions import RADII
 from frl_repro.results.report.registered import CANDIDATES, load_registered
-from frl_repro.results.report.verdicts import RADII, holm, verdict_of
+from frl_repro.results.report.verdicts import holm, judge, verdict_of
 from frl_repro.results.tables import schema, writing
 from frl_repro.results.tables.outcomes import Outcomes, write_outcomes
 
@@ -202,9 +203,12 @@ def test_development_runs_beside_registered_ones_have_no_part(tmp_path):
 
 
 def test_a_verdict_that_mixes_registered_with_development_seeds_is_refused(study):
-    mixed = (*SEEDS[:-1], 0)
+    mixed = Comparison(study.rows.replace({"seed": {SEEDS[-1]: 0}}), RADII, {})
     with pytest.raises(UserError, match=r"seeds 0 are not registered: a verdict never mixes"):
-        verdicts.judge(lambda roles: (study.errors(roles)[0], mixed), lambda _: None, roles=study.roles, seeds=SEEDS)
+        judge(mixed, registered=SEEDS)
+    answers = judge(mixed, registered=None)
+    assert {answer.verdict for answer in answers} == {"exploratory"}
+    assert answers[2].evidence[0].seeds == (0, *SEEDS[:-1])
 
 
 def test_retrainings_of_one_seed_share_their_base(tmp_path):

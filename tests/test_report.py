@@ -1,4 +1,4 @@
-"""The claims' verdicts, the documentation's tables and the HTML page, from small made-up tables."""
+"""Answers from anyone's runs, the documentation's tables and the HTML page, from small made-up tables."""
 
 import re
 
@@ -8,9 +8,8 @@ import pytest
 
 from frl_repro.basics.errors import UserError
 from frl_repro.commands import report
-from frl_repro.results.report import claims, markdown
+from frl_repro.results.report import answers_page, markdown
 from frl_repro.results.report.autoattack import autoattack_grids
-from frl_repro.results.report.claims import judge
 from frl_repro.results.report.page import Cell, Grid, alt_text
 from frl_repro.results.report.study import load_study
 from frl_repro.results.tables import reading, schema, writing
@@ -39,57 +38,58 @@ def change(path, **values):
     writing.write_frame(path, table)
 
 
-def verdicts(root):
-    return {finding.claim.number: finding.verdict for finding in judge(load_study(root))}
+def evidence_of(study):
+    """Every criterion that decides, by its text."""
+    return {one.criterion.text: one for answer in study.judge() for one in answer.evidence}
 
 
-def test_a_study_that_shows_what_the_report_claims_reproduces_it(runs):
-    findings = judge(load_study(runs))
-    assert [finding.verdict for finding in findings] == ["reproduced"] * 5
-    evidence = findings[2].evidence[0]
-    assert (evidence.class_name, evidence.seeds) == (NAMES[0], [0, 1, 2])
-    assert evidence.over_seeds.estimate == pytest.approx(-0.12)
-    assert evidence.values == pytest.approx([-0.12] * 3)
-    relative = findings[2].evidence[2].values
+def test_runs_that_nothing_registered_show_effects_and_get_no_verdict(runs):
+    study = load_study(runs)
+    assert {answer.verdict for answer in study.judge()} == {"exploratory"}
+    found = evidence_of(study)
+    falls = found["worst class's natural error: reweight 5:1 below base"]
+    assert falls.seeds == (0, 1, 2)
+    assert falls.over_seeds.estimate == pytest.approx(-0.12)
+    assert falls.values == pytest.approx([-0.12] * 3)
+    relative = found["relative change against the base: natural error below robust error at 16/255"].values
     assert relative[1] == pytest.approx((360 / 480 - 1) - (790 / 900 - 1))
-    assert findings[3].evidence[1].values == pytest.approx([-0.025] * 3)  # remargin against its control
-    gap = findings[0].evidence[0].values[1]
-    assert gap == pytest.approx(0.9 - (900 + 120 + 90) / 3000)
+    by_control = found["worst class's robust error at 16/255: remargin, chosen below equal margins"]
+    assert by_control.values == pytest.approx([-0.025] * 3)
+    gap = found[
+        "adversarial training: worst class's robust error at 16/255 more than 5 points above that of all classes"
+    ]
+    assert gap.values[1] == pytest.approx(0.9 - (900 + 120 + 90) / 3000)
+    assert found["worst class's robust error at 16/255: margins, chosen below reweight, chosen"].outcome == "not run"
 
 
 @pytest.mark.parametrize(
-    ("seed_effect", "verdict"),
-    [([-30, -30, -31], "reproduced"), ([30, 30, 31], "not reproduced"), ([-90, 0, 60], "not reproduced")],
+    ("seed_effect", "outcome"),
+    [([-30, -30, -31], "holds"), ([30, 30, 31], "opposite"), ([-90, 0, 60], "uncertain"), ([0, 1, 0], "no difference")],
 )
-def test_the_verdict_follows_the_interval_over_seeds(runs, seed_effect, verdict):
+def test_the_outcome_follows_the_interval_over_seeds(runs, seed_effect, outcome):
     for seed, effect in enumerate(seed_effect):
         natural, robust = shifted(STUDY_BASE, seed)[0]
         change(runs / f"remargin-None-None-5.0-{seed}" / "classwise.csv", num_boundary_errors=robust + effect - natural,
                num_natural_errors=natural)  # fmt: skip
-    assert verdicts(runs)[4] == verdict
+    found = evidence_of(load_study(runs))
+    assert found["worst class's robust error at 16/255: remargin, chosen below base"].outcome == outcome
 
 
-def test_the_first_criterion_alone_is_partly(runs):
-    for seed in range(3):  # the control does as well as remargin: its steps, not its margins, are what helps
-        natural, robust = shifted(STUDY_AFTER["remargin", None, None, 5.0], seed)[0]
-        change(runs / f"remargin-None-None-0.0-{seed}" / "classwise.csv", num_natural_errors=natural,
-               num_boundary_errors=robust - natural)  # fmt: skip
-    assert verdicts(runs)[4] == "partly reproduced"
-
-
-def test_two_seeds_and_missing_models_are_undecided(runs, tmp_path):
-    for folder in runs.glob("*-2"):
+def test_what_is_not_run_is_named_with_its_command(runs, tmp_path, capsys):
+    for folder in {*runs.glob("*-2"), *runs.glob("combined*")}:
         (folder / "classwise.csv").unlink()
-    for folder in runs.glob("combined*"):
-        for path in folder.glob("*"):
-            path.unlink()
-    findings = judge(load_study(runs))
-    assert {finding.verdict for finding in findings} == {"undecided"}
-    assert findings[4].missing == ("combined",)
-    assert list(claims.claim_rows(findings))[-1]["criterion"] == "no runs of combined"
+    answers = load_study(runs).judge()
+    missing = answers_page.missing_runs(answers)
+    assert missing["combined 5:1"] == (
+        "train.py -m experiment=study frl=combined alpha.nat=5 alpha.bndy=1 alpha.margin=5 seed=0,1,2"
+    )
+    assert "reweight 5:1" not in missing
+    assert "base" not in missing
+    rows = answers_page.verdict_rows(answers)
+    assert {row["num_seeds"] for row in rows} == {0, 2}
 
 
-def test_validation_images_name_the_class(runs):
+def test_held_back_images_name_each_models_class(runs):
     """On test images of one run another class is worse after retraining: the named class stays, the maximum moves."""
     path = runs / "reweight-5.0-1.0-None-0" / "classwise.csv"
     table = reading.read_classwise(path)
@@ -99,21 +99,35 @@ def test_validation_images_name_the_class(runs):
     table["boundary_error"] = table["num_boundary_errors"] / table["count"]
     table["robust_error"] = (table["num_natural_errors"] + table["num_boundary_errors"]) / table["count"]
     writing.write_frame(path, table)
-    evidence = judge(load_study(runs))[2].evidence[0]
-    assert evidence.class_name == NAMES[0]
+    evidence = evidence_of(load_study(runs))["worst class's natural error: reweight 5:1 below base"]
     assert evidence.values[0] == pytest.approx(-0.12)
     assert evidence.of_maximum.estimate == pytest.approx((-0.12 - 0.12 + 0.70 - 0.477) / 3)
 
 
-def test_a_setting_with_fewer_seeds_that_validation_prefers_is_a_remark(runs):
+def test_without_held_back_images_test_errors_name_the_class_and_a_note_says_so(runs):
+    assert not any("biased" in note for note in load_study(runs).notes)
+    for path in runs.glob("*/classwise.csv"):
+        table = reading.read_classwise(path)
+        writing.write_frame(path, table[table["split"] == "test"])
+    study = load_study(runs)
+    assert "no images were held back" in study.notes[-1]
+    found = evidence_of(study)["worst class's natural error: reweight 5:1 below base"]
+    assert found.values == pytest.approx([found.of_maximum.estimate] * 3)
+
+
+def test_a_setting_with_fewer_seeds_is_no_candidate_and_a_note_says_so(runs):
     better = [(300, 700), (60, 130), (40, 100)]
     write_run(runs, "reweight", better, seed=0, alphas=(5.0, 5.0, None), base=shifted(STUDY_BASE, 0))
     study = load_study(runs)
-    assert study.settings["reweight"] == "reweight nat 5 bndy 1"
-    remarks = judge(study)[4].remarks
-    assert len(remarks) == 1
-    assert "reweight nat 5 bndy 5 on seed 0" in remarks[0]
-    assert "30.0 natural, 70.0 robust" in remarks[0]
+    assert study.settings["reweight, chosen"] == "reweight nat 5 bndy 1"
+    assert study.settings["reweight 5:5"] == "reweight nat 5 bndy 5"
+    assert study.notes == (
+        "reweight, chosen: left out, with fewer seeds than reweight nat 5 bndy 1 (3): reweight nat 5 bndy 5 (1)",
+    )
+    for seed in (1, 2):
+        write_run(runs, "reweight", better, seed=seed, alphas=(5.0, 5.0, None), base=shifted(STUDY_BASE, seed))
+    study = load_study(runs)
+    assert (study.settings["reweight, chosen"], study.notes) == ("reweight nat 5 bndy 5 (3 seeds)", ())
 
 
 def outcome(errors, seed, generator):
@@ -137,17 +151,17 @@ def test_outcomes_give_intervals_over_images_for_the_models_they_belong_to(runs)
     write_outcomes(runs / "strange.outcomes.safetensors", outcome(STUDY_NATURAL, 5, generator))  # belongs to no model
     study = load_study(runs)
     # The adversarial models count the same errors as the bases here: their outcomes serve both.
-    assert {role for role, _ in study.outcomes} == {"adversarial", "base", "reweight"}
-    findings = judge(study)
-    interval = findings[2].evidence[0].over_images
+    assert {role for role, _ in study.outcomes} == {"adversarial", "base", "reweight 5:1", "reweight, chosen"}
+    found = evidence_of(study)
+    interval = found["worst class's natural error: reweight 5:1 below base"].over_images
     # Independent images: the deviation of a mean of three differences of shares of 1,000.
     expected = np.sqrt((0.48 * 0.52 + 0.36 * 0.64) / COUNT / 3)
     assert interval.estimate == pytest.approx(-0.12)
     assert (interval.high - interval.low) / (2 * 1.96) == pytest.approx(expected, rel=0.15)
-    assert findings[3].evidence[0].over_images is None  # remargin has none
+    assert found["worst class's robust error at 16/255: remargin, chosen below base"].over_images is None
 
 
-def test_the_command_writes_page_and_claims_and_a_changed_number_changes_them(runs, tmp_path, capsys, monkeypatch):
+def test_the_command_writes_page_and_answers_and_a_changed_number_changes_them(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "_FIGURES", report._FIGURES[1:2])  # each costs a second
 
     def written(name):
@@ -157,17 +171,18 @@ def test_the_command_writes_page_and_claims_and_a_changed_number_changes_them(ru
     before = written("a")
     assert before == written("b")  # equal tables, equal bytes
     printed = capsys.readouterr().out
-    assert "claim 3: REPRODUCED" in printed
-    assert "-12.0 points" in printed
+    assert "question 3: EXPLORATORY" in printed
+    assert "-12.0 points [-12.0, -12.0], seeds 0, 1, 2" in printed
     assert "36.0 ± 0.3" in before  # reweight's natural error of the worst class
     change(runs / "reweight-5.0-1.0-None-1" / "classwise.csv", num_natural_errors=300)
     after = written("c")
     assert "36.0 ± 0.3" not in after
     assert "34.0 ± 3.5" in after
     assert not (tmp_path / "c" / "exp2").exists()  # figures=false
-    table = pd.read_csv(tmp_path / "c" / "claims.csv")
-    assert list(table.columns) == list(claims.CLAIM_COLUMNS)
-    assert table.loc[(table["claim"] == 3), "estimate"].iloc[0] == pytest.approx((360 + 300 + 360 - 3 * 480) / 3000)
+    table = pd.read_csv(tmp_path / "c" / "verdicts.csv")
+    assert list(table.columns) == list(answers_page.VERDICT_COLUMNS)
+    changed = table.loc[table["criterion"] == "worst class's natural error: reweight 5:1 below base", "estimate"]
+    assert changed.tolist() == pytest.approx([round((360 + 300 + 360 - 3 * 480) / 30, 2)])
 
 
 def add_autoattack(root):
@@ -224,10 +239,10 @@ def test_autoattack_stands_beside_pgd_and_changes_no_verdict(runs, tmp_path, mon
     assert "12 of the test images: adversarial, seed 0" in grid.caption
     assert "breaks 1 images that PGD-20 does not break, and leaves standing 3 that PGD-20 breaks" in grid.caption
     assert report.main([f"runs={runs}", f"out={tmp_path / 'b'}", "figures=false"]) == 0
-    assert (tmp_path / "a" / "claims.csv").read_bytes() == (tmp_path / "b" / "claims.csv").read_bytes()
+    assert (tmp_path / "a" / "verdicts.csv").read_bytes() == (tmp_path / "b" / "verdicts.csv").read_bytes()
     page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
     assert "AutoAttack (standard version) on 12 of the test images" in page
-    assert "robust error is measured with PGD-20 within" in page
+    assert "robust error by PGD-20. Figures and class tables show ε = 16/255" in page
 
 
 def test_the_page_loads_nothing_and_shows_every_figure(runs, tmp_path):
@@ -237,7 +252,7 @@ def test_the_page_loads_nothing_and_shows_every_figure(runs, tmp_path):
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     images = re.findall(r'role="img" aria-label="([^"]+)"', page)
-    assert len(images) == 6  # no policy.csv, no grid
+    assert len(images) == 7  # the forest among them; no policy.csv, no grid
     assert all(NAMES[0] in text or "reweight" in text for text in images)
     for name in ("exp1/figure1.svg", "exp2/figure2.png", "exp3/figure3.pdf", "exp4/figure4.csv", "exp4/tradeoff.svg"):
         assert (tmp_path / "out" / name).stat().st_size > 0
@@ -249,7 +264,7 @@ def test_the_page_loads_nothing_and_shows_every_figure(runs, tmp_path):
         (["run=x"], "did you mean 'runs'"),
         (["runs=nowhere"], "nothing found at 'nowhere'"),
         (["figures=maybe"], "known: true, false"),
-        (["docs=nowhere"], "no such folder"),
+        (["docs=nowhere"], "no such folder or page"),
         (["epsilon=3"], "outside"),
         (["attack=autoattack"], "the tables have pgd-20"),
     ],
@@ -272,14 +287,6 @@ def test_marked_tables_are_made_anew_and_the_rest_stays(tmp_path):
     page.write_text("<!-- table: one -->\n", encoding="utf-8")
     with pytest.raises(UserError, match="has no <!-- end -->"):
         markdown.rewrite(page, {"one": str})
-
-
-def test_numbers_of_the_documentation_are_written_alike():
-    assert markdown.share(0.4834) == ".483"
-    assert markdown.share(1.0) == "1.000"
-    assert markdown.mean_and_seeds([0.4, 0.5]) == "**.450** (.400, .500)"
-    assert markdown.mean_and_seeds([0.4]) == "**.400**"
-    assert markdown.percent(-0.251) == "-25 %"
 
 
 def test_alt_text_says_the_numbers():

@@ -7,7 +7,7 @@ from frl_repro.basics.errors import UserError
 from frl_repro.commands import collect, plot, report
 from frl_repro.results.figures import FIGURES
 from frl_repro.results.figures.trajectory import trajectory_figure
-from frl_repro.results.registration import registered_runs
+from frl_repro.results.registration import DEVELOPMENT_SEEDS, registered_runs
 from frl_repro.results.tables import reading, schema, writing
 from frl_repro.results.tables.text_tables import is_worst
 from frl_repro.results.tables.variants import read_runs
@@ -47,7 +47,7 @@ def new_method(root, rate, *, recipe="report", seed=0):
 
 @pytest.fixture
 def runs(tmp_path):
-    for recipe, rates in {"report": (1, 2, 3, 4, 5), "paper": (1, 2, 3, 4, 5), "scratch": (1,)}.items():
+    for recipe, rates in {"report": (1, 2, 3, 4, 5, 6), "paper": (1, 2, 3, 4, 5, 6), "scratch": (1,)}.items():
         for rate in rates:
             new_method(tmp_path / "runs", rate, recipe=recipe)
     return tmp_path / "runs"
@@ -60,12 +60,17 @@ def labels_of(drawing):
 def test_recipes_of_a_method_are_told_apart_where_it_has_many_settings(runs):
     drawing = FIGURES["tradeoff"].draw(read_runs(reading.find_tables(runs)), epsilon=EPSILON, attack=None)
     assert labels_of(drawing) == [
-        "before retraining (paper)",
-        "before retraining",
-        "new (paper)",
-        "new",
-        "new (scratch)",
+        "before retraining (paper), n = 1",
+        "before retraining, n = 1",
+        "new (paper), n = 6",
+        "new, n = 6",
+        "new (scratch), n = 1",
     ]
+    (axes,) = drawing.figure.axes
+    looks = {line.get_label().replace("\n", " "): (line.get_color(), line.get_marker()) for line in axes.get_lines()}
+    of_new = {look for label, look in looks.items() if label.startswith("new")}
+    assert len({colour for colour, _ in of_new}) == 1  # a method's own
+    assert len({marker for _, marker in of_new}) == 3
 
 
 def test_a_run_from_scratch_leaves_the_names_of_bases_as_they_are(runs):
@@ -84,7 +89,7 @@ def test_where_takes_keys_of_settings_in_every_recipe(runs):
     ones = {"new-report-1-0", "new-paper-1-0", "new-scratch-1-0"}  # of scratch there is no other: it is no variant
     for where in ("rate=1", "frl.rate=1", "frl.rate=1.0"):
         assert set(select_where(table, where)["run_id"]) == ones
-    with pytest.raises(UserError, match=r"no rows with frl\.rate=9; the tables have frl\.rate=1, 2, 3, 4, 5$"):
+    with pytest.raises(UserError, match=r"no rows with frl\.rate=9; the tables have frl\.rate=1, 2, 3, 4, 5, 6$"):
         select_where(table, "frl.rate=9")
     with pytest.raises(
         UserError, match=r"where=num_epochs: several settings end so, write one of retrain\.trainer\.num"
@@ -124,12 +129,12 @@ def test_a_folder_of_a_new_method_alone_gives_a_page(tmp_path, capsys):
         new_method(tmp_path / "runs", rate, recipe="scratch")
     assert report.main([f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page'}"]) == 0
     said = capsys.readouterr().out
-    assert "plays a part in the claims: natural, adversarial" in said
+    assert "plays a part in the questions: natural, adversarial" in said
     assert "UNDECIDED" not in said
     page = (tmp_path / "page" / "report.html").read_text()
     assert "new (scratch) rate=2" in page
-    assert 'id="claims"' not in page
-    assert 'href="#claims"' not in page
+    assert 'id="answers"' not in page
+    assert 'href="#answers"' not in page
     written = {path.name for path in (tmp_path / "page").glob("*.png")}
     assert written == {"settings.png", "trajectory.png", "tradeoff.png"}
 
@@ -161,8 +166,45 @@ def test_registered_runs_are_not_mixed_with_those_of_the_first_study(tmp_path, c
     assert plot.main(["figure=1", *where]) == 0
     said = capsys.readouterr().out
     assert f"runs={reference / 'registered'} shows them" in said
-    assert (tmp_path / "figure1.csv").read_bytes() == (reference / "exp1" / "figure1.csv").read_bytes()
+    apart = pd.read_csv(tmp_path / "figure1.csv")
+    assert set(apart["num_seeds"]) == {len(DEVELOPMENT_SEEDS)}
     assert plot.main(["figure=1", f"runs={reference / 'registered'}", *where[1:]]) == 0
     assert "left out" not in capsys.readouterr().out
+    assert (tmp_path / "figure1.csv").read_bytes() == (reference / "figures" / "figure1.csv").read_bytes()
     assert collect.main([f"runs={reference}", f"out={tmp_path / 'all.csv'}"]) == 0
     assert not seeds & set(pd.read_csv(tmp_path / "all.csv")["seed"])
+
+
+def test_figure_2_shows_a_method_of_ones_own_where_it_is_alone(tmp_path, capsys):
+    for seed in (0, 1):
+        new_method(tmp_path / "runs", 2, seed=seed)
+    arguments = ["figure=2", f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "formats=svg"]
+    assert plot.main(arguments) == 0
+    assert "shown: new, the only method here" in capsys.readouterr().out
+    assert (tmp_path / "figure2.csv").read_text().count("after") == 2 * 4  # three classes and all together
+    others = [{**row, "run_id": "other", "method": "other"} for row in run_rows(1, 1)]
+    write(tmp_path / "runs", others, recipe={"name": "report"}, retrain={"objective": "split", "trainer": TRAINER})
+    assert plot.main(arguments) == 1
+    assert "no run of method 'reweight'; of new, other choose one with where=method=" in capsys.readouterr().err
+    assert plot.main([*arguments, "where=method=new"]) == 0
+    assert plot.main(["figure=3", *arguments[1:]]) == 1
+    assert "no run of method 'remargin': run `python train.py -m experiment=exp3`" in capsys.readouterr().err
+
+
+def test_a_grid_of_two_numbers_of_ones_own_method_is_a_heat_map(tmp_path, capsys):
+    for rate in (1, 2):
+        for share in (0.1, 0.5, 0.9):
+            rows = [
+                {**row, "run_id": f"{rate}-{share}", "method": "new", "alpha_nat": None, "alpha_bndy": None}
+                for row in run_rows(0, 0, gain=(10 * rate, round(10 * share)))
+            ]
+            frl = {"name": "new", "rate": rate, "share": share}
+            write(tmp_path / "runs", rows, frl=frl, recipe={"name": "report"}, retrain={"trainer": TRAINER})
+    arguments = ["figure=grid", f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "formats=svg"]
+    assert plot.main(arguments) == 0, capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "grid.csv")
+    axes = [name for name in table.columns if name in ("rate", "share", "frl.rate", "frl.share")]
+    assert sorted(map(tuple, table[axes].to_numpy().tolist())) == [(r, s) for r in (1, 2) for s in (0.1, 0.5, 0.9)]
+    assert table["is_chosen"].sum() >= 1
+    assert plot.main([*arguments, "where=rate=1"]) == 1
+    assert "a grid of two alphas, or of two numbers of its own; the tables have none" in capsys.readouterr().err

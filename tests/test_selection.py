@@ -314,9 +314,9 @@ def test_tradeoff_has_a_point_for_each_run_and_one_for_each_base(grid):
     numbers = tradeoff_numbers(grid, epsilon=EPSILON, attack=None)
     settings = [f"reweight nat {nat} bndy {bndy}" for nat in (1, 5) for bndy in (1, 5)]
     assert numbers["label"].value_counts().to_dict() == {**dict.fromkeys(settings, 1), "before retraining": 1}
-    larger = pd.concat([grid, pd.DataFrame(run_rows(10, 1))])
+    larger = pd.concat([grid, pd.DataFrame(run_rows(10, 1) + run_rows(10, 5))])
     labels = tradeoff_numbers(larger, epsilon=EPSILON, attack=None)["label"]
-    assert labels.value_counts().to_dict() == {"reweight": 5, "before retraining": 1}
+    assert labels.value_counts().to_dict() == {"reweight": 6, "before retraining": 1}
     before = numbers[numbers["label"] == "before retraining"].iloc[0]
     assert before["worst_class_robust_accuracy"] == pytest.approx(0.11)
     figure = tradeoff_figure(grid, epsilon=EPSILON, attack=None)

@@ -170,8 +170,10 @@ def _run(request: Request, command: str) -> list[str]:
 
     Runs that are finished, or whose results are committed, are skipped.
     """
+    from frl_repro.basics.progress import set_up_logging
     from frl_repro.runs.experiment import run_all
 
+    set_up_logging()
     found, failed = request.jobs(), []
     for job in found:
         job.config(request.seeds[0], f"output_dir={request.runs}")  # a mistake in the last one stops the first

@@ -120,7 +120,8 @@ def check_override(
         choices = _choices_in(key, own)
         for choice in values_of(override):
             if choice not in choices:
-                hint = suggestions.choice_hint(choice, choices) or _other_group(key, choice, known_groups)
+                hint = suggestions.choice_of_group_hint(key, choice, choices)
+                hint = hint or _other_group(key, choice, known_groups)
                 raise UserError(f"{key}={choice}: unknown choice; {hint}known: {', '.join(choices)}")
     elif key not in all_keys(kind):
         raise UserError(unknown_key(key, kind, value=values_of(override)[0], choices=choices_typed()))

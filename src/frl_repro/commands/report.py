@@ -1,11 +1,11 @@
-"""``scripts/report.py``: verdicts on the claims, figures, tables of the documentation and the HTML page, from tables.
+"""``scripts/report.py``: answers to the study's questions, figures, documentation's tables and the page, from tables.
 
 pandas and matplotlib are imported where they are needed, so that help answers at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
     from pandas import DataFrame
 
-    from frl_repro.results.report.claims import Finding
+    from frl_repro.results.report.answers_page import Section
     from frl_repro.results.report.page import Grid, Picture
+    from frl_repro.results.report.registered import RegisteredStudy
     from frl_repro.results.report.study import Study
     from frl_repro.results.report.theory import TheorySection
+    from frl_repro.results.report.verdicts import Answer
 
 _DEFAULT_RUNS, _DEFAULT_OUT = "outputs", "outputs/report"
 
@@ -43,30 +45,38 @@ _KEYS = {
     "attack": ATTACK_HELP,
     "where": f"{WHERE_HELP}, for example model=lenet5   [all]",
     "top": TOP_HELP,
-    "out": f"folder for report.html, claims.csv and figures   [{_DEFAULT_OUT}]",
+    "out": f"folder for report.html, verdicts.csv and figures   [{_DEFAULT_OUT}]",
     "figures": "false leaves figure files as they are; the page has its figures either way   [true]",
-    "docs": "comma-separated folders whose Markdown pages get their marked tables anew   [none]",
+    "docs": "comma-separated Markdown pages, or folders of them, whose marked tables are made anew   [none]",
 }
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A figure of the page: what it is drawn from, where its files go, how the page calls it."""
+    """A figure of the page: what it is drawn from, where its files go, how the page calls it.
+
+    ``of_registered`` narrows the registered study's runs further; None leaves the figure out there.
+    """
 
     figure: str
     folder: str
     title: str
     where: str = ""
+    of_registered: str | None = ""
 
+
+_REPORTS_BEST = "alpha_nat=5,alpha_bndy=1"
 
 _FIGURES = (
     _Place("1", "exp1", "Experiment 1: natural against adversarial training"),
-    _Place("2", "exp2", "Experiment 2: reweight"),
-    _Place("trajectory", "exp2", "How reweight steers: class weights over the epochs", "method=reweight"),
-    _Place("grid", "exp2", "Reweight over the alphas", "method=reweight"),
-    _Place("3", "exp3", "Experiment 3: remargin"),
-    _Place("4", "exp4", "Experiment 4: reweight and remargin combined"),
-    _Place("settings", "controls", "Every setting on seed 0", "recipe=report,seed=0"),
+    _Place("2", "exp2", "Experiment 2: reweight", of_registered=_REPORTS_BEST),
+    _Place(
+        "trajectory", "exp2", "How reweight steers: class weights over the epochs", "method=reweight", _REPORTS_BEST
+    ),
+    _Place("grid", "exp2", "Reweight over the alphas", "method=reweight", None),
+    _Place("3", "exp3", "Experiment 3: remargin", of_registered="alpha_margin=5"),
+    _Place("4", "exp4", "Experiment 4: reweight and remargin combined", of_registered=_REPORTS_BEST),
+    _Place("settings", "controls", "Every setting, mean over seeds", "recipe=report"),
     _Place("tradeoff", "exp4", "Average against worst-class robust accuracy, one point a run"),
 )
 
@@ -75,7 +85,7 @@ _OF_OTHER_METHODS = (
     _Place("trajectory", "", "How a method steers: class weights and radii over the epochs"),
     _Place("tradeoff", "", "Average against worst-class robust accuracy, one point a run"),
 )
-"""Figures of runs that play no part in the claims."""
+"""Figures of runs that play no part in the questions."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,69 +99,94 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(given: dict[str, str]) -> str:
     from frl_repro.basics.atomic import write_text
     from frl_repro.results import DEFAULT_TOP
-    from frl_repro.results.registration import of_first_study
-    from frl_repro.results.report import markdown
+    from frl_repro.results.figures.style import save
+    from frl_repro.results.report import answers_page, documentation
     from frl_repro.results.report.autoattack import autoattack_grids
-    from frl_repro.results.report.claims import CLAIM_COLUMNS, claim_rows, judge
     from frl_repro.results.report.page import render
     from frl_repro.results.report.registered import load_registered
-    from frl_repro.results.report.registered_page import VERDICT_COLUMNS, section, verdict_rows
     from frl_repro.results.report.sanity import sanity_grids, sanity_pictures, sanity_table
     from frl_repro.results.report.study import load_study, study_rows
-    from frl_repro.results.tables.reading import find_tables, read_policy
+    from frl_repro.results.tables.reading import find_tables
     from frl_repro.results.tables.sanity_rules import SANITY_FILE
-    from frl_repro.results.tables.selection import select_attack
-    from frl_repro.results.tables.variants import with_variants
     from frl_repro.results.tables.writing import write_table
 
     runs, where = given.get("runs", _DEFAULT_RUNS), given.get("where", "")
     out = Path(in_home(given.get("out", _DEFAULT_OUT)))
     draws_files = switch("figures", given.get("figures", "true").lower())
-    docs = _folders(given.get("docs", ""))
+    docs = _pages(given.get("docs", ""))
     epsilon = parse_epsilon(given["epsilon"]) if "epsilon" in given else None
     top = whole_number("top", given["top"]) if "top" in given else DEFAULT_TOP
     study = load_study(runs, epsilon=epsilon, attack=given.get("attack"), where=where)
-    findings = judge(study) if study.settings else []
-
     df, _ = study_rows(runs, where)
-    policies = of_first_study(_found(runs, "policy.csv"))
-    policy = with_variants(read_policy(policies), of_first_study(find_tables(runs))) if policies else df.iloc[:0]
-    policy = policy[policy["run_id"].isin(df["run_id"]) & (policy["dataset"] == df["dataset"].iloc[0])]
-    pictures, written = _pictures(df, policy, study, out if draws_files else None, top=top)
+    found = find_tables(runs)
+    policy = _policy_rows(runs, df)
+    registered = load_registered(runs)
+    places = _places(study, is_registered=registered is not None)
+    pictures, written = _pictures(places, df, policy, study, out if draws_files else None, top=top)
     shown, files_of_shown = _examples(runs, study, out if draws_files else None)
     pictures, written = pictures + shown, written + files_of_shown
     sanity_files = _found(runs, SANITY_FILE)
-    registered = load_registered(runs)
-    answers = [] if registered is None else registered.judge()
+    answers = study.judge() if registered is None else registered.judge()
+    section = _section(runs, study, registered, answers)
     theory = _theory(runs, out, draws_files=draws_files)
     page = render(
         study,
-        findings,
+        section,
         [*pictures, *sanity_pictures(sanity_files)],
         all_rows=df,
         settings=_settings(df, study),
         checks=[*autoattack_grids(runs, study), *sanity_grids(sanity_files)],
         runs=runs,
         deviations=_deviations(docs),
-        registered=None if registered is None else section(registered, answers, _commits(runs)),
         theory=None if theory is None else theory.section,
         top=top,
     )
     write_text(out / "report.html", page)
-    write_table(out / "claims.csv", claim_rows(findings), CLAIM_COLUMNS)
-    written += [out / "report.html", out / "claims.csv"]
+    written.append(out / "report.html")
     if answers:
-        write_table(out / "verdicts.csv", verdict_rows(answers), VERDICT_COLUMNS)
+        write_table(out / "verdicts.csv", answers_page.verdict_rows(answers), answers_page.VERDICT_COLUMNS)
         written.append(out / "verdicts.csv")
+    if draws_files and (forest := answers_page.forest(answers)) is not None:
+        written += save(forest, out / "figures", "forest")
     written += [] if theory is None else theory.written
-    tables = markdown.all_tables(select_attack(df, study.attack), policy, findings)
+    tables = documentation.tables(runs, registered, answers)
     tables["sanity"] = lambda: sanity_table(sanity_files)
     tables["theory"] = lambda: "\nNo runs.\n\n" if theory is None else theory.table
     written += _bench_and_docs(runs, out, docs, tables, draws_files=draws_files)
-    said = [f"question {one.question.name}: {one.verdict.upper()}. {one.question.text}\n" for one in answers]
-    said += [] if theory is None else [theory.said]
-    said += [_verdicts(findings), *(f"{note}\n" for note in study.notes), *(f"wrote {path}\n" for path in written)]
-    return "".join(said)
+    said = [answers_page.said(answers), *([] if theory is None else [theory.said])]
+    said += [f"{line}\n" for line in (*_left_out(found), *study.notes)]
+    return "".join([*said, *(f"wrote {path}\n" for path in written)])
+
+
+def _policy_rows(runs: str, df: DataFrame) -> DataFrame:
+    """Rows of the class policies of the runs in ``df``; none where no run has one."""
+    from frl_repro.results.registration import of_one_study
+    from frl_repro.results.tables.reading import find_tables, read_policy
+    from frl_repro.results.tables.variants import with_variants
+
+    policies = of_one_study(_found(runs, "policy.csv"))
+    policy = with_variants(read_policy(policies), of_one_study(find_tables(runs))) if policies else df.iloc[:0]
+    rows: DataFrame = policy[policy["run_id"].isin(df["run_id"]) & (policy["dataset"] == df["dataset"].iloc[0])]
+    return rows
+
+
+def _section(runs: str, study: Study, registered: RegisteredStudy | None, answers: Sequence[Answer]) -> Section | None:
+    """What the page says first; None where no run plays a part in the questions."""
+    from frl_repro.results.report import answers_page
+
+    if registered is not None:
+        return answers_page.registered_section(registered, answers, _commits(runs))
+    return answers_page.exploratory_section(answers, study.notes) if answers else None
+
+
+def _left_out(tables: Sequence[Path]) -> list[str]:
+    """Return a line on the runs that are not shown because others are registered, if there are any."""
+    from frl_repro.results.registration import of_one_study
+
+    number = len(tables) - len(of_one_study(tables))
+    if not number:
+        return []
+    return [f"left out: {number} tables of no registered run, which are not mixed with registered ones; narrow runs="]
 
 
 def _rewritten(docs: Sequence[Path], tables: dict[str, Callable[[], str]]) -> list[Path]:
@@ -160,7 +195,7 @@ def _rewritten(docs: Sequence[Path], tables: dict[str, Callable[[], str]]) -> li
     from frl_repro.results.report import markdown
 
     written = []
-    for path in (path for folder in docs for path in sorted(folder.rglob("*.md"))):
+    for path in docs:
         text = markdown.rewrite(path, tables)
         if text != path.read_text(encoding="utf-8"):
             write_text(path, text)
@@ -219,12 +254,15 @@ def _bench_and_docs(
     return [*files.written, *_rewritten(docs, {**tables, **bench_tables(files.bench, files.board)})]
 
 
-def _folders(text: str) -> list[Path]:
-    folders = [Path(in_home(part.strip())) for part in text.split(",") if part.strip()]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"docs={folder}: no such folder")
-    return folders
+def _pages(text: str) -> list[Path]:
+    """Return the Markdown pages that ``docs=`` names, those of a folder in their order."""
+    pages: list[Path] = []
+    for part in (one.strip() for one in text.split(",") if one.strip()):
+        path = Path(in_home(part))
+        if not path.exists():
+            raise UserError(f"docs={part}: no such folder or page")
+        pages += sorted(path.rglob("*.md")) if path.is_dir() else [path]
+    return pages
 
 
 def _found(runs: str, name: str) -> list[Path]:
@@ -237,8 +275,21 @@ def _found(runs: str, name: str) -> list[Path]:
         return []
 
 
+def _places(study: Study, *, is_registered: bool) -> list[_Place]:
+    """Return the figures of these runs."""
+    if not study.settings:
+        return list(_OF_OTHER_METHODS)
+    if not is_registered:
+        return list(_FIGURES)
+    return [
+        replace(place, folder="figures", where=",".join(filter(None, (place.where, place.of_registered))))
+        for place in _FIGURES
+        if place.of_registered is not None
+    ]
+
+
 def _pictures(
-    df: DataFrame, policy: DataFrame, study: Study, out: Path | None, *, top: int
+    places: Sequence[_Place], df: DataFrame, policy: DataFrame, study: Study, out: Path | None, *, top: int
 ) -> tuple[list[Picture], list[Path]]:
     """Draw every figure that the tables hold enough for; with ``out`` write their files as well."""
     from frl_repro.results.figures import FIGURES, draw
@@ -249,7 +300,7 @@ def _pictures(
 
     pictures: list[Picture] = []
     written: list[Path] = []
-    for place in _FIGURES if study.settings else _OF_OTHER_METHODS:
+    for place in places:
         entry = FIGURES[place.figure]
         rows = df if entry.table == "classwise.csv" else policy
         try:
@@ -315,7 +366,8 @@ def _settings(df: DataFrame, study: Study) -> Grid:
     rows = [row for _, row in table.iterrows()]
     errors = [_class_errors(df, test[of_setting(test, row)], study) for row in rows]
     bases = [of_row for row, of_row in zip(rows, errors, strict=True) if row["method"] == BEFORE]
-    names, num_images = [setting_name(row) for row in rows], round(float(study.rows["count"].mean()))
+    names = [setting_name(row) for row in rows]
+    num_images = round(float(study.rows.loc[study.rows["split"] == "test", "count"].mean()))
     return settings_grid(table, names, errors, baseline=bases[0] if bases else None, num_images=num_images)
 
 
@@ -340,36 +392,14 @@ def _commits(runs: str) -> list[str]:
 
 
 def _deviations(docs: Sequence[Path]) -> str:
-    found = [folder / "deviations.md" for folder in docs if (folder / "deviations.md").is_file()]
+    found = [page for page in docs if page.name == "deviations.md"]
     return found[0].read_text(encoding="utf-8") if found else ""
-
-
-def _verdicts(findings: Sequence[Finding]) -> str:
-    """The claims as text for people."""
-    lines = []
-    for finding in findings:
-        lines.append(f"claim {finding.claim.number}: {finding.verdict.upper()}. {finding.claim.text}")
-        if finding.missing:
-            lines.append(f"    no runs of {', '.join(finding.missing)}: {finding.claim.command}")
-        for one in finding.evidence:
-            interval, unit = one.over_seeds, "points" if one.criterion.unit == "points" else "%"
-            said = {True: "holds", False: "does not hold", None: "too few seeds"}[one.holds]
-            lines.append(
-                f"    {said}: {one.criterion.text} ({one.class_name}): {100 * interval.estimate:+.1f} {unit} "
-                f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}] over seeds {', '.join(map(str, one.seeds))}"
-            )
-            if one.over_images is not None:
-                lines.append(
-                    f"        over test images [{100 * one.over_images.low:.1f}, {100 * one.over_images.high:.1f}]"
-                )
-        lines += [f"    {remark}" for remark in finding.remarks]
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _usage() -> str:
     program = program_name()
     return usage_text(
-        "Judge the reproduction report's claims by tables of finished runs, and write one HTML page with all figures.",
+        "Answer the study's questions from tables of finished runs, and write one HTML page with all figures.",
         program=program,
         keys=_KEYS,
         sections={"examples": f"  {program}\n  {program} runs=outputs/exp1,outputs/exp2 epsilon=8/255 out=my_report"},

@@ -124,7 +124,8 @@ def measure_with_autoattack(
     def keep() -> None:
         write_outcomes(partial, outcomes(**{_SECONDS: time.monotonic() - started}))
 
-    with bar(f"AutoAttack {keys['split']}", len(split) * len(codes)) as advance:
+    num_before = sum(int((found != NOT_ATTACKED).sum()) for found in codes.values())
+    with bar(f"AutoAttack {keys['split']}", len(split) * len(codes), done=num_before) as advance:
         autoattack.attack_split(
             model,
             split,

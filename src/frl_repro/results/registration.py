@@ -168,6 +168,16 @@ def is_of_bench(table: Path) -> bool:
     return name in bench_runs() or name.rpartition("-")[0] in bench_runs()
 
 
+def of_one_study(tables: Sequence[Path]) -> Sequence[Path]:
+    """Return the registered study's tables where there are any, else all but the bench's, else all.
+
+    Registered runs and others are never shown together; the bench has pages of its own.
+    """
+    registered = registered_runs()
+    own = [path for path in tables if path.parent.name in registered and not is_of_bench(path)]
+    return own or [path for path in tables if not is_of_bench(path)] or tables
+
+
 def of_first_study(tables: Sequence[Path]) -> Sequence[Path]:
     """Return tables that are neither registered runs' nor of the bases beside them; all where there are no others.
 

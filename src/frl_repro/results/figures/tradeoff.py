@@ -28,15 +28,15 @@ from frl_repro.results.tables.selection import setting_name, summary, with_bases
 from frl_repro.results.tables.text_tables import display_width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
     from pandas import DataFrame
 
 _COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, PURPLE)
-_MARKERS = "osD^vPX"  # one more than colours: their pairs repeat late
-_MAX_LABELLED = 4  # settings of a method and recipe with a label each; a grid of more is labelled as a whole
+_MARKERS = "osD^vPX*"  # one for each setting of a method that has a label of its own
+_MAX_LABELLED = 5  # settings of a method and recipe with a label each; a grid of more is labelled as a whole
 _LEGEND_COLUMNS, _LEGEND_ROW, _LEGEND_LENGTH = 2, 0.16, 32  # inches a row, characters a line
 _LEGEND_WIDTH = 52  # characters of all columns together
 _MARKER_SIZE, _RING_WIDTH = 4, 3  # points
@@ -45,7 +45,7 @@ _COLUMNS = ("method", "recipe", "alpha_nat", "alpha_bndy", "alpha_margin", "seed
 
 
 def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
-    """One point a run on the test split: right and up is better; models before retraining are circles.
+    """One point a run on the test split: right and up is better. Colours tell methods apart, markers their settings.
 
     Where runs of several settings have the same accuracies, those drawn first are larger: they are seen around the
     others.
@@ -57,7 +57,8 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
     """
     numbers = tradeoff_numbers(df, epsilon=epsilon, attack=attack)
     with paper_style():
-        labels = _legend_labels([str(label) for label in numbers["label"].unique()])
+        num_runs = numbers["label"].value_counts()
+        labels = _legend_labels({str(label): f"{label}, n = {num_runs[label]}" for label in numbers["label"].unique()})
         legend_rows = math.ceil(len(labels) / _LEGEND_COLUMNS)
         height = 2.3 + _LEGEND_ROW * legend_rows
         height += TITLE_LINE_HEIGHT * sum(label.count("\n") for label in labels.values())
@@ -65,9 +66,9 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
         axes = figure.subplots()
         num_above_each = _num_above(numbers)
         handles: dict[str, Line2D] = {}
-        for (label, part), colour, marker in zip(
-            numbers.groupby("label", sort=False), itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False
-        ):
+        looks = _looks(numbers)
+        for label, part in numbers.groupby("label", sort=False):
+            colour, marker = looks[str(label)]
             for num_above, points in part.groupby(num_above_each.loc[part.index], sort=True):
                 (line,) = axes.plot(
                     100 * points["average_robust_accuracy"],
@@ -84,20 +85,33 @@ def tradeoff_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Fig
         _keep_to_accuracies(axes)
         axes.set_xlabel("Average robust accuracy (%)")
         axes.set_ylabel("Worst-class robust accuracy (%)")
-        axes.set_title(f"Test split, ε = {format_epsilon(epsilon)}")
+        axes.set_title(f"Test split, ε = {format_epsilon(epsilon)}; one point a run")
         add_legend(figure, list(handles.values()), num_columns=_LEGEND_COLUMNS)
     return figure
 
 
-def _legend_labels(names: Sequence[str]) -> dict[str, str]:
-    """The label of each name, its lines short enough for the columns, which are filled one after the other."""
-    labels = {name: wrapped(name, _LEGEND_LENGTH) for name in names}
+def _looks(numbers: DataFrame) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each label: methods differ in colour, settings of one method in marker."""
+    colours = dict(zip(numbers["method"].unique(), itertools.cycle(_COLOURS), strict=False))
+    looks: dict[str, tuple[str, str]] = {}
+    for method, of_method in numbers.groupby("method", sort=False):
+        for label, marker in zip(of_method["label"].unique(), itertools.cycle(_MARKERS), strict=False):
+            looks[str(label)] = (colours[method], marker)
+    return looks
+
+
+def _legend_labels(shown: Mapping[str, str]) -> dict[str, str]:
+    """The text of each label, its lines short enough for the columns, which are filled one after the other."""
+    names = list(shown)
+    labels = {name: wrapped(shown[name], _LEGEND_LENGTH) for name in names}
     num_rows = math.ceil(len(names) / _LEGEND_COLUMNS)
     widths = [
         max(display_width(line) for name in names[first : first + num_rows] for line in labels[name].splitlines())
         for first in range(0, len(names), num_rows)
     ]
-    return labels if sum(widths) <= _LEGEND_WIDTH else {name: wrapped(name, _LEGEND_WIDTH // 2) for name in names}
+    return (
+        labels if sum(widths) <= _LEGEND_WIDTH else {name: wrapped(shown[name], _LEGEND_WIDTH // 2) for name in names}
+    )
 
 
 def _num_above(numbers: DataFrame) -> pd.Series[int]:

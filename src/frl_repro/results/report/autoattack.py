@@ -9,8 +9,8 @@ import pandas as pd
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.radii import format_epsilon
+from frl_repro.results.report.comparison import outcomes_in
 from frl_repro.results.report.page import Cell, Grid
-from frl_repro.results.report.study import outcomes_in
 from frl_repro.results.tables.components import COMPONENTS_FILE
 from frl_repro.results.tables.outcomes import NATURAL_ERROR, OUTCOMES_FILE, Outcomes, are_of_same_images, read_outcomes
 from frl_repro.results.tables.reading import find_tables

@@ -19,8 +19,8 @@ from markupsafe import Markup
 from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import drawing
-from frl_repro.results.registration import is_of_bench
-from frl_repro.results.report.study import ADVERSARIAL, BASE, COMBINED, CONTROL, NATURAL, REMARGIN, REWEIGHT
+from frl_repro.results.registration import ADVERSARIAL, BASE, EQUAL, EQUAL_MARGINS, NATURAL, is_of_bench
+from frl_repro.results.report.questions import CHOSEN
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.reading import find_tables, read_json
 from frl_repro.results.tables.subsets import overall
@@ -32,16 +32,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from frl_repro.results.report.claims import Finding
-    from frl_repro.results.report.registered_page import Section
+    from frl_repro.results.report.answers_page import Section
     from frl_repro.results.report.study import Study
     from frl_repro.results.report.theory import TheorySection
 
 _TABLES_OF = {
     "1": ("Classes, natural beside adversarial training", (NATURAL, ADVERSARIAL)),
-    "2": ("Classes, before and after reweight", (BASE, REWEIGHT)),
-    "3": ("Classes, before and after remargin, and its control", (BASE, CONTROL, REMARGIN)),
-    "4": ("Classes, before and after both together", (BASE, COMBINED)),
+    "2": ("Classes, before and after reweight, and its control", (BASE, EQUAL, CHOSEN["reweight"])),
+    "3": ("Classes, before and after remargin, and its control", (BASE, EQUAL_MARGINS, CHOSEN["remargin"])),
+    "4": ("Classes, before and after both together", (BASE, CHOSEN["combined"])),
 }
 """Figure to the class table beneath it: its caption and its models."""
 
@@ -119,7 +118,7 @@ def svg_of(figure: Figure) -> str:
 
 def render(
     study: Study,
-    findings: Sequence[Finding],
+    section: Section | None,
     pictures: Sequence[Picture],
     *,
     all_rows: DataFrame,
@@ -127,7 +126,6 @@ def render(
     checks: Sequence[Grid],
     runs: str | Path,
     deviations: str,
-    registered: Section | None = None,
     theory: TheorySection | None = None,
     top: int = DEFAULT_TOP,
 ) -> str:
@@ -135,8 +133,10 @@ def render(
 
     Parameters
     ----------
-    study, findings
-        What the claims rest on.
+    study : Study
+        The runs, by the part they play.
+    section : Section or None
+        The answers; None where no run plays a part.
     pictures : sequence of Picture
         In the order of the page.
     all_rows : DataFrame
@@ -149,8 +149,6 @@ def render(
         Where the tables were read from; ``run.json`` is looked for beside them.
     deviations : str
         Markdown text on where the published code departs from its text; may be empty.
-    registered : Section, optional
-        The registered study, which comes first.
     theory : TheorySection, optional
         The runs on Gaussian mixtures.
     top : int
@@ -162,9 +160,8 @@ def render(
         model=first["model"],
         attack=study.attack.upper(),
         epsilon=format_epsilon(study.epsilon),
-        registered=registered,
+        section=section,
         theory=theory,
-        claims=[_claim(finding) for finding in findings],
         pictures=pictures,
         class_tables={name: class_grid(study, *_TABLES_OF[name], top=top) for name in _TABLES_OF},
         settings=settings,
@@ -192,7 +189,7 @@ def class_grid(study: Study, caption: str, roles: Sequence[str], *, top: int = D
     roles = [role for role in roles if role in study.settings]
     if not roles:
         return None
-    columns = [(role, quantity, study.rows[study.rows["role"] == role]) for role in roles for quantity in _QUANTITIES]
+    columns = [(role, quantity, study.at_main_radius(role)) for role in roles for quantity in _QUANTITIES]
     rows: list[list[Cell]] = [[Cell(name, name)] for name in study.class_names]
     footer = [Cell("all classes")]
     for _, quantity, part in columns:
@@ -281,72 +278,8 @@ def _number_cell(value: float) -> Cell:
     return Cell(_minus(f"{value:.2f}"), f"{value:.6f}")
 
 
-def _claim(finding: Finding) -> dict[str, Any]:
-    marks = {"reproduced": "✓", "partly reproduced": "◐", "not reproduced": "✗", "undecided": "?"}
-    return {
-        "number": finding.claim.number,
-        "text": finding.claim.text,
-        "verdict": finding.verdict,
-        "mark": marks[finding.verdict],
-        "kind": finding.verdict.split()[0],
-        "missing": finding.missing,
-        "command": finding.claim.command,
-        "remarks": finding.remarks,
-        "criteria": [
-            {
-                "text": one.criterion.text,
-                "class_name": one.class_name,
-                "holds": one.holds,
-                "threshold": one.criterion.threshold,
-                "seeds": _minus(", ".join(f"{100 * value:+.1f}" for value in one.values)),
-                "over_seeds": _interval_text(one.over_seeds, one.criterion.unit),
-                "over_images": "" if one.over_images is None else _interval_text(one.over_images, one.criterion.unit),
-                "of_maximum": ""
-                if np.isclose(one.of_maximum.estimate, one.over_seeds.estimate)
-                else _interval_text(one.of_maximum, one.criterion.unit),
-                "strip": _strip(one.over_seeds, one.values, one.criterion.threshold),
-            }
-            for one in finding.evidence
-        ],
-    }
-
-
-def _interval_text(interval: statistics.Interval, unit: str) -> str:
-    text = f"{100 * interval.estimate:+.1f} {'points' if unit == 'points' else '%'}"
-    if not np.isnan(interval.low):
-        text += f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-    return _minus(text)
-
-
 def _minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-_STRIP_WIDTH, _STRIP_HEIGHT = 150, 22
-
-
-def _strip(interval: statistics.Interval, values: Sequence[float], threshold: float) -> Markup:
-    """An interval as a small drawing: a line with its mean, single seeds, and the threshold."""
-    has_bounds = not np.isnan(interval.low)
-    ends = (interval.low, interval.high) if has_bounds else ()
-    numbers = [*ends, interval.estimate, *values, threshold]
-    low, high = min(numbers), max(numbers)
-    room = 0.06 * (high - low) or 0.01
-
-    def x(value: float) -> str:
-        return f"{_STRIP_WIDTH * (value - low + room) / (high - low + 2 * room):.1f}"
-
-    size, middle = f"{_STRIP_WIDTH} {_STRIP_HEIGHT}", _STRIP_HEIGHT / 2
-    parts = [
-        f'<svg class="strip" width="{_STRIP_WIDTH}" height="{_STRIP_HEIGHT}" viewBox="0 0 {size}" aria-hidden="true">',
-        f'<line class="threshold" x1="{x(threshold)}" x2="{x(threshold)}" y1="1" y2="{_STRIP_HEIGHT - 1}"/>',
-    ]
-    if has_bounds:
-        at = f'x1="{x(interval.low)}" x2="{x(interval.high)}" y1="{middle}" y2="{middle}"'
-        parts.append(f'<line class="interval" {at}/>')
-    parts += [f'<circle class="seed" cx="{x(value)}" cy="{middle}" r="2"/>' for value in values]
-    parts.append(f'<circle class="mean" cx="{x(interval.estimate)}" cy="{middle}" r="4"/></svg>')
-    return Markup("".join(parts))
 
 
 def _runs(runs: str | Path) -> Iterable[dict[str, Any]]:

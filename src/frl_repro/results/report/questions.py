@@ -1,14 +1,15 @@
-"""The registered questions and their criteria at both radii; docs/registration.md explains them."""
+"""The questions and their criteria, registered at both radii; docs/registration.md explains them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.registration import ADVERSARIAL, BASE, EQUAL, EQUAL_MARGINS, NATURAL
 
 Numbers = NDArray[np.float64]
@@ -128,6 +129,7 @@ class Question:
 
 NATURAL_ERROR: Quantity = ("natural", None)
 RADII = (8 / 255, 16 / 255)
+"""Those of the registered study."""
 
 
 def robust_error(radius: float) -> Quantity:
@@ -135,8 +137,9 @@ def robust_error(radius: float) -> Quantity:
     return "robust", radius
 
 
-def _quantities() -> tuple[Quantity, ...]:
-    return (NATURAL_ERROR, *(robust_error(radius) for radius in RADII))
+def quantities(radii: Sequence[float]) -> tuple[Quantity, ...]:
+    """Return natural error and the robust error at each radius."""
+    return (NATURAL_ERROR, *(robust_error(radius) for radius in radii))
 
 
 def _change(after: str, before: str, quantity: Quantity) -> Value:
@@ -195,7 +198,7 @@ def _rank_correlation(quantity: Quantity) -> Value:
 
 def _shown(quantity: Quantity) -> str:
     name, radius = quantity
-    return f"{name} error" if radius is None else f"{name} error at {round(255 * radius)}/255"
+    return f"{name} error" if radius is None else f"{name} error at {format_epsilon(radius)}"
 
 
 def _falls(after: str, before: str, quantity: Quantity) -> Criterion:
@@ -203,15 +206,15 @@ def _falls(after: str, before: str, quantity: Quantity) -> Criterion:
     return Criterion(text, (after, before), quantity[1], _change(after, before, quantity))
 
 
-def _all_fall(after: str, before: str) -> tuple[Criterion, ...]:
-    return tuple(_falls(after, before, quantity) for quantity in _quantities())
+def _all_fall(after: str, before: str, radii: Sequence[float]) -> tuple[Criterion, ...]:
+    return tuple(_falls(after, before, quantity) for quantity in quantities(radii))
 
 
-def _robust_falls(after: str, before: str) -> tuple[Criterion, ...]:
-    return tuple(_falls(after, before, robust_error(radius)) for radius in RADII)
+def _robust_falls(after: str, before: str, radii: Sequence[float]) -> tuple[Criterion, ...]:
+    return tuple(_falls(after, before, robust_error(radius)) for radius in radii)
 
 
-def _price(after: str, before: str) -> tuple[Criterion, ...]:
+def _price(after: str, before: str, radii: Sequence[float]) -> tuple[Criterion, ...]:
     """What a method costs: natural error of the worst class, and errors of all classes together."""
     everyone = tuple(
         Criterion(
@@ -220,12 +223,12 @@ def _price(after: str, before: str) -> tuple[Criterion, ...]:
             quantity[1],
             _overall_change(after, before, quantity),
         )
-        for quantity in _quantities()
+        for quantity in quantities(radii)
     )
     return (_falls(after, before, NATURAL_ERROR), *everyone)
 
 
-def _gaps(role: str) -> tuple[Criterion, ...]:
+def _gaps(role: str, radii: Sequence[float]) -> tuple[Criterion, ...]:
     return tuple(
         Criterion(
             f"{role} training: worst class's {_shown(quantity)} more than 5 points above that of all classes",
@@ -235,110 +238,121 @@ def _gaps(role: str) -> tuple[Criterion, ...]:
             is_above=True,
             threshold=TOLERATED_GAP,
         )
-        for quantity in _quantities()
+        for quantity in quantities(radii)
     )
 
 
 _BEST = CHOSEN
-QUESTIONS = (
-    Question(
-        "1",
-        "Adversarial training leaves classes unequal in natural and in robust error.",
-        _gaps(ADVERSARIAL),
-        _gaps(NATURAL),
-    ),
-    Question(
-        "2",
-        "It widens what natural training already shows: hard classes get harder.",
-        tuple(
-            Criterion(
-                f"gap of the worst class to all classes in {_shown(quantity)}: adversarial above natural training",
-                (ADVERSARIAL, NATURAL),
-                quantity[1],
-                _gap_difference(quantity),
-                is_above=True,
-                needs_room=quantity[1] is not None,
-            )
-            for quantity in _quantities()
+
+
+def questions(radii: Sequence[float] = RADII) -> tuple[Question, ...]:
+    """Return every question with its criteria at these radii; at ``RADII`` they are the registered ones."""
+    return (
+        Question(
+            "1",
+            "Adversarial training leaves classes unequal in natural and in robust error.",
+            _gaps(ADVERSARIAL, radii),
+            _gaps(NATURAL, radii),
         ),
-        (
-            *(
+        Question(
+            "2",
+            "It widens what natural training already shows: hard classes get harder.",
+            tuple(
                 Criterion(
-                    f"spread over classes (NSD of accuracy) in {_shown(quantity)}: adversarial above natural training",
+                    f"gap of the worst class to all classes in {_shown(quantity)}: adversarial above natural training",
                     (ADVERSARIAL, NATURAL),
                     quantity[1],
-                    _spread_difference(quantity),
+                    _gap_difference(quantity),
                     is_above=True,
-                    unit="",
+                    needs_room=quantity[1] is not None,
                 )
-                for quantity in _quantities()
+                for quantity in quantities(radii)
             ),
-            *(
-                Criterion(
-                    f"rank correlation over classes of {_shown(quantity)}, natural and adversarial training, above 0",
-                    (ADVERSARIAL, NATURAL),
-                    quantity[1],
-                    _rank_correlation(quantity),
-                    is_above=True,
-                    unit="",
-                )
-                for quantity in _quantities()
-            ),
-        ),
-    ),
-    Question(
-        "3",
-        "Reweight (5:1) lowers the worst class's natural error and, to a lesser degree, its robust error.",
-        (
-            *_all_fall(REWEIGHT_51, BASE),
-            *_all_fall(REWEIGHT_51, EQUAL),
-            *(
-                Criterion(
-                    f"relative change against the base: natural error below robust error at {round(255 * radius)}/255",
-                    (REWEIGHT_51, BASE),
-                    radius,
-                    _relative_difference(REWEIGHT_51, BASE, radius),
-                    unit="%",
-                )
-                for radius in RADII
+            (
+                *(
+                    Criterion(
+                        f"spread over classes (NSD of accuracy) in {_shown(quantity)}: "
+                        "adversarial above natural training",
+                        (ADVERSARIAL, NATURAL),
+                        quantity[1],
+                        _spread_difference(quantity),
+                        is_above=True,
+                        unit="",
+                    )
+                    for quantity in quantities(radii)
+                ),
+                *(
+                    Criterion(
+                        f"rank correlation over classes of {_shown(quantity)}, "
+                        "natural and adversarial training, above 0",
+                        (ADVERSARIAL, NATURAL),
+                        quantity[1],
+                        _rank_correlation(quantity),
+                        is_above=True,
+                        unit="",
+                    )
+                    for quantity in quantities(radii)
+                ),
             ),
         ),
-        (*_price(REWEIGHT_51, EQUAL)[1:], *_all_fall(_BEST["reweight"], EQUAL), *_price(_BEST["reweight"], EQUAL)[1:]),
-    ),
-    Question(
-        "4",
-        "Remargin lowers the worst class's robust error.",
-        (*_robust_falls(_BEST["remargin"], EQUAL_MARGINS), *_robust_falls(_BEST["remargin"], BASE)),
-        _price(_BEST["remargin"], EQUAL_MARGINS),
-    ),
-    Question(
-        "4b",
-        "Margins lower the worst class's robust error more than weights do, at equal radius, loss and steps.",
-        _robust_falls(_BEST["margins"], _BEST["reweight"]),
-        (*_price(_BEST["margins"], _BEST["reweight"]), *_robust_falls(_BEST["margins"], EQUAL)),
-    ),
-    Question(
-        "5",
-        "Weights and margins combined do better for the worst class than either, each at its best setting.",
-        (
-            *_robust_falls(_BEST["combined"], _BEST["reweight"]),
-            *_robust_falls(_BEST["combined"], _BEST["margins"]),
-            replace(
-                _falls(_BEST["combined"], _BEST["reweight"], NATURAL_ERROR),
-                text="worst class's natural error: combined, chosen less than 5 points above reweight, chosen",
-                threshold=TOLERATED_GAP,
+        Question(
+            "3",
+            "Reweight (5:1) lowers the worst class's natural error and, to a lesser degree, its robust error.",
+            (
+                *_all_fall(REWEIGHT_51, BASE, radii),
+                *_all_fall(REWEIGHT_51, EQUAL, radii),
+                *(
+                    Criterion(
+                        "relative change against the base: natural error below robust error at "
+                        f"{format_epsilon(radius)}",
+                        (REWEIGHT_51, BASE),
+                        radius,
+                        _relative_difference(REWEIGHT_51, BASE, radius),
+                        unit="%",
+                    )
+                    for radius in radii
+                ),
+            ),
+            (
+                *_price(REWEIGHT_51, EQUAL, radii)[1:],
+                *_all_fall(_BEST["reweight"], EQUAL, radii),
+                *_price(_BEST["reweight"], EQUAL, radii)[1:],
             ),
         ),
-        _price(_BEST["combined"], _BEST["reweight"]),
-    ),
-    Question(
-        "5m",
-        "At matched alphas (5:1, 5:5), margins on top of weights lower the worst class's robust error.",
-        (*_robust_falls(COMBINED_51, REWEIGHT_51), *_robust_falls(COMBINED_55, REWEIGHT_55)),
-        (
-            *_price(COMBINED_51, REWEIGHT_51),
-            *_price(COMBINED_55, REWEIGHT_55),
-            *_robust_falls(COMBINED_51, REWEIGHT_55),
+        Question(
+            "4",
+            "Remargin lowers the worst class's robust error.",
+            (*_robust_falls(_BEST["remargin"], EQUAL_MARGINS, radii), *_robust_falls(_BEST["remargin"], BASE, radii)),
+            _price(_BEST["remargin"], EQUAL_MARGINS, radii),
         ),
-    ),
-)
+        Question(
+            "4b",
+            "Margins lower the worst class's robust error more than weights do, at equal radius, loss and steps.",
+            _robust_falls(_BEST["margins"], _BEST["reweight"], radii),
+            (*_price(_BEST["margins"], _BEST["reweight"], radii), *_robust_falls(_BEST["margins"], EQUAL, radii)),
+        ),
+        Question(
+            "5",
+            "Weights and margins combined do better for the worst class than either, each at its best setting.",
+            (
+                *_robust_falls(_BEST["combined"], _BEST["reweight"], radii),
+                *_robust_falls(_BEST["combined"], _BEST["margins"], radii),
+                replace(
+                    _falls(_BEST["combined"], _BEST["reweight"], NATURAL_ERROR),
+                    text="worst class's natural error: combined, chosen less than 5 points above reweight, chosen",
+                    threshold=TOLERATED_GAP,
+                ),
+            ),
+            _price(_BEST["combined"], _BEST["reweight"], radii),
+        ),
+        Question(
+            "5m",
+            "At matched alphas (5:1, 5:5), margins on top of weights lower the worst class's robust error.",
+            (*_robust_falls(COMBINED_51, REWEIGHT_51, radii), *_robust_falls(COMBINED_55, REWEIGHT_55, radii)),
+            (
+                *_price(COMBINED_51, REWEIGHT_51, radii),
+                *_price(COMBINED_55, REWEIGHT_55, radii),
+                *_robust_falls(COMBINED_51, REWEIGHT_55, radii),
+            ),
+        ),
+    )

@@ -1,159 +1,77 @@
-"""The models that claims compare: which runs play which part, their class errors by seed, resampled over test images.
-
-A part ("role") is one setting over several seeds: the natural model, the model that retraining starts from, reweight
-with the alphas that validation prefers, and so on. Tables give errors; ``outcomes.safetensors`` files, where there are
-any, give which images are wrong, so that models can be compared on the same images.
-"""
+"""Anyone's runs as a study: which run plays which role, by its method and alphas. Nothing in it is registered."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.paths import in_home
-from frl_repro.basics.run_folder import walk
-from frl_repro.results.registration import of_first_study
-from frl_repro.results.tables import statistics, theory
-from frl_repro.results.tables.outcomes import Outcomes, are_of_same_images, read_outcomes
+from frl_repro.basics.radii import EPSILON_TOLERANCE
+from frl_repro.results.registration import (
+    ADVERSARIAL,
+    BASE,
+    EQUAL,
+    EQUAL_MARGINS,
+    NATURAL,
+    of_one_study,
+)
+from frl_repro.results.report.comparison import Comparison, choose, matching_outcomes, outcomes_in
+from frl_repro.results.report.questions import CHOSEN, COMBINED_51, COMBINED_55, REWEIGHT_51, REWEIGHT_55
+from frl_repro.results.report.verdicts import Answer, judge
+from frl_repro.results.tables import theory
 from frl_repro.results.tables.reading import find_tables
 from frl_repro.results.tables.selection import (
-    best_setting,
+    CHOICE_SPLITS,
     choice_rows,
-    choice_split,
     comparable,
     main_data,
     main_evaluation,
     main_setting,
-    of_setting,
-    on_shared_seeds,
     select_attack,
     setting_columns,
     setting_name,
     summary,
 )
 from frl_repro.results.tables.subsets import select_checkpoint, select_epsilon, select_last_epoch, select_split
-from frl_repro.results.tables.variants import read_runs
+from frl_repro.results.tables.variants import AVERAGED, VARIANT_COLUMN, read_runs
 from frl_repro.results.tables.where import classes_alone, select_where
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
-NATURAL, ADVERSARIAL = "natural", "adversarial"
-BASE = "base"
-REWEIGHT, REMARGIN, COMBINED = "reweight", "remargin", "combined"
-CONTROL = "remargin's control"
-ROLES = (NATURAL, ADVERSARIAL, BASE, REWEIGHT, CONTROL, REMARGIN, COMBINED)
-"""Parts of a study. ``base`` is what the retrained models start from; the control takes remargin's steps with equal
-margins."""
+_METHODS = ("natural", "adversarial", "finetune", "reweight", "remargin", "combined")
+"""Methods whose runs play a role."""
 
-QUANTITIES = ("natural", "robust")
-OUTCOMES_GLOB = "*outcomes.safetensors"
-
-_SCORE = "worst_class_robust_error"  # on selection or validation images: what settings are chosen by
-
-
-class Errors(NamedTuple):
-    """Class errors of several roles on common seeds.
-
-    Attributes
-    ----------
-    by_role : dict of (role, quantity) to array, shape (..., S, K)
-        Errors in [0, 1]; leading axes are bootstrap samples, if any.
-    shares : array, shape (K,)
-        Share of each class among the images.
-    """
-
-    by_role: dict[tuple[str, str], NDArray[np.float64]]
-    shares: NDArray[np.float64]
-
-    def of(self, role: str, quantity: str) -> NDArray[np.float64]:
-        """Class errors of a role, shape (..., S, K)."""
-        return self.by_role[role, quantity]
-
-    def overall(self, role: str, quantity: str) -> NDArray[np.float64]:
-        """Error over all images of a role, shape (..., S)."""
-        total: NDArray[np.float64] = self.by_role[role, quantity] @ self.shares
-        return total
-
-
-@dataclass(frozen=True)
-class Named:
-    """A class, named as worst by images that no result is computed from.
-
-    Attributes
-    ----------
-    class_id, name
-        The class.
-    on_validation : bool
-        False where there are no validation images: then the test split itself named it, and results are biased.
-    """
-
-    class_id: int
-    name: str
-    on_validation: bool
-
-
-@dataclass(frozen=True)
-class Preferred:
-    """A setting that selection or validation images prefer to the one that plays a role, on the seeds that both have.
-
-    Attributes
-    ----------
-    setting : str
-    split : str
-        Which images.
-    seeds : list of int
-    worst : dict of str to float
-        Worst-class natural and robust error on test images, mean of these seeds.
-    """
-
-    setting: str
-    split: str
-    seeds: list[int]
-    worst: dict[str, float]
+_SCORE = "worst_class_robust_error"  # what one of several settings is preferred by, on held-back images
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
-    """Test errors of every role at one radius, with outcomes by image.
+class Study(Comparison):
+    """Class errors of every role that some run plays. Where no run plays one, rows of all runs with an empty role.
 
     Attributes
     ----------
-    rows : DataFrame
-        Rows of ``classwise.csv`` after training, of the test split, with a column ``role``. Where no run plays a part,
-        those of all runs, with an empty one.
     settings : dict of str to str
-        Role to the setting that plays it.
-    preferred : dict of str to Preferred
-        Role to a setting of the same method that does better on validation images, with fewer seeds.
-    validation : DataFrame
-        Rows of the base models on validation images; empty where there are none.
+        Role to the setting that plays it; of a chosen one, the settings with their numbers of seeds.
     epsilon : float
-        Radius of the evaluation attack in pixel units.
+        The radius that figures and tables of one radius show, in pixel units.
     attack : str
-        Its name.
-    outcomes : dict of (role, seed) to Outcomes
-        Those found that count the same errors as the tables.
+        The evaluation attack.
     notes : tuple of str
-        Which runs of those there are it leaves out.
+        What of the runs is left out, and what makes numbers biased.
     """
 
-    rows: DataFrame
     settings: dict[str, str]
-    preferred: dict[str, Preferred]
-    validation: DataFrame
     epsilon: float
     attack: str
-    outcomes: dict[tuple[str, int], Outcomes]
     notes: tuple[str, ...] = ()
 
     @property
@@ -168,85 +86,13 @@ class Study:
         named = dataset.split(" ")[0]
         return bool(about.get("dataset", named) == named and about.get("model", model) == model)
 
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the K classes."""
-        return [str(name) for name in self.rows.drop_duplicates("class_id").sort_values("class_id")["class_name"]]
+    def at_main_radius(self, role: str) -> DataFrame:
+        """Test rows of a role at ``epsilon``."""
+        return select_epsilon(select_split(self.rows[self.rows["role"] == role], "test"), self.epsilon)
 
-    def seeds(self, roles: Sequence[str]) -> list[int]:
-        """Seeds that all roles have, sorted."""
-        having = [set(self.rows.loc[self.rows["role"] == role, "seed"]) for role in roles]
-        return sorted(set.intersection(*having))
-
-    def worst_on(self, role: str, seeds: Sequence[int]) -> dict[str, float]:
-        """Worst-class natural and robust error of a role, mean of some of its seeds."""
-        rows = self.rows[(self.rows["role"] == role) & self.rows["seed"].isin(seeds)]
-        by_seed = rows.groupby("seed")
-        return {quantity: float(by_seed[f"{quantity}_error"].max().mean()) for quantity in QUANTITIES}
-
-    def errors(self, roles: Sequence[str]) -> Errors:
-        """Class errors of roles on the seeds they share."""
-        seeds = self.seeds(roles)
-        chosen = self.rows[self.rows["role"].isin(roles) & self.rows["seed"].isin(seeds)]
-        by_role = {
-            (role, quantity): chosen[chosen["role"] == role]
-            .pivot(index="seed", columns="class_id", values=f"{quantity}_error")
-            .to_numpy(dtype=np.float64)
-            for role in roles
-            for quantity in QUANTITIES
-        }
-        count = chosen.drop_duplicates("class_id").sort_values("class_id")["count"].to_numpy(dtype=np.float64)
-        return Errors(by_role, count / count.sum())
-
-    def resampled(self, roles: Sequence[str]) -> Errors | None:
-        """`errors` on bootstrap samples of the test images, shape (B, S, K) each.
-
-        None where the outcomes of a model are missing.
-        """
-        wanted = [(role, seed) for role in roles for seed in self.seeds(roles)]
-        samples = self._resampled
-        if samples is None or not {(*one, QUANTITIES[0]) for one in wanted} <= samples.keys():
-            return None
-        return Errors(
-            {
-                (role, quantity): np.stack([samples[role, seed, quantity] for seed in self.seeds(roles)], axis=1)
-                for role in roles
-                for quantity in QUANTITIES
-            },
-            self.errors(roles).shares,
-        )
-
-    @functools.cached_property
-    def _resampled(self) -> dict[tuple[str, int, str], NDArray[np.float64]] | None:
-        """Every model's class errors on the same bootstrap samples, shape (B, K) each."""
-        if not self.outcomes:
-            return None
-        first = next(iter(self.outcomes.values()))
-        same = {
-            key: one
-            for key, one in self.outcomes.items()
-            if are_of_same_images(one, first) and np.array_equal(one.labels, first.labels)
-        }
-        names, wrong = [], []
-        for (role, seed), one in same.items():
-            is_robust_error = at_radius(one, self.epsilon)
-            assert is_robust_error is not None  # it counted the table's errors
-            names += [(role, seed, quantity) for quantity in QUANTITIES]
-            wrong += [one.is_natural_error, is_robust_error]
-        samples = statistics.resampled_class_errors(first.labels, np.stack(wrong), num_classes=len(self.class_names))
-        return {name: samples[:, place] for place, name in enumerate(names)}
-
-    def worst(self, quantity: str) -> Named:
-        """The class with the largest mean error of the base models on validation images.
-
-        The adversarial models' test errors name it where nothing was measured on validation images.
-        """
-        rows, on_validation = self.validation, not self.validation.empty
-        if not on_validation:
-            rows = self.rows[self.rows["role"] == (ADVERSARIAL if ADVERSARIAL in self.settings else BASE)]
-        means = rows.groupby(["class_id", "class_name"])[f"{quantity}_error"].mean()
-        class_id, name = means.index[int(means.to_numpy().argmax())]
-        return Named(int(class_id), str(name), on_validation)
+    def judge(self) -> list[Answer]:
+        """Answer the questions as far as the runs go; nothing is decided. None where no run plays a role."""
+        return judge(self, registered=None) if self.settings else []
 
 
 def study_rows(runs: str | Path, where: str = "") -> tuple[DataFrame, str]:
@@ -257,12 +103,12 @@ def study_rows(runs: str | Path, where: str = "") -> tuple[DataFrame, str]:
     UserError
         There are no tables, or none with what ``where`` asks for; or it asks for some classes alone.
     """
-    all_rows = _without_theory(read_runs(of_first_study(find_tables(runs))))
+    all_rows = _without_theory(read_runs(of_one_study(find_tables(runs))))
     df = select_where(all_rows, where)
     if classes_alone(all_rows, df):
-        raise UserError(f"where={where!r}: claims compare the classes with each other and need all of them")
+        raise UserError(f"where={where!r}: questions compare the classes with each other and need all of them")
     df = select_checkpoint(df, "last")
-    return main_data(df, ROLES)
+    return main_data(df, _METHODS)
 
 
 def _without_theory(rows: DataFrame) -> DataFrame:
@@ -274,16 +120,17 @@ def _without_theory(rows: DataFrame) -> DataFrame:
 def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | None = None, where: str = "") -> Study:
     """Read tables and outcomes, and find the runs that play each role.
 
-    Of several data sets or models the one with most roles is studied, of models that were trained unlike those that can
-    be compared (see `selection.comparable`). Of several settings of a method, the one with most seeds that does best on
-    selection images plays its role; on validation images where runs have no others.
+    Of several data sets or models the one with most methods is studied, of models that were trained unlike those that
+    can be compared (see `selection.comparable`). A role that is one setting (``reweight 5:1``) is played by the one
+    with most seeds, and then by the one that held-back images prefer. Where each seed chooses (``reweight, chosen``),
+    it chooses among the settings that all seeds of the method have; a note names the others.
 
     Parameters
     ----------
     runs
         As in `reading.find_tables`; outcomes are searched in the same places.
     epsilon : float, optional
-        Radius in pixel units; the largest that most runs have by default.
+        The only radius, in pixel units; by default all that every run of a role has.
     attack : str, optional
         Evaluation attack; by default the one that most runs were measured with.
     where : str
@@ -296,119 +143,107 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
     """
     df, data_note = study_rows(runs, where)
     radius, attack, note = main_evaluation(df, epsilon=epsilon, attack=attack)
-    df = comparable(select_attack(select_epsilon(df, radius), attack))
-    by_role = {role: rows for role in ROLES if not (rows := _rows_of(df, role)).empty}
-    notes = tuple(filter(None, (data_note, note)))
-    if not by_role:
-        return Study(
-            rows=select_last_epoch(select_split(df, "test")).assign(role=""),
-            settings={},
-            preferred={},
-            validation=df.iloc[:0],
-            epsilon=radius,
-            attack=attack,
-            outcomes={},
-            notes=(
-                *filter(None, (data_note, note)),
-                f"no run of {runs} plays a part in the claims: {', '.join(ROLES)}",
-            ),
-        )
-    chosen = {role: _one_setting(rows, radius) for role, rows in by_role.items()}
-    before = pd.concat([rows[rows["epoch"] == 0] for rows in chosen.values()])
+    notes = [one for one in (data_note, note) if one]
+    df = select_attack(df, attack)
+    df = comparable(df[df["run_id"].isin(set(select_epsilon(df, radius)["run_id"]))])
+    radii = (radius,) if epsilon is not None else _common_radii(df[df["method"].isin(_METHODS)], radius)
+    df = df[_is_at(df["epsilon"], radii)]
+    found = {role: rows for role, rows in _roles(df) if not rows.empty}
+    if not found:
+        notes.append(f"no run of {runs} plays a part in the questions: {', '.join(_METHODS)}")
+        rows = select_last_epoch(select_split(df, "test")).assign(role="")
+        return Study(rows, radii, {}, {}, radius, attack, tuple(notes))
+    parts: list[DataFrame] = []
+    settings: dict[str, str] = {}
+    for role, rows in found.items():
+        played, name, said = _chosen(rows, radii) if role in CHOSEN.values() else (*_one_setting(rows, radius), "")
+        if said:
+            notes.append(f"{role}: {said}")
+        if not played.empty:
+            parts.append(played.assign(role=role))
+            settings[role] = name
+    everything = pd.concat(parts, ignore_index=True)
+    after = everything[everything["epoch"] == everything.groupby("run_id")["epoch"].transform("max")]
     # Methods start from the same models: each seed's counts once.
-    before = before.drop_duplicates(["split", "seed", "class_id"])
-    after = {role: select_last_epoch(select_split(rows, "test")) for role, rows in chosen.items()}
+    before = everything[(everything["epoch"] == 0) & (everything["recipe"] != "")]
+    before = before.drop_duplicates(["split", "epsilon", "seed", "class_id"]).assign(role=BASE)
     if not before.empty:
-        after[BASE] = before[before["split"] == "test"]
-    rows = pd.concat([part.assign(role=role) for role, part in after.items()], ignore_index=True)
-    preferred = {role: _preferred(part, chosen[role], radius) for role, part in by_role.items()}
-    return Study(
-        rows=rows,
-        settings={role: BASE if role == BASE else setting_name(part.iloc[0]) for role, part in after.items()},
-        preferred={role: one for role, one in preferred.items() if one is not None},
-        validation=before[before["split"] == "validation"],
-        epsilon=radius,
-        attack=attack,
-        outcomes=_matching(rows, outcomes_in(runs), radius),
-        notes=notes,
+        settings[BASE] = BASE
+    rows = pd.concat([after, before], ignore_index=True)
+    rows = rows[rows["split"].isin(["test", *CHOICE_SPLITS])]
+    outcomes = matching_outcomes(rows[rows["split"] == "test"], outcomes_in(runs), radii)
+    study = Study(rows, radii, outcomes, settings, radius, attack, tuple(notes))
+    if study.is_named_by_test:
+        biased = (
+            "no images were held back: the worst class is the one with the largest test error, which is biased upwards"
+        )
+        return replace(study, notes=(*notes, biased))
+    return study
+
+
+def _common_radii(rows: DataFrame, radius: float) -> tuple[float, ...]:
+    """Radii that all runs were measured at, sorted; ``radius`` alone where there are no runs."""
+    num_runs = rows.groupby(rows["epsilon"].round(6))["run_id"].nunique()
+    common = [float(value) for value in num_runs.index[num_runs == rows["run_id"].nunique()]]
+    return tuple(common) or (radius,)
+
+
+def _is_at(epsilon: Series[float], radii: Sequence[float]) -> NDArray[np.bool_]:
+    is_close = np.isclose(epsilon.to_numpy()[:, None], list(radii), rtol=0, atol=EPSILON_TOLERANCE)
+    return np.asarray(is_close.any(axis=1))
+
+
+def _roles(df: DataFrame) -> Iterator[tuple[str, DataFrame]]:
+    """Yield every role with the rows of the runs that could play it."""
+
+    def of(method: str, is_meant: Series[bool] | None = None) -> DataFrame:
+        rows = df["method"] == method
+        return df[rows if is_meant is None else rows & is_meant]
+
+    def alphas(nat: float, bndy: float) -> Series[bool]:
+        return (df["alpha_nat"] == nat) & (df["alpha_bndy"] == bndy)
+
+    is_averaged = df[VARIANT_COLUMN].str.contains(AVERAGED) if VARIANT_COLUMN in df.columns else df["method"] == ""
+    yield NATURAL, of("natural")
+    yield ADVERSARIAL, of("adversarial")
+    yield EQUAL, of("finetune", ~is_averaged)
+    yield REWEIGHT_51, of("reweight", alphas(5, 1))
+    yield REWEIGHT_55, of("reweight", alphas(5, 5))
+    yield CHOSEN["reweight"], of("reweight")
+    yield CHOSEN["margins"], of("combined", alphas(0, 0))
+    yield COMBINED_51, of("combined", alphas(5, 1))
+    yield COMBINED_55, of("combined", alphas(5, 5))
+    yield CHOSEN["combined"], of("combined", ~alphas(0, 0))
+    yield EQUAL_MARGINS, of("remargin", df["alpha_margin"] == 0)
+    yield CHOSEN["remargin"], of("remargin", df["alpha_margin"] > 0)
+
+
+def _one_setting(rows: DataFrame, epsilon: float) -> tuple[DataFrame, str]:
+    """Rows of the setting with most seeds that does best on held-back images, and its name."""
+    if len(rows.drop_duplicates(setting_columns(rows))) > 1:
+        runs = summary(rows, epsilon=epsilon)
+        rows, _ = main_setting(rows, choice_rows(runs[runs["when"] == "after"]), _SCORE)
+    return rows, setting_name(rows.iloc[0])
+
+
+def _chosen(rows: DataFrame, radii: Sequence[float]) -> tuple[DataFrame, str, str]:
+    """Rows of each seed's chosen setting, the settings with their numbers of seeds, and what to know of the choice."""
+    rows = rows.assign(role=[setting_name(row) for _, row in rows.iterrows()])
+    seeds = rows.groupby("role", sort=False)["seed"].nunique()
+    candidates = [str(name) for name in seeds.index[seeds == seeds.max()]]
+    fewer = [f"{name} ({number})" for name, number in seeds[seeds < seeds.max()].items()]
+    said = f"left out, with fewer seeds than {candidates[0]} ({seeds.max()}): {', '.join(fewer)}" if fewer else ""
+    if len(candidates) == 1:
+        return rows[rows["role"] == candidates[0]], candidates[0], said
+    after = rows[rows["epoch"] == rows.groupby("run_id")["epoch"].transform("max")]
+    chosen = choose(choice_rows(after), radii, candidates)
+    if not chosen:
+        said = f"no held-back images, or no common seed, to choose one of {', '.join(candidates)} by; where= names one"
+        return rows.iloc[:0], "", said
+    is_played = [chosen.get(int(seed)) == name for seed, name in zip(rows["seed"], rows["role"], strict=True)]
+    number = Counter(chosen.values())
+    return (
+        rows[is_played],
+        "; ".join(f"{name} ({count} seed{'s' * (count > 1)})" for name, count in number.most_common()),
+        said,
     )
-
-
-def _rows_of(df: DataFrame, role: str) -> DataFrame:
-    """Rows of the runs that could play a role; none for the bases, which are other runs' epoch 0."""
-    rows: DataFrame = df[df["method"] == (REMARGIN if role == CONTROL else role)]
-    if role in (REMARGIN, CONTROL):
-        rows = rows[(rows["alpha_margin"] > 0) == (role == REMARGIN)]
-    return rows
-
-
-def _one_setting(rows: DataFrame, epsilon: float) -> DataFrame:
-    """Rows of the setting with most seeds that does best on the images of the choice."""
-    if len(rows.drop_duplicates(setting_columns(rows))) == 1:
-        return rows
-    return main_setting(rows, _to_choose_by(rows, epsilon), _SCORE)[0]
-
-
-def _preferred(rows: DataFrame, chosen: DataFrame, epsilon: float) -> Preferred | None:
-    """The setting that does best on the choice's images of the seeds that all have; None if it is the chosen one."""
-    if len(rows.drop_duplicates(setting_columns(rows))) == 1:
-        return None
-    try:
-        shared = on_shared_seeds(_to_choose_by(rows, epsilon))
-    except UserError:
-        return None
-    best = best_setting(shared, "worst_robust")
-    if of_setting(chosen, best).all():
-        return None
-    seeds = sorted(int(seed) for seed in shared["seed"].unique())
-    test = summary(rows[of_setting(rows, best) & rows["seed"].isin(seeds)], epsilon=epsilon)
-    test = test[(test["split"] == "test") & (test["when"] == "after")]
-    worst = {quantity: float(test[f"worst_class_{quantity}_error"].mean()) for quantity in QUANTITIES}
-    return Preferred(setting_name(best), choice_split(shared), seeds, worst)
-
-
-def _to_choose_by(rows: DataFrame, epsilon: float) -> DataFrame:
-    runs = summary(rows, epsilon=epsilon)
-    return choice_rows(runs[runs["when"] == "after"])
-
-
-def outcomes_in(runs: str | Path) -> list[Outcomes]:
-    """Return all outcomes in the folders of ``runs``, published ones among them."""
-    folders = [Path(in_home(part.strip())) for part in str(runs).split(",")]
-    files = [
-        here / name
-        for folder in folders
-        if folder.is_dir()
-        for here, _, names in walk(folder)
-        for name in names
-        if Path(name).match(OUTCOMES_GLOB)
-    ]
-    return [read_outcomes(path) for path in sorted(files)]
-
-
-def _matching(rows: DataFrame, outcomes: Sequence[Outcomes], epsilon: float) -> dict[tuple[str, int], Outcomes]:
-    """Outcomes of the models in the tables: those of the same seed that count the same errors in every class."""
-    found = {}
-    for role, seed in rows[["role", "seed"]].drop_duplicates().itertuples(index=False):
-        model = rows[(rows["role"] == role) & (rows["seed"] == seed)].sort_values("class_id")
-        counts = model[["count", "num_natural_errors", "num_boundary_errors"]].to_numpy()
-        for one in outcomes:
-            if one.about.get("seed") == seed and np.array_equal(counts_of(one, epsilon, len(counts)), counts):
-                found[str(role), int(seed)] = one
-    return found
-
-
-def counts_of(one: Outcomes, epsilon: float, num_classes: int) -> NDArray[np.int64]:
-    """Images, natural and boundary errors of each class, shape (K, 3); no rows where the radius was not measured."""
-    is_robust_error = at_radius(one, epsilon)
-    if is_robust_error is None or one.labels.max(initial=0) >= num_classes:  # not measured so, or of other data
-        return np.empty((0, 3), dtype=np.int64)
-    return one.class_counts(is_robust_error, num_classes)
-
-
-def at_radius(one: Outcomes, epsilon: float) -> NDArray[np.bool_] | None:
-    """Return which images are robust errors at a radius, shape (N,); None where it was not measured."""
-    for radius, is_error in one.is_robust_error.items():
-        if abs(radius - epsilon) < 1e-6:  # as subsets.select_epsilon
-            return is_error
-    return None

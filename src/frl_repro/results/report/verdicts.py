@@ -1,4 +1,4 @@
-"""What the numbers say of the registered questions; docs/registration.md explains it.
+"""What the numbers say of the questions; docs/registration.md explains it.
 
 Each criterion compares a number of every seed with a threshold. Four things can come of it: it holds, its opposite
 does, there is no difference worth the name, or the data are too uncertain to say. A verdict sums up a question's
@@ -8,25 +8,20 @@ criteria.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import stats
 
 from frl_repro.basics.errors import UserError
 from frl_repro.results.registration import NATURAL
-from frl_repro.results.report.questions import (
-    QUESTIONS,
-    RADII,
-    Criterion,
-    Errors,
-    Numbers,
-    Question,
-    robust_error,
-)
+from frl_repro.results.report.questions import Criterion, Errors, Numbers, Question, questions, robust_error
 from frl_repro.results.tables import statistics
+
+if TYPE_CHECKING:
+    from frl_repro.results.report.comparison import Comparison
 
 _UNKNOWN = statistics.Interval(math.nan, math.nan, math.nan)
 
@@ -38,8 +33,11 @@ CEILING = 0.98
 
 FAMILY_LEVEL = 0.05
 
+_NO_SPREAD = 1e-9  # shares of counts that differ by less are equal up to rounding
+
 Outcome = Literal["holds", "opposite", "no difference", "uncertain", "ceiling", "not run"]
-Verdict = Literal["reproduced", "mixed", "contradicted", "too uncertain to say", "incomplete"]
+Verdict = Literal["reproduced", "mixed", "contradicted", "too uncertain to say", "incomplete", "exploratory"]
+"""``exploratory``: the runs belong to no registration, so that their effects are shown and nothing is decided."""
 
 
 @dataclass(frozen=True)
@@ -95,86 +93,76 @@ class Answer:
     by_radius: dict[float, Verdict]
 
 
-def judge(
-    errors: Callable[[Sequence[str]], tuple[Errors, tuple[int, ...]]],
-    resampled: Callable[[Sequence[str]], Errors | None],
-    *,
-    roles: Sequence[str],
-    seeds: Sequence[int],
-) -> list[Answer]:
+def judge(models: Comparison, *, registered: Sequence[int] | None) -> list[Answer]:
     """Answer every question.
 
     Parameters
     ----------
-    errors : callable (roles) -> (Errors, seeds)
-        Test errors of some roles on the seeds that all of them have.
-    resampled : callable (roles) -> Errors or None
-        The same on bootstrap samples of the test images; None without outcomes.
-    roles : sequence of str
-        Those that the tables hold.
-    seeds : sequence of int
-        All seeds of the study; before every one is there, verdicts are ``incomplete``.
+    models : Comparison
+    registered : sequence of int or None
+        All seeds of the registered study that the models belong to: before every one is there, verdicts are
+        ``incomplete``. None where nothing was registered: every verdict is ``exploratory``.
 
     Raises
     ------
     UserError
-        A seed belongs to another study: registered and development seeds are never mixed.
+        A seed is not registered: registered and development seeds are never mixed.
     """
+    asked = questions(models.radii)
     measured = [
-        ([_measured(one, errors, resampled, roles, seeds) for one in question.criteria],
-         [_measured(one, errors, resampled, roles, seeds) for one in question.beside])
-        for question in QUESTIONS
+        ([_measured(one, models, registered) for one in question.criteria],
+         [_measured(one, models, registered) for one in question.beside])
+        for question in asked
     ]  # fmt: skip
     deciding = [one for criteria, _ in measured for one in criteria]
     corrected = iter(holm([one.p for one in deciding]))
-    at_ceiling = {radius for radius in RADII if _is_at_ceiling(radius, errors, roles)}
+    at_ceiling = {radius for radius in models.radii if _is_at_ceiling(radius, models)}
     answers = []
-    for question, (criteria, beside) in zip(QUESTIONS, measured, strict=True):
+    for question, (criteria, beside) in zip(asked, measured, strict=True):
         decided = tuple(_decided(one, next(corrected), at_ceiling) for one in criteria)
-        is_complete = all(set(one.seeds) == set(seeds) for one in decided)
         answers.append(
             Answer(
                 question,
                 decided,
                 tuple(_decided(one, one.p, set()) for one in beside),
-                verdict_of([one.outcome for one in decided]) if is_complete else "incomplete",
+                _verdict(decided, registered),
                 {
-                    radius: verdict_of([one.outcome for one in decided if one.criterion.radius in (None, radius)])
-                    if is_complete
-                    else "incomplete"
-                    for radius in RADII
+                    radius: _verdict([one for one in decided if one.criterion.radius in (None, radius)], registered)
+                    for radius in models.radii
                 },
             )
         )
     return answers
 
 
-def _measured(
-    criterion: Criterion,
-    errors: Callable[[Sequence[str]], tuple[Errors, tuple[int, ...]]],
-    resampled: Callable[[Sequence[str]], Errors | None],
-    roles: Sequence[str],
-    registered: Sequence[int],
-) -> Evidence:
-    if any(role not in roles for role in criterion.roles):
+def _verdict(decided: Sequence[Evidence], registered: Sequence[int] | None) -> Verdict:
+    if registered is None:
+        return "exploratory"
+    if any(set(one.seeds) != set(registered) for one in decided):
+        return "incomplete"
+    return verdict_of([one.outcome for one in decided])
+
+
+def _measured(criterion: Criterion, models: Comparison, registered: Sequence[int] | None) -> Evidence:
+    if any(role not in models.roles for role in criterion.roles):
         return Evidence(criterion)
-    found, seeds = errors(criterion.roles)
-    if foreign := sorted(set(seeds) - set(registered)):
+    seeds = models.seeds(criterion.roles)
+    if registered is not None and (foreign := sorted(set(seeds) - set(registered))):
         raise UserError(
             f"seeds {', '.join(map(str, foreign))} are not registered: a verdict never mixes registered and "
             "development seeds; narrow runs= to one kind"
         )
     if not seeds:
         return Evidence(criterion)
+    found, samples = models.errors(criterion.roles), models.resampled(criterion.roles)
     values = criterion.value(found, Errors.worst)
-    samples = resampled(criterion.roles)
     over_images = None
     if samples is not None:
         low, high = np.quantile(criterion.value(samples, Errors.worst).mean(-1), [0.025, 0.975])
         over_images = statistics.Interval(float(values.mean()), float(low), float(high))
     return Evidence(
         criterion,
-        tuple(seeds),
+        seeds,
         tuple(values.tolist()),
         statistics.over_seeds(values.tolist()),
         over_images,
@@ -187,8 +175,8 @@ def p_value(values: Numbers, threshold: float) -> float:
     """Return the p-value of the two-sided t-test of a mean against a threshold; NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan
-    if np.ptp(values) == 0:  # the test divides by 0
-        return 1.0 if values[0] == threshold else 0.0
+    if np.ptp(values) < _NO_SPREAD:  # the test divides by 0
+        return 1.0 if abs(values[0] - threshold) < _NO_SPREAD else 0.0
     return float(stats.ttest_1samp(values, threshold).pvalue)
 
 
@@ -205,13 +193,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _is_at_ceiling(
-    radius: float, errors: Callable[[Sequence[str]], tuple[Errors, tuple[int, ...]]], roles: Sequence[str]
-) -> bool:
-    if NATURAL not in roles:
+def _is_at_ceiling(radius: float, models: Comparison) -> bool:
+    if NATURAL not in models.roles:
         return False
-    found, seeds = errors((NATURAL,))
-    return bool(seeds) and bool(found.worst(NATURAL, robust_error(radius)).mean() >= CEILING)
+    natural = models.errors((NATURAL,)).worst(NATURAL, robust_error(radius))
+    return bool(natural.mean() >= CEILING)
 
 
 def _decided(evidence: Evidence, adjusted_p: float, at_ceiling: set[float]) -> Evidence:

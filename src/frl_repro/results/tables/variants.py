@@ -41,6 +41,9 @@ EXTERNAL = "external"
 
 _ALIKE = ("dataset", "model", "method", *SETTING_COLUMNS)
 
+AVERAGED = r"\bema_decay=[0-9.]"
+"""In a variant: the run's weights are a running average."""
+
 _SECTIONS = ("dataset", "model", "attack", "trainer", "frl", "tau", "retrain", "departures")
 """Parts of a run's configuration that say how it was trained and are not columns of the tables."""
 
@@ -64,8 +67,10 @@ _OF_THE_MACHINE = ("root", "download", "cache_dir")
 _FOLDERS = ("image_folder",)
 """Data sets whose images are the files in ``root``."""
 
-_OF_TRAINING = ("dataset.name", "dataset.validation_fraction", "dataset.split_seed", "dataset.num_train",
-                "dataset.augmentation", "dataset.imbalance", "dataset.imbalance_ratio")  # fmt: skip
+_OF_TRAINING = (
+    "dataset.name", "dataset.validation_fraction", "dataset.selection_fraction", "dataset.split_seed",
+    "dataset.num_train", "dataset.augmentation", "dataset.imbalance", "dataset.imbalance_ratio",
+)  # fmt: skip
 """Keys of a data set that leave its test images as they are; runs that differ in another one are of other data."""
 
 _SPLIT_SEED, _THE_SEED = "dataset.split_seed", "seed"

@@ -1,0 +1,319 @@
+"""The answers for readers: sentences first, then one figure of all differences, then every criterion."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from frl_repro.basics.radii import format_epsilon
+from frl_repro.results import registration
+from frl_repro.results.figures.forest import forest_figure
+from frl_repro.results.registration import BASE, CELLS, EQUAL
+from frl_repro.results.report.page import Cell, Grid, Picture, alt_text, svg_of
+from frl_repro.results.report.questions import CHOSEN, REWEIGHT_51
+from frl_repro.results.report.registered import CANDIDATES, RegisteredStudy
+from frl_repro.results.report.verdicts import Answer, Evidence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VERDICT_COLUMNS = (
+    "question", "text", "verdict", "decides", "criterion", "quantity", "outcome", "num_seeds",
+    "estimate", "low", "high", "images_low", "images_high", "of_maximum", "threshold", "unit", "p", "adjusted_p",
+    "values",
+)  # fmt: skip
+"""Columns of ``verdicts.csv``: one row a criterion; estimates in the unit's hundredths (points, %)."""
+
+_MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """The answers on the page.
+
+    Attributes
+    ----------
+    title : str
+    sentences : list of str
+        What holds, how large it is, who pays; empty while nothing is measured.
+    progress : str
+        How much of the registered study stands, or that nothing was registered.
+    verdicts : Grid or None
+        A row a question: over all radii, and at each alone; None where nothing is decided.
+    picture : Picture or None
+        All differences on one axis; None while nothing is measured.
+    criteria : list of (str, Grid)
+        Of each question its verdict, and every criterion with its numbers.
+    origin : str
+        When it was registered, and which commits made its runs.
+    """
+
+    title: str
+    sentences: list[str]
+    progress: str
+    verdicts: Grid | None
+    picture: Picture | None
+    criteria: list[tuple[str, Grid]]
+    origin: str
+
+
+def quantity_of(evidence: Evidence) -> str:
+    """Return ``natural``, or the radius of a robust error, such as ``8/255``."""
+    radius = evidence.criterion.radius
+    return "natural" if radius is None else format_epsilon(radius)
+
+
+_SHORTER = (
+    (r"worst class's ERROR: ", "worst class: "),
+    (r"^ERROR of all classes: ", "all classes: "),
+    (r": worst class's ERROR more than 5 points above that of all classes", f": worst class {_MINUS} all classes"),
+    (r"^gap of the worst class to all classes in ERROR: (\w+) above (\w+) training", rf"gap: \1 {_MINUS} \2 training"),
+    (r" (less than 5 points above|below) ", f" {_MINUS} "),
+)
+
+
+def comparison_of(evidence: Evidence) -> str:
+    """Return what a criterion subtracts from what, without the quantity that it does it in."""
+    radius = r"( at \d+/255| at [0-9.e-]+)?"
+    text = re.sub(rf"(natural|robust) error{radius}", "ERROR", evidence.criterion.text)
+    for pattern, replacement in _SHORTER:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def verdict_rows(answers: Sequence[Answer]) -> list[dict[str, object]]:
+    """Return every criterion as a row of ``verdicts.csv``."""
+    rows: list[dict[str, object]] = []
+    for answer in answers:
+        for decides, found in ((True, answer.evidence), (False, answer.beside)):
+            for one in found:
+                images = one.over_images
+                over = one.over_seeds
+                row = {
+                    "question": answer.question.name, "text": answer.question.text, "verdict": answer.verdict,
+                    "decides": decides, "criterion": one.criterion.text, "quantity": quantity_of(one),
+                    "outcome": one.outcome, "num_seeds": len(one.seeds), "estimate": _hundredths(over.estimate),
+                    "low": _hundredths(over.low), "high": _hundredths(over.high),
+                    "images_low": None if images is None else _hundredths(images.low),
+                    "images_high": None if images is None else _hundredths(images.high),
+                    "of_maximum": _hundredths(one.of_maximum.estimate), "unit": one.criterion.unit,
+                    "threshold": _hundredths(one.criterion.threshold),
+                    "p": _number(one.p, 6), "adjusted_p": _number(one.adjusted_p, 6),
+                    "values": " ".join(f"{100 * value:.2f}" for value in one.values),
+                }  # fmt: skip
+                rows.append(row)
+    return rows
+
+
+def forest_numbers(answers: Sequence[Answer]) -> pd.DataFrame:
+    """Return the differences in points that decide, for `figures.forest`; what it costs all classes stands beside."""
+    rows = []
+    for answer in answers:
+        heading = f"{answer.question.name}. {answer.question.text}"
+        for one in (*answer.evidence, *answer.beside):
+            if one.criterion.unit != "points" or not one.seeds:
+                continue
+            is_price = one in answer.beside
+            if is_price and "of all classes" not in one.criterion.text:
+                continue
+            rows.append({
+                "question": heading, "comparison": comparison_of(one), "quantity": quantity_of(one),
+                "estimate": 100 * one.over_seeds.estimate, "low": 100 * one.over_seeds.low,
+                "high": 100 * one.over_seeds.high, "threshold": 100 * one.criterion.threshold,
+                "num_seeds": len(one.seeds),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def registered_section(study: RegisteredStudy, answers: Sequence[Answer], commits: Sequence[str]) -> Section:
+    """Return what the page says of the registered study; ``commits`` made its runs."""
+    num_cells, num_seeds = len(registration.CELLS), len(registration.SEEDS)
+    cells = study.rows[study.rows["role"].isin([cell.name for cell in registration.CELLS])]
+    num_runs = len(cells[["role", "seed"]].drop_duplicates())
+    is_done = num_runs == num_cells * num_seeds
+    progress = f"{num_runs} of {num_cells * num_seeds} registered runs stand"
+    progress += "." if is_done else ": no verdict is given before the last one. Effects are shown with their seeds."
+    name, made = registration.REGISTERED_IN
+    used = ", ".join(sorted({commit[:7] for commit in commits if commit})) or "unknown"
+    return Section(
+        "What the registered study found",
+        [*([_said_of_verdicts(answers)] if is_done else []), *_effects(answers)],
+        progress,
+        _verdicts(answers),
+        _picture(answers),
+        _criteria(answers),
+        f"Questions, criteria and words were fixed beforehand (docs/registration.md), in commit {name} ({made}); "
+        f"the runs were made by commits {used}.",
+    )
+
+
+def exploratory_section(answers: Sequence[Answer], notes: Sequence[str]) -> Section:
+    """Return what the page says of runs that belong to no registration."""
+    missing = missing_runs(answers)
+    return Section(
+        "What these runs show",
+        _effects(answers),
+        "Nothing was registered before these runs: effects are shown, and no verdict is given. "
+        + " ".join(f"{note[0].upper()}{note[1:]}." for note in notes),
+        None,
+        _picture(answers),
+        _criteria(answers),
+        "".join(f"No runs of {role}: python {command} " for role, command in missing.items()),
+    )
+
+
+def missing_runs(answers: Sequence[Answer]) -> dict[str, str]:
+    """Return the roles that criteria lack, each with a command that makes its runs."""
+    lacking = [
+        role
+        for answer in answers
+        for one in answer.evidence
+        if one.outcome == "not run"
+        for role in one.criterion.roles
+    ]
+    having = {role for answer in answers for one in answer.evidence if one.seeds for role in one.criterion.roles}
+    commands = {cell.name: f"train.py -m {cell.overrides} seed=0,1,2" for cell in CELLS}
+    commands |= {CHOSEN[method]: commands[cells[0]] for method, cells in CANDIDATES.items()}
+    commands[BASE] = commands[EQUAL]
+    return {role: commands[role] for role in dict.fromkeys(lacking) if role not in having}
+
+
+def _said_of_verdicts(answers: Sequence[Answer]) -> str:
+    words: dict[str, list[str]] = {}
+    for answer in answers:
+        words.setdefault(answer.verdict, []).append(answer.question.name)
+    said = "; ".join(
+        f"{'question' if len(names) == 1 else 'questions'} {', '.join(names)}: {verdict}"
+        for verdict, names in words.items()
+    )
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _effects(answers: Sequence[Answer]) -> list[str]:
+    """How large the main effects are, and who pays, in two or three sentences; fewer where runs are missing."""
+    by_name = {answer.question.name: answer for answer in answers}
+    sentences = []
+    for beginning, found in (
+        (
+            "reweight 5:1 changes the worst class's error, against its base, by",
+            [one for one in by_name["3"].evidence if f"{REWEIGHT_51} below {BASE}" in one.criterion.text],
+        ),
+        (
+            "margins added to weights (both at their best settings) change it by",
+            [one for one in by_name["5"].evidence if f"below {CHOSEN['reweight']}" in one.criterion.text],
+        ),
+        (
+            "against equal weights, reweight 5:1 changes the error of all classes together by",
+            [one for one in by_name["3"].beside if f"of all classes: {REWEIGHT_51}" in one.criterion.text],
+        ),
+    ):
+        if found and all(one.seeds for one in found):
+            seeds = len(found[0].seeds)
+            sentences.append(f"Over {seeds} seed{'s' * (seeds > 1)}, {beginning} {_listed(found)}.")
+    return sentences
+
+
+def _listed(found: Sequence[Evidence]) -> str:
+    said = []
+    for one in found:
+        interval = one.over_seeds
+        bounds = "" if math.isnan(interval.low) else f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+        where = "natural" if one.criterion.radius is None else f"robust at {quantity_of(one)}"
+        said.append(f"{100 * interval.estimate:+.1f}{bounds} points ({where})")
+    return ", ".join(said).replace("-", _MINUS)
+
+
+def _verdicts(answers: Sequence[Answer]) -> Grid:
+    radii = list(answers[0].by_radius)
+    header = ["question", "both radii", *(f"at {format_epsilon(radius)}" for radius in radii)]
+    rows = [
+        [Cell(f"{answer.question.name}. {answer.question.text}"), Cell(answer.verdict)]
+        + [Cell(answer.by_radius[radius]) for radius in radii]
+        for answer in answers
+    ]
+    return Grid("Verdicts of the registered questions", header, rows)
+
+
+def forest(answers: Sequence[Answer]) -> Figure | None:
+    """Return the figure of all differences; None while nothing is measured."""
+    numbers = forest_numbers(answers)
+    if numbers.empty:
+        return None
+    ends = dict.fromkeys((int(numbers["num_seeds"].min()), int(numbers["num_seeds"].max())))
+    many = "" if list(ends) == [1] else "s"
+    caption = f"Mean over {' to '.join(map(str, ends))} seed{many} with Student's 95 % interval"
+    if (numbers["threshold"] != 0).any():
+        caption += ". Grey dashes: thresholds other than 0"
+    return forest_figure(numbers, caption=caption)
+
+
+def _picture(answers: Sequence[Answer]) -> Picture | None:
+    figure = forest(answers)
+    if figure is None:
+        return None
+    title = "Every difference in points, with what it costs all classes"
+    return Picture("forest", title, svg_of(figure), alt_text(title, forest_numbers(answers)))
+
+
+def _criteria(answers: Sequence[Answer]) -> list[tuple[str, Grid]]:
+    return [
+        (
+            f"{one.question.name}. {one.question.text}"
+            + ("" if one.verdict == "exploratory" else f" {one.verdict.capitalize()}."),
+            _criteria_of(one),
+        )
+        for one in answers
+    ]
+
+
+def _criteria_of(answer: Answer) -> Grid:
+    rows = []
+    for decides, found in (("", answer.evidence), (" (beside, decides nothing)", answer.beside)):
+        for one in found:
+            unit = {"points": 100, "%": 100}.get(one.criterion.unit, 1)
+            over, images = one.over_seeds, one.over_images
+            bounds = "-" if math.isnan(over.low) else f"[{unit * over.low:.1f}, {unit * over.high:.1f}]"
+            of_images = "-" if images is None else f"[{unit * images.low:.1f}, {unit * images.high:.1f}]"
+            texts = [
+                one.criterion.text + decides,
+                one.outcome,
+                str(len(one.seeds)),
+                "-" if math.isnan(over.estimate) else f"{unit * over.estimate:+.1f}",
+                bounds,
+                of_images,
+                "-" if math.isnan(one.adjusted_p) else f"{one.adjusted_p:.3g}",
+            ]
+            rows.append([Cell(text.replace("-", _MINUS) if 3 <= n <= 5 else text) for n, text in enumerate(texts)])
+    header = ["criterion", "outcome", "seeds", "mean", "95 % over seeds", "95 % over images", "p, Holm"]
+    return Grid("Points of error, or % where the criterion is relative", header, rows)
+
+
+def said(answers: Sequence[Answer]) -> str:
+    """Return the answers as text for the terminal: effects with their outcome, question by question."""
+    lines = []
+    for answer in answers:
+        lines.append(f"question {answer.question.name}: {answer.verdict.upper()}. {answer.question.text}")
+        for one in answer.evidence:
+            if not one.seeds:
+                continue
+            unit, over = "points" if one.criterion.unit == "points" else one.criterion.unit, one.over_seeds
+            bounds = "" if math.isnan(over.low) else f" [{100 * over.low:.1f}, {100 * over.high:.1f}]"
+            lines.append(
+                f"    {one.outcome}: {one.criterion.text}: {100 * over.estimate:+.1f} {unit}{bounds}, "
+                f"seeds {', '.join(map(str, one.seeds))}"
+            )
+    lines += [f"no runs of {role}: python {command}" for role, command in missing_runs(answers).items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _hundredths(value: float) -> float | None:
+    return _number(100 * value, 2)
+
+
+def _number(value: float, digits: int) -> float | None:
+    return None if math.isnan(value) else round(value, digits)
