@@ -190,8 +190,11 @@ def test_topics_may_be_what_is_being_typed(monkeypatch, capsys, in_tmp):
     out = capsys.readouterr().out
     assert out.startswith("frl=cfol ")
     assert "\nseed\n  drives initial weights" in out
-    assert call(monkeypatch, "cfol", "--help") == 0
-    assert capsys.readouterr().out.startswith("frl=cfol ")
+    for line in (["cfol", "--help"], ["--help=cfol"], ["-h", "frl=cfol"]):
+        assert call(monkeypatch, *line) == 0
+        assert capsys.readouterr().out.startswith("frl=cfol ")
+    assert call(monkeypatch, "help") == 1
+    assert "did you mean --help?" in capsys.readouterr().err
     assert list(in_tmp.iterdir()) == []
 
 

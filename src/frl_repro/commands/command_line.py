@@ -72,7 +72,8 @@ def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -
     UserError
         A flag that is unknown, without its value, refused, or at odds with another; a setting with spaces in it.
     """
-    given = _flags_of_hydra().parse_intermixed_args(list(arguments))
+    words = [piece for text in arguments for piece in _help_and_topic(text)]
+    given = _flags_of_hydra().parse_intermixed_args(words)
     folder = None if given.config_dir is None else Path(in_home(given.config_dir))
     if folder is not None and not folder.is_dir():
         raise UserError(f"--config-dir={given.config_dir}: no such folder")
@@ -93,6 +94,12 @@ def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -
     _refuse_spaces(given.overrides)
     overrides = [_with_path(text, path_keys) for text in given.overrides]
     return CommandLine(_flags(given), overrides, is_sweep=given.multirun, config_dir=folder)
+
+
+def _help_and_topic(text: str) -> list[str]:
+    """Return ``--help=model`` as two words, and any other as it is."""
+    flag, equals, topic = text.partition("=")
+    return [flag, topic] if flag == "--help" and equals else [text]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -56,6 +56,8 @@ def parsed(texts: Sequence[str]) -> list[Override]:
 def _form_of(text: str) -> str:
     """Return what settings look like, for a word without ``=``: with the key of such a file or choice."""
     form = "an override has the form key=value"
+    if text in ("help", "usage"):
+        return f"{form}; did you mean --help?"
     if Path(text).suffix in (".pt", ".pth", ".safetensors", ".ckpt"):
         return f"{form}; did you mean checkpoint={text}?"
     readers = [method.split()[0] for method, keys in method_keys().items() if text in keys]
