@@ -344,7 +344,12 @@ def test_the_key_list_is_a_contract():
         f"frl.{item.name}" for kind in GROUPS["frl"].values() for item in dataclasses.fields(kind)
     } - {f"frl.{name}" for name in family}  # fmt: skip
     assert sorted(set(all_keys(RunConfig)) - own) == KEYS.split()
-    of_evaluation = {"evaluation.num_images", "evaluation.subset_seed"}  # of AutoAttack, which only measures
+    of_evaluation = {
+        "evaluation.num_images",
+        "evaluation.subset_seed",
+        "evaluation.whole_classes",
+        "evaluation.num_components",
+    }  # of AutoAttack, which only measures
     assert set(all_keys(EvaluateConfig)) - set(all_keys(RunConfig)) == {
         "checkpoint", "checkpoint_key", "num_examples", *of_evaluation
     }  # fmt: skip

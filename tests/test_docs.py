@@ -156,7 +156,7 @@ def check_script(script, *arguments):
     choices = {
         "scripts/plot.py": {"figure": [*FIGURES, *STUDY_FIGURES, *IMAGE_FIGURES]},
         "scripts/study.py": {"parts": runpy.run_path(str(ROOT / "scripts" / "study.py"))["STUDY"]},
-        "scripts/bench.py": {"track": TRACKS, "methods": [*CONTESTANTS, "mine"]},
+        "scripts/bench.py": {"track": [*TRACKS, "all"], "methods": [*CONTESTANTS, "mine"]},
     }
     for key, known in choices.get(script, {}).items():
         for value in given.get(key, next(iter(known))).split(","):

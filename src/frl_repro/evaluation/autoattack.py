@@ -77,6 +77,7 @@ def attack_batch(
     epsilon: float,
     num_classes: int,
     seed: int,
+    num_components: int | None = None,
     is_not_finite: Tensor | None = None,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Tensor:
@@ -103,6 +104,8 @@ def attack_batch(
         K, at least 2. With fewer than ten classes the targeted attacks aim at all K - 1 others, else at nine.
     seed : int
         Every attack starts from it.
+    num_components : int, optional
+        How many of the attacks run, the first ones; None for all.
     is_not_finite : Tensor, shape (N,), bool, optional
         Set where an image is wrong because its logits are not finite, clean or attacked.
     advance : callable
@@ -128,8 +131,8 @@ def attack_batch(
         torch.no_grad(),
     ):
         seen = _NotFinite(functools.partial(forward, model), epsilon)
-        attacks = _attacks(seen, epsilon, num_classes, seed, x.device)
-        costs = [_COSTS[name] for name in components(num_classes)]
+        attacks = _attacks(seen, epsilon, num_classes, seed, x.device)[:num_components]
+        costs = [_COSTS[name] for name in components(num_classes)[:num_components]]
         predicted = predicted_class(forward(model, x))
         codes = torch.where(predicted == y, NOT_BROKEN, NATURAL_ERROR).to(torch.uint8)
         not_finite = predicted == NO_CLASS
@@ -157,6 +160,7 @@ def attack_split(
     batch_size: int,
     seed: int,
     device: torch.device,
+    num_components: int | None = None,
     keep: Callable[[], object],
     advance: Callable[[float], object] = lambda _: None,
 ) -> None:
@@ -164,7 +168,7 @@ def attack_split(
 
     Parameters
     ----------
-    model, forward, num_classes, seed
+    model, forward, num_classes, seed, num_components
         As in `attack_batch`; every batch starts from the same seed.
     split : Split
         uint8 images, shape (N, C, H, W), and labels, shape (N,).
@@ -199,6 +203,7 @@ def attack_split(
                     epsilon=epsilon,
                     num_classes=num_classes,
                     seed=seed,
+                    num_components=num_components,
                     is_not_finite=is_not_finite[batch],
                     advance=advance,
                 )

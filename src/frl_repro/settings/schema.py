@@ -417,6 +417,14 @@ class AutoAttackEvaluationConfig(_Choice):
     subset_seed: int = key(
         "drives which images num_images takes (the same for every model), not what the attack draws", SEED
     )
+    whole_classes: list[int] | None = key(
+        "classes, from 0, of which all test images are taken beside num_images; null: none", COUNT_OR_NONE,
+        added_as=None,
+    )  # fmt: skip
+    num_components: int | None = key(
+        "attacks that run, the first ones in their order, named in the tables' attack column; null: all", COUNT,
+        added_as=None,
+    )  # fmt: skip
 
 
 EvaluationConfig = PGDEvaluationConfig | AutoAttackEvaluationConfig

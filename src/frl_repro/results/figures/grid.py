@@ -167,8 +167,8 @@ def _draw(axes: Axes, numbers: DataFrame, rows: str, columns: str, quantity: str
     for i in range(values.shape[0]):
         for j in range(values.shape[1]):
             if np.isfinite(values[i, j]):
-                # cividis_r is dark at large values.
-                colour = "white" if values[i, j] > middle else "black"
+                # cividis_r is dark at large values. No pure black or white: on pages these follow dark mode.
+                colour = "#fefefe" if values[i, j] > middle else "#010101"
                 axes.text(j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(table.columns)), [f"{value:g}" for value in table.columns])
     axes.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])
