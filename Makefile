@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage bench check report smoke env clean
+.PHONY: help demo test coverage bench check report docs smoke lanes env clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,9 +51,16 @@ check: $(STAMP)  ## ruff, mypy, import-linter
 report: $(STAMP)  ## figures, tables of the documentation and outputs/reference/report.html anew from outputs/reference
 	$(RUN) scripts/report.py runs=outputs/reference out=outputs/reference docs=README.md,docs,outputs/reference/models
 
+docs: $(STAMP)  ## the documentation site, into site/: strict, without network
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "open site/index.html; for its search: python -m http.server --directory site"
+
 smoke: $(STAMP)  ## one short run on real data, the notebook, and every published model against its table
 	$(RUN) train.py dataset.num_train=2000 dataset.num_test=500 trainer.num_epochs=1 force=true output_dir=outputs/smoke
 	$(RUN) -m pytest -m 'data and not slow'
 
+lanes: $(STAMP)  ## the fast tests with the oldest and the newest PyTorch and with Python 3.11 to 3.13: several GB each
+	$(RUN) tools/lanes.py
+
 clean:  ## remove the environment and caches; outputs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist
+	rm -rf $(VENV) .lanes .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist site

@@ -25,11 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.run_folder import CLASSWISE_FILE, DONE_FILE, RUN_FILE, SPLIT_FILE, WEIGHTS_FILE, read_object
+from frl_repro.basics.time_left import duration, seconds_left
 from frl_repro.commands.helptext import program_name
-from frl_repro.commands.jobs import configure
+from frl_repro.commands.jobs import check_command_line, configure
 from frl_repro.commands.keyvalue import choice, run, switch, usage_text, whole_number
 from frl_repro.results.registration import CELLS, COLUMNS, SEEDS, registered_runs
 from frl_repro.results.registration import STUDY as REGISTERED_STUDY
+from frl_repro.results.tables.outcomes import OUTCOMES_FILE
+from frl_repro.settings.config import RunConfig
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +52,8 @@ class Part:
     is_on_request : bool
         Whether it takes hours or days, and runs only when it is named.
     is_by_seed : bool
-        Whether every sweep of one seed comes before the next seed, so that whole seeds stand when time ends.
+        Whether every sweep of one seed comes before the next seed, so that whole seeds stand when time ends, and runs
+        whose results are committed are left out unless asked for.
     """
 
     summary: str
@@ -100,6 +104,20 @@ STUDY = {
         "how often the class weights are updated",
         ("experiment=exp2 alpha.nat=5 alpha.bndy=1 frl.update_every=1,48,epoch output_dir=outputs/cadence",),
         ("figure=settings runs=outputs/cadence",),
+    ),
+    "longer": Part(
+        "plain adversarial training for as many epochs as base and retraining together, at either radius",
+        (
+            "experiment=exp1 attack=pgd dataset.validation_fraction=0.2 trainer.num_epochs=25 "
+            "attack.epsilon=8/255,16/255 output_dir=outputs/longer",
+        ),
+        ("figure=settings runs=outputs/longer",),
+    ),
+    "split": Part(
+        "how much the data split matters: one seed, five splits, each with a base of its own",
+        ("experiment=study frl=reweight alpha.nat=5 alpha.bndy=1 dataset.split_seed=100,101,102,103,104 "
+         "output_dir=outputs/split",),
+        ("figure=settings runs=outputs/split",),
         seeds="0",
     ),
     "published": Part(
@@ -123,25 +141,33 @@ STUDY = {
         "reweight over all alphas",
         ("experiment=exp2 alpha.nat=1,2,5,10 alpha.bndy=1,2,5,10",),
         ("figure=grid runs=outputs/exp2", "figure=tradeoff runs=outputs/exp2"),
-        seeds="0",
     ),
 }  # fmt: skip
 
 _OUTPUTS = _ROOT / "outputs"
-_PUBLISHED = _OUTPUTS / "reference" / "registered"
-"""Committed results of the registered study: runs without weights, bases whole, so that another machine goes on."""
+_REFERENCE = _OUTPUTS / "reference"
+"""Committed results: runs without weights, in a folder for each part; see `place_of`."""
+
+_REGISTERED = "registered"
+"""Folder of the registered runs; the bases lie in it whole, so that another machine goes on."""
 
 _BASES = "bases"
+_KEPT = ("exp2", "audit", "cadence", "longer", "split")
+"""Folders of outputs/ whose runs are evidence beside the registered ones."""
+
 _NOT_PUBLISHED = (WEIGHTS_FILE, SPLIT_FILE, DONE_FILE)
 
 _KEYS = {
     "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published, registered]",
-    "seeds": "comma-separated seeds   [0,1,2; cadence and grid: 0; registered: 10 to 19]",
+    "seeds": "comma-separated seeds   [0,1,2; split: 0; registered: 10 to 19]",
     "jobs": "runs at a time, each in a process; more than 1 needs the extra `parallel`   [1]",
     "launcher": "fused trains all runs of a sweep side by side in one process; else one after the other   [serial]",
     "set": "settings added to every run, separated by spaces, for example 'device=cuda'   [none]",
     "list": "true prints the registered runs as CSV, for registered.csv, and runs nothing   [false]",
-    "publish": f"true copies finished registered runs to {_PUBLISHED.relative_to(_ROOT)}, and runs nothing   [false]",
+    "committed": "skip leaves out sweeps whose results are committed in outputs/reference; run repeats them   "
+    "[run; registered: skip]",
+    "publish": "true copies finished runs of the registered study and of the evidence beside it to outputs/reference, "
+    "and runs nothing   [false]",
     "dry": "true prints the commands and runs nothing   [false]",
 }
 
@@ -155,7 +181,7 @@ def main() -> int:
         if switch("list", given.pop("list", "false")):
             return registered_list()
         if switch("publish", given.pop("publish", "false")):
-            return f"{publish()} registered runs stand in {_PUBLISHED}\n"
+            return publish()
         status = study(given)
         return ""
 
@@ -167,6 +193,38 @@ def _seeds(text: str) -> str:
     for seed in text.split(","):
         whole_number("seeds", seed.strip(), least=0)
     return text.replace(" ", "")
+
+
+def commands_of(name: str, given: dict[str, str], extra: list[str]) -> list[list[str]]:
+    """Return the commands of a part without ``python``: its sweeps, then its figures."""
+    part = STUDY[name]
+    seeds = _seeds(given.get("seeds", part.seeds))
+    skips = choice("committed", given.get("committed", "skip" if part.is_by_seed else "run"), ("skip", "run")) == "skip"
+    turns = seeds.split(",") if part.is_by_seed or skips else [seeds]
+    sweeps = [
+        ["train.py", "-m", *sweep.split(), f"seed={turn}", *extra]
+        for turn in turns
+        for sweep in part.sweeps
+        if not (skips and is_committed(sweep, turn))
+    ]
+    return [*sweeps, *(["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures)]
+
+
+def run_commands(commands: list[tuple[str, list[str]]]) -> list[str]:
+    """Run commands, each with the name of its part; say how long the others will take; return those that failed."""
+    failed, seconds = [], []
+    num_sweeps = sum(command[0] == "train.py" for _, command in commands)  # figures take no time beside them
+    for number, (name, command) in enumerate(commands, start=1):
+        print(f"[{name}] {number} of {len(commands)}: python {shlex.join(command)}", flush=True)
+        started = time.perf_counter()
+        code = subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode
+        taken = time.perf_counter() - started
+        seconds += [taken] if command[0] == "train.py" else []
+        left = seconds_left(seconds, num_sweeps - len(seconds))
+        after = f", about {duration(left)} left" if left else ""
+        print(f"[{name}] exit code {code} after {duration(taken)}{after}", flush=True)
+        failed += [shlex.join(command)] if code else []
+    return failed
 
 
 def study(given: dict[str, str]) -> int:
@@ -185,65 +243,56 @@ def study(given: dict[str, str]) -> int:
         extra = [*launcher, *shlex.split(given.get("set", ""))]
     except ValueError as problem:
         raise UserError(f"set={given['set']} cannot be read ({problem}): close the quotes") from None
-    failed = []
-    for name in names:
-        part = STUDY[name]
-        seeds = _seeds(given.get("seeds", part.seeds))
-        turns = seeds.split(",") if part.is_by_seed else [seeds]
-        is_published = published() if name == "registered" else set()
-        commands = [
-            ["train.py", "-m", *sweep.split(), f"seed={turn}", *extra]
-            for turn in turns
-            for sweep in part.sweeps
-            if (sweep, turn) not in is_published
-        ]
-        if name == "registered" and not is_dry:
-            restore_bases()
-        commands += [["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures]
-        for command in commands:
-            print(f"[{name}] python {shlex.join(command)}", flush=True)
-            if is_dry:
-                continue
-            started = time.perf_counter()
-            code = subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode
-            print(f"[{name}] exit code {code} after {time.perf_counter() - started:.0f} s", flush=True)
-            failed += [shlex.join(command)] if code else []
+    commands = [(name, command) for name in names for command in commands_of(name, given, extra)]
+    if is_dry:
+        sys.stdout.write("".join(f"[{name}] python {shlex.join(command)}\n" for name, command in commands))
+        return 0
+    if _REGISTERED in names:
+        restore_bases()
+    failed = run_commands(commands)
     for line in failed:
         sys.stderr.write(f"failed: python {line}\n")
     return 1 if failed else 0
 
 
-def published() -> set[tuple[str, str]]:
-    """Return settings and seed of the registered runs whose results are committed: they need not run again."""
-    overrides = {cell.name: cell.overrides for cell in CELLS}
-    return {
-        (overrides[run.cell], str(run.seed))
-        for run_id, run in registered_runs().items()
-        if run.registration == REGISTERED_STUDY and (_PUBLISHED / run_id / CLASSWISE_FILE).exists()
-    }
+def is_committed(sweep: str, seed: str) -> bool:
+    """Whether the results of every run of a sweep are committed."""
+    runs = check_command_line(["-m", *shlex.split(sweep), f"seed={seed}"], "config")
+    folders = [run.folder for run in runs if isinstance(run, RunConfig)]
+    return all((place_of(folder.name, folder.parent) / CLASSWISE_FILE).exists() for folder in folders)
 
 
-def publish() -> int:
-    """Copy finished registered runs and their bases to where results are committed; return how many stand there."""
-    registered = registered_runs()
-    for done in sorted([*_OUTPUTS.glob(f"exp1/*/{DONE_FILE}"), *_OUTPUTS.glob(f"registered/*/{DONE_FILE}")]):
-        if done.parent.name in registered:
+def place_of(run_id: str, output_dir: Path) -> Path:
+    """Return the folder of a run's committed results."""
+    return _REFERENCE / (_REGISTERED if run_id in registered_runs() else output_dir.name) / run_id
+
+
+def publish() -> str:
+    """Copy finished runs, and the registered study's bases, to outputs/reference; return what stands there."""
+    folders = ("exp1", _REGISTERED, *_KEPT)
+    for done in (done for name in folders for done in sorted(_OUTPUTS.glob(f"{name}/*/{DONE_FILE}"))):
+        is_registered = done.parent.name in registered_runs()
+        if is_registered or done.parents[1].name in _KEPT:
+            left_out = _NOT_PUBLISHED if is_registered else (*_NOT_PUBLISHED, OUTCOMES_FILE)
             shutil.copytree(
                 done.parent,
-                _PUBLISHED / done.parent.name,
-                ignore=shutil.ignore_patterns(*_NOT_PUBLISHED),
+                place_of(done.parent.name, done.parents[1]),
+                ignore=shutil.ignore_patterns(*left_out),
                 dirs_exist_ok=True,
             )
     for done in sorted((_OUTPUTS / _BASES).glob(f"*/{DONE_FILE}")):
         config = read_object(done.with_name(RUN_FILE))["config"]
         if config["seed"] in SEEDS and config["dataset"].get("selection_fraction"):
-            shutil.copytree(done.parent, _PUBLISHED / _BASES / done.parent.name, dirs_exist_ok=True)
-    return len(published())
+            shutil.copytree(done.parent, _REFERENCE / _REGISTERED / _BASES / done.parent.name, dirs_exist_ok=True)
+    return "".join(
+        f"{len(list((_REFERENCE / name).glob(f'*/{CLASSWISE_FILE}')))} runs stand in {_REFERENCE / name}\n"
+        for name in (_REGISTERED, *_KEPT)
+    )
 
 
 def restore_bases() -> None:
     """Put committed base models where retraining looks for them, unless there are some already."""
-    for base in sorted((_PUBLISHED / _BASES).glob("*")):
+    for base in sorted((_REFERENCE / _REGISTERED / _BASES).glob("*")):
         if not (_OUTPUTS / _BASES / base.name).exists():
             shutil.copytree(base, _OUTPUTS / _BASES / base.name)
 
@@ -261,7 +310,7 @@ def registered_list() -> str:
 
 
 def _usage() -> str:
-    parts = "\n".join(f"  {name:<10}{part.summary}" for name, part in STUDY.items())
+    parts = "\n".join(f"  {name:<11} {part.summary}" for name, part in STUDY.items())
     program = program_name()
     return usage_text(
         "Run the whole study, or parts of it, and draw its figures. Repeat the command to continue.",

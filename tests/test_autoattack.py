@@ -459,10 +459,27 @@ def test_part_of_the_images_is_named_stratified_and_the_same_for_every_model(qui
             {},
             {"evaluation__num_images": 20},
             {"evaluation__num_images": 20, "evaluation__subset_seed": 1},
+            {"evaluation__num_images": 20, "evaluation__num_components": 2},
         )
     }
-    assert names == {"autoattack", "autoattack-20_images", "autoattack-20_images-subset_1"}
+    assert names == {
+        "autoattack",
+        "autoattack-20_images",
+        "autoattack-20_images-subset_1",
+        "autoattack-first_2-20_images",
+    }
     assert outcomes.about["attack"] == "autoattack-20_images"
+
+
+def test_whole_classes_are_taken_beside_the_subset_and_parts_of_the_attack_alone_run(quick, checkpoint):
+    changes = {"evaluation__num_images": 8, "evaluation__whole_classes": [1], "evaluation__num_components": 2}
+    folder = measure_checkpoint(settings(checkpoint, **changes))
+    part, (first, second) = (read_outcomes(folder / "outcomes.safetensors"), ("apgd-ce", "apgd-t"))
+    assert part.components == (first, second)
+    assert part.about["attack"] == "autoattack-first_2-8_images-whole_classes"
+    whole = read_outcomes(measure_checkpoint(settings(checkpoint)) / "outcomes.safetensors")
+    assert np.bincount(part.labels).tolist() == [2, 10, 2, 2]
+    assert (part.images[part.labels == 1] == np.flatnonzero(whole.labels == 1)).all()
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -493,6 +510,8 @@ def test_the_hash_knows_every_setting(checkpoint):
         ({"evaluation__epsilons": [0]}, r"evaluation\.epsilons=\[0\]: must lie in \(0, 1\]"),
         ({"evaluation__epsilons": []}, "at least one radius"),
         ({"evaluation__subset_seed": 1}, r"subset_seed has no effect with evaluation\.num_images=null"),
+        ({"evaluation__whole_classes": [1]}, r"whole_classes has no effect with evaluation\.num_images=null"),
+        ({"evaluation__num_images": 20, "evaluation__whole_classes": [4]}, "4 is no class, they are 0 to 3"),
         ({"evaluation__batch_size": 0}, r"evaluation\.batch_size=0: must lie in \[1, 2\^31\)"),
         ({"num_examples": 2}, "num_examples has no effect with evaluation=autoattack"),
     ],

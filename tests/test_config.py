@@ -334,7 +334,7 @@ def test_a_declaration_may_derive_take_constants_and_lists(tmp_path, monkeypatch
     kind = methods._declared.__wrapped__("new_one")
     known = {item.name: about(item) for item in dataclasses.fields(kind)}
     assert (known["way"].one_of, known["sizes"].bounds) == (("one", "other"), methods.COUNT)
-    assert known["num_steps"].help == "its steps"  # inherited
+    assert known["num_steps"].help == "gradient steps of that attack"  # inherited
 
 
 def test_the_key_list_is_a_contract():
@@ -344,7 +344,12 @@ def test_the_key_list_is_a_contract():
         f"frl.{item.name}" for kind in GROUPS["frl"].values() for item in dataclasses.fields(kind)
     } - {f"frl.{name}" for name in family}  # fmt: skip
     assert sorted(set(all_keys(RunConfig)) - own) == KEYS.split()
-    of_evaluation = {"evaluation.num_images", "evaluation.subset_seed"}  # of AutoAttack, which only measures
+    of_evaluation = {
+        "evaluation.num_images",
+        "evaluation.subset_seed",
+        "evaluation.whole_classes",
+        "evaluation.num_components",
+    }  # of AutoAttack, which only measures
     assert set(all_keys(EvaluateConfig)) - set(all_keys(RunConfig)) == {
         "checkpoint", "checkpoint_key", "num_examples", *of_evaluation
     }  # fmt: skip

@@ -296,7 +296,7 @@ def test_what_is_no_documented_format_is_never_opened(tmp_path, cache):
     (root / "train" / "a" / "9.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 10\nshowpage\n")
     with pytest.raises(UserError, match=r"^train/a/9\.png is no picture .*\(formats: PNG, JPEG, JPEG 2000, WebP, TIFF"):
         load(root, cache)
-    documented = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    documented = (Path(__file__).parents[1] / "docs" / "own_images.md").read_text()
     assert pictures._FORMAT_NAMES in " ".join(documented.split())
 
 

@@ -1,7 +1,6 @@
 """docs/new_method.md: its code is a method, its lines are settings, and it stays a page."""
 
 import importlib.util
-import re
 import sys
 
 import pytest
@@ -11,10 +10,11 @@ import yaml
 import frl_repro
 from frl_repro.settings.parse import node
 from frl_repro.training.frl import ClassStats
+from pages import code_of
 from support import ROOT, when
 
-PAGE = (ROOT / "docs" / "new_method.md").read_text(encoding="utf-8")
-CODE, YAML = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)[1] for kind in ("python", "yaml"))
+PAGE = ROOT / "docs" / "new_method.md"
+(CODE,), (YAML,) = (code_of(PAGE, kind) for kind in ("python", "yaml"))
 LABELS = torch.tensor([[0, 0, 1, 2]])
 
 
@@ -31,7 +31,7 @@ def made(tmp_path, monkeypatch):
 
 
 def test_the_page_is_short_and_its_settings_are_those_of_its_code(made):
-    assert len(PAGE.splitlines()) <= 60
+    assert len(PAGE.read_text(encoding="utf-8").splitlines()) <= 60
     values = yaml.safe_load(YAML)
     assert values.pop("defaults")[1] == "_self_"
     settings = node(made.Settings, values, "frl.")

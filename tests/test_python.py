@@ -1,7 +1,6 @@
 """The front door in Python: `import frl_repro`, on networks and tensors of one's own."""
 
 import ast
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -83,36 +82,6 @@ def test_every_name_is_there_documented_and_known_to_type_checkers():
     assert [name for name in frl_repro.__all__ if f"`{name}" not in page] == []
     with pytest.raises(AttributeError, match="has no attribute 'evalute'"):
         _ = frl_repro.evalute
-
-
-def names_after(cells, **names):
-    """Run cells one after the other, as a notebook does; return what they leave."""
-    (x_train, y_train), (x_test, y_test) = images(60), images(30, seed=1)
-    names |= {"model": network(), "x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    for cell in cells:
-        exec(cell, names)
-    return names
-
-
-def cells_in(text):
-    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
-
-
-def test_the_cells_of_the_readme_run_as_they_stand(in_tmp, capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    cells = cells_in(text.split("## From Python\n")[1].split("\n## ")[0])
-    assert len(cells) == 2
-    names = names_after(cells)
-    assert "errors in percent" in capsys.readouterr().out
-    assert {"natural_error", "boundary_error", "robust_error"} <= set(names["errors"].columns)
-    assert names["result"].policy is not None
-    assert (in_tmp / "reweighted" / "done.json").exists()
-
-
-def test_the_cell_of_the_page_runs_as_it_stands():
-    (cell,) = cells_in((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
-    names = names_after([cell], frl_repro=frl_repro)
-    assert [len(names[name].history) for name in ("natural", "robust", "fairer")] == [2, 15, 4]
 
 
 # --- Evaluate -------------------------------------------------------------------------------------------------------

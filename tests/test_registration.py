@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from frl_repro.basics.errors import UserError
+from frl_repro.commands.bench_jobs import starts_of
 from frl_repro.commands.jobs import configure
 from frl_repro.results import registration
+from frl_repro.results.protocol import CONTESTANTS, STARTS, TRACKS
 from frl_repro.results.registration import CELLS, REGISTERED_FILE, SEEDS, registered_runs
 from frl_repro.results.report.comparison import Comparison
 from frl_repro.results.report.questions import RADII
@@ -247,3 +249,41 @@ def test_holm_by_hand():
 )
 def test_how_outcomes_sum_up(outcomes, verdict):
     assert verdict_of(outcomes) == verdict
+
+
+def bench_rows():
+    with registration.BENCH_FILE.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("number", range(0, len(bench_rows()), 23))
+def test_each_setting_of_the_bench_makes_the_runs_of_the_list(number):
+    row = bench_rows()[number]
+    for entry in row["hashes"].split()[:2]:
+        seed, _, digest = entry.partition(":")
+        config = configure(*row["overrides"].split(), f"seed={seed}")
+        assert config.run_id == f"{row['run'].format(seed=seed)}-{digest}"
+        run = registered_runs()[config.run_id]
+        assert (run.registration, run.track, run.start, run.method, run.seed) == (
+            "bench-2026", row["track"], row["start"], row["method"], int(seed),
+        )  # fmt: skip
+        assert registration.record_of(config.run_id)["name"] == "bench-2026"
+    other = configure(*row["overrides"].split(), f"seed={seed}", "dataset.num_train=2000")
+    assert registration.record_of(other.run_id) is None
+
+
+def test_the_benchs_list_has_every_setting_of_the_protocol_on_the_seeds_of_its_track():
+    for name, track in TRACKS.items():
+        rows = [row for row in bench_rows() if row["track"] == name]
+        for row in rows:
+            assert [int(entry.partition(":")[0]) for entry in row["hashes"].split()] == list(track.seeds)
+            assert row["setting"] in CONTESTANTS[row["method"]].settings
+        listed = [(row["method"], row["start"], row["setting"]) for row in rows]
+        assert len(set(listed)) == len(listed)
+        methods = track.methods or [m for m, one in CONTESTANTS.items() if not one.needs_imbalance]
+        assert set(listed) == {
+            (method, start, setting)
+            for method in methods
+            for start in starts_of(track, method, STARTS)
+            for setting in CONTESTANTS[method].settings
+        }

@@ -242,7 +242,7 @@ def test_autoattack_stands_beside_pgd_and_changes_no_verdict(runs, tmp_path, mon
     assert (tmp_path / "a" / "verdicts.csv").read_bytes() == (tmp_path / "b" / "verdicts.csv").read_bytes()
     page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
     assert "AutoAttack (standard version) on 12 of the test images" in page
-    assert "robust error is measured with PGD-20 within" in page
+    assert "robust error by PGD-20. Figures and class tables show ε = 16/255" in page
 
 
 def test_the_page_loads_nothing_and_shows_every_figure(runs, tmp_path):

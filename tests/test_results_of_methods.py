@@ -173,3 +173,38 @@ def test_registered_runs_are_not_mixed_with_those_of_the_first_study(tmp_path, c
     assert (tmp_path / "figure1.csv").read_bytes() == (reference / "figures" / "figure1.csv").read_bytes()
     assert collect.main([f"runs={reference}", f"out={tmp_path / 'all.csv'}"]) == 0
     assert not seeds & set(pd.read_csv(tmp_path / "all.csv")["seed"])
+
+
+def test_figure_2_shows_a_method_of_ones_own_where_it_is_alone(tmp_path, capsys):
+    for seed in (0, 1):
+        new_method(tmp_path / "runs", 2, seed=seed)
+    arguments = ["figure=2", f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "formats=svg"]
+    assert plot.main(arguments) == 0
+    assert "shown: new, the only method here" in capsys.readouterr().out
+    assert (tmp_path / "figure2.csv").read_text().count("after") == 2 * 4  # three classes and all together
+    others = [{**row, "run_id": "other", "method": "other"} for row in run_rows(1, 1)]
+    write(tmp_path / "runs", others, recipe={"name": "report"}, retrain={"objective": "split", "trainer": TRAINER})
+    assert plot.main(arguments) == 1
+    assert "no run of method 'reweight'; of new, other choose one with where=method=" in capsys.readouterr().err
+    assert plot.main([*arguments, "where=method=new"]) == 0
+    assert plot.main(["figure=3", *arguments[1:]]) == 1
+    assert "no run of method 'remargin': run `python train.py -m experiment=exp3`" in capsys.readouterr().err
+
+
+def test_a_grid_of_two_numbers_of_ones_own_method_is_a_heat_map(tmp_path, capsys):
+    for rate in (1, 2):
+        for share in (0.1, 0.5, 0.9):
+            rows = [
+                {**row, "run_id": f"{rate}-{share}", "method": "new", "alpha_nat": None, "alpha_bndy": None}
+                for row in run_rows(0, 0, gain=(10 * rate, round(10 * share)))
+            ]
+            frl = {"name": "new", "rate": rate, "share": share}
+            write(tmp_path / "runs", rows, frl=frl, recipe={"name": "report"}, retrain={"trainer": TRAINER})
+    arguments = ["figure=grid", f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "formats=svg"]
+    assert plot.main(arguments) == 0, capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "grid.csv")
+    axes = [name for name in table.columns if name in ("rate", "share", "frl.rate", "frl.share")]
+    assert sorted(map(tuple, table[axes].to_numpy().tolist())) == [(r, s) for r in (1, 2) for s in (0.1, 0.5, 0.9)]
+    assert table["is_chosen"].sum() >= 1
+    assert plot.main([*arguments, "where=rate=1"]) == 1
+    assert "a grid of two alphas, or of two numbers of its own; the tables have none" in capsys.readouterr().err

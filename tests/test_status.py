@@ -1,5 +1,6 @@
 """``frl-status``: what it says of folders in every state, its exit codes, its speed; lists of sweeps."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from frl_repro.basics import folder_lock
 from frl_repro.basics.folder_lock import held
-from frl_repro.commands import cli, jobs
+from frl_repro.basics.time_left import duration
+from frl_repro.commands import cli, following, jobs
 from frl_repro.commands.status import main
 from frl_repro.runs import sweeps
 from support import ROOT, TINY, call, make_run
@@ -84,6 +87,10 @@ def test_damage_is_told(in_tmp, capsys):
         (["runs=nowhere"], "runs=nowhere: no such folder"),
         (["show=som"], "show=som is unknown"),
         (["verify=yes"], "verify=yes is unknown; known: true, false"),
+        (["follow=maybe"], "follow=maybe is unknown; known: true, false"),
+        (["follow=true", "verify=true"], "verify=true and follow=true cannot go together"),
+        (["folow=true"], "unknown key 'folow', did you mean 'follow'?"),
+        (["follow"], "'follow' is not of the form key=value; keys are runs, show, verify, follow"),
         (["run=x"], "unknown key 'run', did you mean 'runs'?"),
     ],
 )
@@ -187,4 +194,116 @@ def test_a_sweep_that_a_launcher_gives_up_is_one_line_and_its_list_stays_only_if
 
 
 def test_time_spans_are_said_as_people_say_them():
-    assert [sweeps.duration(s) for s in (40, 720, 12600, 180000)] == ["40 s", "12 min", "3.5 h", "2.1 days"]
+    assert [duration(s) for s in (40, 720, 12600, 180000)] == ["40 s", "12 min", "3.5 h", "2.1 days"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Watching
+
+
+def sight(text, states, progress=None, *, is_under_way=True, code=2):
+    return following.Sight(text, states, progress or dict.fromkeys(states, "1/3"), is_under_way, code)
+
+
+A, B = Path("outputs/a"), Path("outputs/b")
+STORY = [
+    sight("2 runs: 1 running, 1 waiting\n", {A: "running", B: "waiting"}, {A: "1/3", B: ""}),
+    sight("2 runs: 1 running, 1 waiting\n", {A: "running", B: "waiting"}, {A: "2/3", B: ""}),
+    sight("2 runs: 1 running, 1 waiting\n", {A: "running", B: "waiting"}, {A: "2.5/3", B: ""}),
+    sight("2 runs: 1 done, 1 waiting\n", {A: "done", B: "waiting"}, is_under_way=False),  # between two jobs
+    sight("2 runs: 1 done, 1 running\n", {A: "done", B: "running"}),
+    *[sight("2 runs: 1 done, 1 failed\n", {A: "done", B: "failed"}, is_under_way=False, code=3)] * 3,
+]
+
+
+@pytest.fixture
+def story(monkeypatch):
+    """Looks that tell a story, one a second."""
+    slept = []
+    monkeypatch.setattr(following.time, "sleep", slept.append)
+    told = iter(STORY)
+    return lambda: next(told)
+
+
+def test_a_pipe_gets_changes_alone_and_following_ends_when_nothing_runs(story, capsys):
+    text, code = following.follow(story, "outputs")
+    assert code == 3
+    assert text == "nothing is running under outputs any more\n2 runs: 1 done, 1 failed\n"
+    first, *changes = capsys.readouterr().out.splitlines()
+    assert first == "2 runs: 1 running, 1 waiting"
+    assert [line.split("  ", 1)[1] for line in changes] == [
+        "running 2/3  outputs/a",  # and the next epoch within a minute is left out
+        "running -> done  outputs/a",
+        "waiting -> running  outputs/b",
+        "running -> failed  outputs/b",
+    ]
+
+
+def test_a_terminal_is_redrawn_within_its_size(story, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "5")
+    text, code = following.follow(story, "outputs")
+    assert (text, code) == ("nothing is running under outputs any more\n", 3)
+    out = capsys.readouterr().out
+    assert out.count("\x1b[1A\x1b[J") == len(STORY) - 1
+    screen = following._Screen()
+    screen.show(sight("a long line of more than twenty\n" * 9, {A: "running"}))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == ["a long line of more"] * 2 + ["... and 7 more line"]
+
+
+def test_nothing_to_follow_is_said_at_once(in_tmp, capsys):
+    make_run(in_tmp / "outputs" / "halfway", epoch=7)
+    assert main(["follow=true"]) == 2
+    assert capsys.readouterr().out.startswith("nothing is running under outputs\n1 runs under outputs: 1 stopped\n")
+
+
+def test_ctrl_c_ends_following_quietly(monkeypatch, capsys):
+    def interrupted(_seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(following.time, "sleep", interrupted)
+    assert following.follow(lambda: STORY[0], "outputs") == ("\n", 130)
+    assert capsys.readouterr().err == ""
+
+
+def test_following_ends_with_its_reader(in_tmp):
+    make_run(in_tmp / "outputs" / "busy", epoch=3)
+    with held(in_tmp / "outputs" / "busy", wait=False):
+        done = subprocess.run(
+            f"{sys.executable} {ROOT / 'scripts' / 'status.py'} follow=true | head -1",
+            shell=True, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.stdout == "1 runs under outputs: 1 running\n"
+    assert done.stderr == ""
+
+
+def test_the_time_left_of_a_run_is_shown(in_tmp, capsys, monkeypatch):
+    monkeypatch.setattr(folder_lock, "RENEWED_EVERY", 0.02)
+    make_run(in_tmp / "outputs" / "busy", epoch=3)
+    folder_lock.tell(Path("outputs/busy"), epochs=3.41, left=7200.0)
+    with held(Path("outputs/busy"), wait=False):
+        while not folder_lock.told(Path("outputs/busy")):
+            pass
+        _, lines = lines_of(capsys)
+    assert lines[2].split() == ["state", "epoch", "left", "changed", "run"]
+    assert lines[3].split()[:4] == ["running", "3.4/15", "2.0", "h"]
+
+
+def test_a_sweep_between_two_jobs_is_under_way(in_tmp):
+    with sweeps.planned([("outputs", Path("outputs/later"))], command="x"):
+        (plan,) = (in_tmp / "outputs").glob("sweep-*.json")
+        assert sweeps.is_under_way(plan)
+        text = plan.read_text()
+        for process in (
+            "elsewhere 1",
+            f"{os.uname().nodename} 0",
+            f"{os.uname().nodename} 99999999999999999999",
+            "x",
+            "",
+        ):
+            plan.write_text(json.dumps({**json.loads(text), "process": process}))
+            assert not sweeps.is_under_way(plan), process
+        plan.write_text("[")
+        assert not sweeps.is_under_way(plan)

@@ -11,6 +11,8 @@ from frl_repro.results.figures import FIGURES
 from frl_repro.results.registration import registered_runs
 from support import ROOT
 
+STUDY = runpy.run_path(str(ROOT / "scripts" / "study.py"))["STUDY"]
+
 
 def study(*arguments):
     return subprocess.run(
@@ -21,7 +23,7 @@ def study(*arguments):
 @pytest.fixture(scope="module")
 def commands():
     """Every command of the study but the grid's, which sweeps the same keys as exp2 over 16 values."""
-    done = study("dry=true", "seeds=0", "parts=exp1,exp2,exp3,exp4,controls,audit,cadence,published")
+    done = study("dry=true", "seeds=0", "parts=exp1,exp2,exp3,exp4,controls,audit,cadence,longer,split,published")
     assert done.returncode == 0, done.stderr
     return [line.split("python ", 1)[1].replace("'", "").split() for line in done.stdout.splitlines()]
 
@@ -46,7 +48,7 @@ def test_parallel_jobs_and_settings_reach_every_sweep():
     exp1, grid = (line for line in done.stdout.splitlines() if "train.py" in line)
     assert exp1.endswith("hydra.launcher.n_jobs=4 num_threads=1 device=cpu backend=torch")
     assert "seed=0,1,2 " in exp1
-    assert "seed=0 " in grid
+    assert "seed=0,1,2 " in grid
     done = study("dry=true", "parts=grid", "seeds=3,4", "launcher=fused")
     assert "seed=3,4 hydra/launcher=fused" in done.stdout
 
@@ -75,21 +77,28 @@ def test_settings_with_an_open_quote_are_one_line():
     assert done.stderr == 'error: set=dataset.root="x cannot be read (No closing quotation): close the quotes\n'
 
 
-def test_published_runs_are_not_run_again(tmp_path, monkeypatch, capsys):
+def test_committed_runs_are_not_run_again(tmp_path, monkeypatch, capsys):
     module = runpy.run_path(str(ROOT / "scripts" / "study.py"))
     names = module["study"].__globals__
     monkeypatch.setitem(names, "_OUTPUTS", tmp_path)
-    monkeypatch.setitem(names, "_PUBLISHED", tmp_path / "reference" / "registered")
+    monkeypatch.setitem(names, "_REFERENCE", tmp_path / "reference")
     first, *others = [name for name, run in registered_runs().items() if run.seed == 11]
-    for name in (first, "a-development-run"):
-        folder = tmp_path / "registered" / name
+    sweep = STUDY["longer"].sweeps[0]
+    longer = [run.run_id for run in check_command_line(["-m", *sweep.split(), "seed=1"], "config")]
+    assert len(longer) == 2
+    for name in (f"registered/{first}", "registered/a-development-run", *(f"longer/{name}" for name in longer)):
+        folder = tmp_path / name
         folder.mkdir(parents=True)
         for file in ("classwise.csv", "run.json", "done.json", "model.safetensors"):
             (folder / file).write_text("{}")
-    assert module["publish"]() == 1
-    assert sorted(path.name for path in (tmp_path / "reference" / "registered").iterdir()) == [first]
-    assert sorted(path.name for path in (tmp_path / "reference" / "registered" / first).iterdir()) == [
-        "classwise.csv", "run.json",
-    ]  # fmt: skip
+    said = module["publish"]()
+    assert f"1 runs stand in {tmp_path / 'reference' / 'registered'}\n" in said
+    assert f"2 runs stand in {tmp_path / 'reference' / 'longer'}\n" in said
+    for folder in (tmp_path / "reference" / "registered" / first, tmp_path / "reference" / "longer" / longer[0]):
+        assert sorted(path.name for path in folder.iterdir()) == ["classwise.csv", "run.json"]
     assert module["study"]({"parts": "registered", "seeds": "11", "dry": "true"}) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(others)
+    for committed, seeds in (("skip", ["seed=0", "seed=2"]), ("run", ["seed=0,1,2"])):
+        assert module["study"]({"parts": "longer", "committed": committed, "dry": "true"}) == 0
+        lines = capsys.readouterr().out.splitlines()[:-1]  # the last draws a figure
+        assert [line.rsplit(" ", 1)[1] for line in lines] == seeds

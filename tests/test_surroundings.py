@@ -222,10 +222,10 @@ def test_a_clock_that_is_set_back_changes_no_time_left(tmp_path, monkeypatch):
     about = {"reason": "", "run": None, "output_dir": "outputs"}
     monkeypatch.setattr(time, "monotonic_ns", lambda: int(1e9 * seconds))
     for number in range(60):  # finished already
-        sweeps.note_outcome(tmp_path, {**about, "job": str(number)})
+        sweeps.note_outcome(tmp_path, {**about, "job": str(number), "seconds": 0.1})
     for number in range(60, 100):  # one every ten seconds
         seconds += 10
-        sweeps.note_outcome(tmp_path, {**about, "job": str(number)})
+        sweeps.note_outcome(tmp_path, {**about, "job": str(number), "seconds": 10.0})
     seconds += 1
     for number, path in enumerate(tmp_path.iterdir()):  # what the file system's clock says plays no part
         os.utime(path, (36000 * (number % 3), 36000 * (number % 3)))

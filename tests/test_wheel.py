@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from support import ROOT
+from support import ROOT, TINY
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,18 @@ def installed(tmp_path_factory):
     return folder / "site"
 
 
-def run_script(installed, folder, name, *arguments):
+def names_of(installed):
+    return sorted(entry_points_of(installed))
+
+
+def entry_points_of(installed):
     entry_points = configparser.ConfigParser()
     entry_points.read(next(installed.glob("*.dist-info")) / "entry_points.txt")
-    module, function = entry_points["console_scripts"][name].split(":")
+    return entry_points["console_scripts"]
+
+
+def run_script(installed, folder, name, *arguments):
+    module, function = entry_points_of(installed)[name].split(":")
     code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -51,6 +59,39 @@ def test_the_console_script_composes_from_the_wheels_own_files(installed, tmp_pa
     done = run_script(installed, tmp_path, "frl-repro", "model=lenet")
     assert done.returncode == 1
     assert "did you mean lenet5?" in done.stderr
-    for name in ("frl-repro", "frl-evaluate", "frl-plot"):
-        assert name in run_script(installed, tmp_path, name, "--help").stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_has_help_that_names_it_on_one_screen(installed, tmp_path):
+    assert len(names_of(installed)) == 8
+    for name in names_of(installed):
+        text = run_script(installed, tmp_path, name, "--help").stdout
+        assert f"{name} " in text
+        assert len(text.splitlines()) <= 40
+    assert "frl.gamma=0.5" in run_script(installed, tmp_path, "frl-repro", "--help", "frl=cfol").stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMANDS = {
+    "frl-repro": [*TINY, "dataset.validation_fraction=0.3", "attack.fraction=1"],
+    "frl-status": [],
+    "frl-collect": [],
+    "frl-plot": ["figure=settings", "formats=svg"],
+    "frl-report": ["figures=false"],
+    "frl-bench": ["dry=true", "seeds=20", "methods=finetune"],
+    "frl-evaluate": ["checkpoint={run}", "num_threads=1", "evaluation.num_steps=1"],
+    "frl-sanity": ["checkpoint={run}", "num_threads=1", "num_images=9", "num_steps=1"],
+}
+
+
+@pytest.mark.bench
+def test_every_command_works_from_an_empty_folder(installed, tmp_path):
+    assert sorted(COMMANDS) == names_of(installed)
+    for name, arguments in COMMANDS.items():
+        run = next(tmp_path.glob("outputs/synthetic-*"), None)
+        done = run_script(installed, tmp_path, name, *(argument.format(run=run) for argument in arguments))
+        failed = name == "frl-sanity" and " fails " in done.stderr  # the answer of a check: a model of one epoch
+        assert done.returncode == (1 if failed else 0), f"{name}: {done.stderr}"
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"outputs/figures/settings.svg", "outputs/report/report.html"} <= made
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}

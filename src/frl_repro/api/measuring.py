@@ -48,16 +48,24 @@ def evaluate(
     Parameters
     ----------
     model : nn.Module
-        Images in [0, 1], shape (N, C, H, W), to logits, shape (N, K). It is measured in evaluation mode and left as it
-        was: mode, gradients, weights, device.
+        Takes images in [0, 1], shape (N, C, H, W), and returns logits, shape (N, K). It is measured in evaluation mode.
+        Afterwards its mode, gradients, weights and device are as before.
     data : pair of Tensors, torch Dataset, or DataLoader
-        Images, floating in [0, 1] or uint8, and labels, shape (N,), 0 to K - 1; at least one image of each class.
+        Images, floats in [0, 1] or uint8, and labels 0 to K - 1, shape (N,). Each class needs an image.
     epsilons : float or sequence of float
         Radii in pixel units, in [0, 1]; 0 leaves images as they are.
-    step_size, num_steps, random_start, num_restarts, early_stop
-        PGD's budget; ``step_size`` in pixel units. See `frl_repro.attacks.pgd`.
+    step_size : float
+        Length of a step of PGD in pixel units, in [0, 1].
+    num_steps : int
+        Gradient steps of each restart, at least 1.
+    random_start : bool
+        Start at a random point of the ball; otherwise at the clean image.
+    num_restarts : int
+        Runs of the attack, of which each image keeps the strongest. More than one needs a random start.
+    early_stop : bool
+        Count an image as wrong at its first wrong iterate instead of its last one (stronger).
     batch_size : int
-        Images attacked at a time. What does not fit into memory is split.
+        Images attacked at a time. A batch that does not fit into memory is split.
     seed : int
         Drives the random starts.
     device : str, optional
@@ -66,9 +74,10 @@ def evaluate(
         ``auto``, ``torch``, or ``native`` (compiled on first use) for a small network on a processor.
     class_names : sequence of str, length K, optional
         None: those that a torchvision data set has, else ``class 0`` and so on.
-    name, method : str
-        What columns ``run_id`` and ``method`` say, for figures of several models; by default the class of the model and
-        ``external``.
+    name : str, optional
+        What the column ``run_id`` says, for figures of several models. None: the class of the model.
+    method : str
+        What the column ``method`` says.
 
     Returns
     -------
@@ -144,13 +153,25 @@ def attack(
         Floating in [0, 1], or uint8.
     y : Tensor, shape (N,)
         Labels, 0 to K - 1.
-    epsilon, step_size : float or Tensor, shape (N,)
-        In pixel units, in [0, 1].
-    num_steps, random_start, num_restarts, objective, early_stop
-        See `frl_repro.attacks.pgd`.
+    epsilon : float or Tensor, shape (N,)
+        Radius in pixel units, in [0, 1].
+    step_size : float or Tensor, shape (N,)
+        Length of a step in pixel units, in [0, 1].
+    num_steps : int
+        As in `evaluate`.
+    random_start : bool
+        As in `evaluate`.
+    num_restarts : int
+        As in `evaluate`.
+    objective : str
+        Loss that is raised: ``cross_entropy`` with the true class, or ``kl``, the divergence from the clean prediction.
+    early_stop : bool
+        Stop at the first wrong iterate; otherwise go on to the last step.
     seed : int
         Drives the random starts.
-    device, backend : str
+    device : str, optional
+        As in `evaluate`.
+    backend : str
         As in `evaluate`.
 
     Returns

@@ -54,8 +54,10 @@ def figure(
         As in ``scripts/plot.py``: ``1`` to ``4``, ``grid``, ``trajectory``, ``settings``, ``tradeoff``.
     *results : Trained or DataFrame
         Of `train` or `evaluate`. ``trajectory`` shows a `Trained`, or its ``policy``.
-    epsilon, attack
-        The evaluation to show; None for the one that most models have.
+    epsilon : float, optional
+        Radius of the evaluation to show, in pixel units. None: the largest that most models have.
+    attack : str, optional
+        Attack of the evaluation to show, ``pgd-20``. None: the one of most models.
     top : int
         As in `table`.
 

@@ -50,17 +50,17 @@ class Trained:
     Attributes
     ----------
     model : nn.Module
-        The trained model (the running average of its weights where ``trainer.ema_decay`` asks for one), in evaluation
-        mode.
+        The trained model in evaluation mode. With ``trainer.ema_decay`` it has the running average of the weights.
     classwise : DataFrame
-        Errors by class (``classwise.csv``) at every radius: test images after the last epoch, validation images on the
-        way, and both at epoch 0 where a method retrains.
+        Errors by class (``classwise.csv``) at every radius: of test images after the last epoch, of validation images
+        during training, and of both at epoch 0 where a method retrains.
     history : DataFrame
-        A row an epoch: learning rate, loss, errors (``history.csv``).
+        A row for each epoch: learning rate, loss, errors (``history.csv``).
     policy : DataFrame or None
-        A row an epoch and class: weights, radii and what they follow (``policy.csv``); None where no method trained.
+        A row for each epoch and class: weights, radii and the errors they follow (``policy.csv``). None without a
+        method.
     folder : Path or None
-        Where the files of the run are; None for a training without files.
+        The folder with the run's files; None without ``folder``.
     run_id : str
     """
 
@@ -87,34 +87,33 @@ def train(
     class_names: Sequence[str] | None = None,
     **settings: Any,
 ) -> Trained:
-    """Train a model on, from the weights that it has; with a class-wise method that is retraining.
+    """Train a copy of a model, starting from its weights; with a class-wise method, this is called retraining.
 
     The given model stays as it is. Every number depends on model, data and settings alone: the same call gives the same
-    bytes, and with a folder continues where an earlier one was stopped, to the same bytes.
+    bytes. With a folder, the same call continues an interrupted training, to the same bytes.
 
     Parameters
     ----------
     model : nn.Module
-        As in `evaluate`, with weights to train. Trained naturally or adversarially from its present weights
-        (``method="none"``), or retrained: for FRL's methods give one that is robust already.
+        As in `evaluate`, with weights to train. FRL's methods expect a model that is robust already.
     data, test : pair of Tensors, torch Dataset, or DataLoader
-        Images to train on, and images to measure at the end, which never steer. As in `evaluate`.
+        Images to train on, and images to measure at the end. Test images never steer. As in `evaluate`.
     validation : pair of Tensors, torch Dataset, DataLoader, or float, optional
-        Images that methods are steered by; or the share of ``data`` that is held back for that, stratified by class.
+        Images that steer methods, or the share of ``data`` that is held back for that, stratified by class.
         None: what the method's recipe says (0.2 with FRL's methods, 0 without a method).
     method : str, subclass of Method, or object of one
         ``none``, or a file of ``conf/frl``: ``reweight``, ``remargin``, ``combined``, ``finetune``, ``dafa`` ...
-        A class takes its own settings from ``frl={...}``; an object, made for one run, brings them.
+        Of a class, ``frl={...}`` gives the settings. An object is made for one run and has its settings.
     folder : path, optional
         Receives the files of a run: tables, weights, ``run.json``, and after every epoch the state that the same call
         continues from. None leaves no files.
     class_names : sequence of str, length K, optional
         As in `evaluate`.
     **settings
-        Keys of ``train.py``, as they stand in YAML: ``seed=3``, ``recipe="paper"``, ``attack="trades"``,
-        ``attack={"name": "pgd", "epsilon": 8 / 255}``, ``alpha={"nat": 5}``; dotted keys too:
-        ``**{"retrain.trainer.num_epochs": 3}``. ``trainer`` and ``attack`` say how it is trained without a method and
-        from scratch; ``retrain`` how it is retrained.
+        Keys of ``train.py``, as in YAML: ``seed=3``, ``recipe="paper"``, ``attack="trades"``,
+        ``attack={"name": "pgd", "epsilon": 8 / 255}``, ``alpha={"nat": 5}``. Dotted keys work as well:
+        ``**{"retrain.trainer.num_epochs": 3}``. ``trainer`` and ``attack`` are for training without a method and from
+        scratch, ``retrain`` is for retraining.
 
     Returns
     -------

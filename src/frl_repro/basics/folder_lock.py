@@ -46,6 +46,7 @@ _NUM_TRIES, _SECONDS_BETWEEN = 5, 0.02
 _RECORD_SIZE = 512  # bytes: of one size, a record is replaced by one write
 
 _OURS: set[str] = set()  # ids of this process's leases
+_TOLD: dict[str, dict[str, float]] = {}  # what leases of this process say of its work, by folder
 
 _Verdict = Literal["free", "held", "unknown"]
 
@@ -75,6 +76,23 @@ def held(folder: Path, *, wait: bool, log: Callable[[str], object] = lambda _: N
         yield
     finally:
         lease.release()
+
+
+def tell(folder: Path, **about: float) -> None:
+    """Let the lease of a folder that this process holds say a few numbers about its work, from the next renewal on."""
+    _TOLD[str(folder)] = about
+
+
+def told(folder: Path) -> dict[str, float]:
+    """Return the numbers that the process says which works in a folder (`tell`), and how old they are as ``age``."""
+    path = folder / LOCK_FILE
+    about = (_read(path) or {}).get("about")
+    if not isinstance(about, dict) or not all(type(number) in (int, float) for number in about.values()):
+        return {}
+    try:
+        return {**about, "age": max(0.0, time.time() - path.stat().st_mtime)}
+    except OSError:  # just released
+        return {}
 
 
 def check_held(folder: Path) -> None:
@@ -297,6 +315,7 @@ class _Lease:
         with suppress(OSError):  # the folder has gone
             if self.is_current():
                 self._path.unlink()
+        _TOLD.pop(str(self._path.parent), None)
         os.close(self._descriptor)
         _OURS.discard(self._record["id"])
 
@@ -306,6 +325,7 @@ class _Lease:
                 if _read(self._path) is not None and not self.is_current():
                     return  # taken over: `check_held` says so
                 self._record["count"] += 1
+                self._record["about"] = _TOLD.get(str(self._path.parent), {})
                 self.write(self._descriptor)
 
     def _bytes(self) -> bytes:

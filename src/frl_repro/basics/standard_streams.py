@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import sys
 from contextlib import suppress
 from typing import Any
@@ -60,6 +61,15 @@ def problem() -> str | None:
     if found is None or found.errno == errno.EPIPE:
         return None
     return f"standard output: {found.strerror}"
+
+
+def reader_has_left() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    with suppress(OSError, ValueError, AttributeError):  # of memory, closed, or on Windows
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    return False
 
 
 def _open_where_closed(descriptor: int) -> None:

@@ -104,6 +104,13 @@ _ADVICE = {
 }
 """Answers where no key does what a word asks for."""
 
+_CHOICE_ADVICE = {
+    "frl=ema": "a running average of weights is a setting of training: frl=finetune retrain.trainer.ema_decay=0.999",
+    "frl=margins": "margins without class weights are frl=combined alpha.nat=0 alpha.bndy=0 alpha.margin=5",
+}
+_CHOICE_ADVICE["frl=swa"] = _CHOICE_ADVICE["frl=ema_from_base"] = _CHOICE_ADVICE["frl=ema"]
+"""Answers where no choice of a group is what a word asks for, but settings are."""
+
 _PIXEL_KEYS = ("epsilon", "epsilons", "step_size", "start_sd")  # lengths in units of [0, 1]
 _MOST_OFFERED = 4
 
@@ -134,6 +141,12 @@ def choice_hint(word: str, known: Iterable[str]) -> str:
     """Return ``"did you mean x? "``, or nothing where no choice is near."""
     close = nearest(word, known)
     return f"did you mean {close}? " if close else ""
+
+
+def choice_of_group_hint(group: str, word: str, known: Iterable[str]) -> str:
+    """Return what a choice of a group that does not exist may have meant, as `choice_hint` does."""
+    advice = _CHOICE_ADVICE.get(f"{group}={word.lower()}")
+    return f"{advice}; " if advice else choice_hint(word, known)
 
 
 def keys_named(word: str, keys: Sequence[str]) -> list[str]:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from frl_repro.basics.errors import UserError, reason
 from frl_repro.basics.paths import in_home
+from frl_repro.basics.run_folder import DONE_FILE
+from frl_repro.commands import bench_autoattack, bench_published
+from frl_repro.commands.bench_jobs import Budget, Job, jobs, of_start
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, switch, usage_text, whole_number
-from frl_repro.results.protocol import BASE, CONTESTANTS, CONTROL, SCRATCH, SEEDS, STARTS, TRACKS, Contestant, Track
+from frl_repro.results.protocol import (
+    AUTOATTACK_SEEDS,
+    BASE,
+    CONTESTANTS,
+    CONTROL,
+    SCRATCH,
+    SEEDS,
+    STARTS,
+    TRACKS,
+    Track,
+)
 
-_PUBLISHED, _ALL = "published", "all"
+_PUBLISHED, _ALL, _FRONT = "published", "all", "front"
 
 _SET_ELSEWHERE = {
     "experiment": "track", "frl": "methods", "output_dir": "runs", "recipe": "starts", "run_dir": "runs",
@@ -23,32 +38,61 @@ _SET_ELSEWHERE = {
 
 _KEYS = {
     "track": f"data and network: {', '.join(TRACKS)}   [{next(iter(TRACKS))}]",
-    "methods": "comma-separated contestants, or any frl= of yours   [all]",
+    "methods": f"comma-separated contestants, or any frl= of yours; {_FRONT}: controls and what two tracks picked   "
+    "[all of the track]",
     "starts": f"{BASE}, {SCRATCH}, or both   [{','.join(STARTS)}]",
     "settings": f"{_ALL} tries every method's settings, {_PUBLISHED} the first one alone   [{_ALL}]",
-    "seeds": f"comma-separated   [{','.join(map(str, SEEDS))}]",
+    "seeds": f"comma-separated   [{','.join(map(str, SEEDS))}; of some tracks the first three]",
     "set": "settings added to every run, separated by spaces (retrain.*: to those from a base)   [none]",
-    "dry": "true prints the commands and runs nothing   [false]",
+    "dry": "true prints the commands and what they cost, and runs nothing; track=all: of every track   [false]",
     "show": "true runs nothing: table, figure and page of what has run   [false]",
+    "autoattack": f"true measures, after each of the seeds {','.join(map(str, AUTOATTACK_SEEDS))}, the chosen models "
+    "with AutoAttack (extra `autoattack`)   [false]",
+    "list": "true prints the registered runs as CSV, for registered_bench.csv, and runs nothing   [false]",
+    "publish": f"true copies finished registered runs to {bench_published.SHOWN}, and runs nothing   [false]",
     "runs": "folder of the runs   [outputs/bench]",
     "out": "folder for leaderboard.html, leaderboard.csv and figures   [that of the runs]",
 }
 
 
 @dataclass(frozen=True)
-class Job:
-    """One setting of a method on the bench, of all seeds.
+class Request:
+    """What a command line asks to be run.
 
     Attributes
     ----------
-    method, start : str
-    overrides : tuple of str
-        Settings of ``train.py``; the seed is not among them.
+    track : Track
+    methods, starts : sequence of str
+    is_published_only : bool
+    seeds : sequence of int
+    more : sequence of str
+        From ``set=``.
+    runs : Path
+    with_autoattack : bool
     """
 
-    method: str
-    start: str
-    overrides: tuple[str, ...]
+    track: Track
+    methods: Sequence[str]
+    starts: Sequence[str]
+    is_published_only: bool
+    seeds: Sequence[int]
+    more: Sequence[str]
+    runs: Path
+    with_autoattack: bool = False
+
+    def jobs(self) -> list[Job]:
+        """Return every setting; UserError where there is none."""
+        only = None
+        methods: Sequence[str] = self.methods
+        if self.track.by_front or _FRONT in methods:
+            only = bench_published.picked(self.runs)
+            methods = [one for name in methods for one in (only if name == _FRONT else [name])]
+        found = list(
+            jobs(self.track, methods, self.starts, is_published_only=self.is_published_only, more=self.more, only=only)
+        )
+        if not found:
+            raise UserError(f"methods={','.join(self.methods)} has nothing to run with starts={','.join(self.starts)}")
+        return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,81 +100,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(argv, keys=_KEYS, usage=_usage, act=_bench)
 
 
-def jobs(
-    track: Track, methods: Sequence[str], starts: Sequence[str], *, is_published_only: bool, more: Sequence[str] = ()
-) -> Iterator[Job]:
-    """Yield every setting with the number of epochs that the budget pays for.
-
-    The budget is what the control costs that retrains from its base for the recipe's epochs, the base included.
-    """
-    budget = Budget(track, _of_start(BASE, more))
-    for method in methods:
-        contestant = CONTESTANTS.get(method, Contestant(method))
-        for start in starts:
-            if start not in contestant.starts or (contestant.needs_imbalance and "imbalance" not in track.overrides):
-                continue
-            for setting in contestant.settings[: 1 if is_published_only else None]:
-                overrides = (*_overrides(track, contestant, start, setting), *_of_start(start, more))
-                key = "retrain.trainer.num_epochs" if start == BASE else "trainer.num_epochs"
-                yield Job(method, start, (*overrides, f"{key}={budget.num_epochs(overrides)}"))
-
-
-class Budget:
-    """How many epochs a setting may train, so that no run costs more image-steps than the control."""
-
-    def __init__(self, track: Track, more: Sequence[str]) -> None:
-        from frl_repro.commands.jobs import configure
-        from frl_repro.data import load_dataset
-        from frl_repro.training.budget import image_steps
-
-        shared = [one for one in more if not one.lstrip("+").startswith(("frl.", "alpha.", "tau."))]
-        control = configure(*_overrides(track, CONTESTANTS[CONTROL], BASE, ""), *shared)
-        dataset = load_dataset(control.dataset)
-        self.sizes = {
-            "num_train": len(dataset.train),
-            "num_validation": 0 if dataset.validation is None else len(dataset.validation),
-        }
-        self.image_steps = image_steps(control, **self.sizes).total
-
-    def num_epochs(self, overrides: Sequence[str]) -> int:
-        """Return the epochs that the budget pays for.
-
-        Raises
-        ------
-        UserError
-            It does not pay for one.
-        """
-        from frl_repro.commands.jobs import configure
-        from frl_repro.training.budget import epochs_within
-
-        number = epochs_within(self.image_steps, configure(*overrides), **self.sizes)
-        if number < 1:
-            raise UserError(f"{shlex.join(overrides)}: one epoch costs more than the control's whole training")
-        return number
-
-
-def _overrides(track: Track, contestant: Contestant, start: str, setting: str) -> tuple[str, ...]:
-    of_start = track.base if start == BASE else f"recipe={SCRATCH} {track.scratch}"
-    looks = track.looks if contestant.looks else ""
-    text = f"experiment=bench {track.overrides} frl={contestant.frl} {of_start} {looks} {setting}"
-    return tuple(text.split())
-
-
-def _of_start(start: str, settings: Sequence[str]) -> list[str]:
-    """Return those of the settings that runs with this start have: from scratch there is no retraining."""
-    return [one for one in settings if start == BASE or not one.startswith("retrain.")]
-
-
 def _bench(given: dict[str, str]) -> str | tuple[str, int]:
+    runs = Path(in_home(given.get("runs", "outputs/bench")))
+    if switch("list", given.get("list", "false")):
+        return bench_published.registered_list()
+    if switch("publish", given.get("publish", "false")):
+        return f"{bench_published.publish(runs)} registered runs stand in {bench_published.PUBLISHED}\n"
+    is_dry = switch("dry", given.get("dry", "false"))
+    if given.get("track") == _ALL:
+        if not is_dry:
+            raise UserError(f"track={_ALL} is for dry=true: run one track after the other")
+        return "".join(_costs(_request({**given, "track": name}, runs), shows_jobs=False) for name in TRACKS)
+    request = _request(given, runs)
+    if is_dry:
+        return _costs(request, shows_jobs=True)
+    failed: list[str] = []
+    if not switch("show", given.get("show", "false")):
+        command = f"{program_name()} {shlex.join(f'{key}={value}' for key, value in given.items())}"
+        failed = _run(request, command)
+    text = _show(runs, Path(in_home(given.get("out", str(runs)))))
+    return (text + "".join(f"failed: {line}\n" for line in failed), 1) if failed else text
+
+
+def _request(given: dict[str, str], runs: Path) -> Request:
     track = TRACKS[choice("track", given.get("track", next(iter(TRACKS))), TRACKS)]
-    methods = _once("methods", given.get("methods", ",".join(CONTESTANTS)))
+    usual = (CONTROL, "ema", _FRONT) if track.by_front else track.methods or tuple(CONTESTANTS)
+    methods = _once("methods", given.get("methods", ",".join(usual)))
     if "none" in methods:
         raise UserError(f"methods=none is no method: the control is {CONTROL}, and a base is trained for who needs it")
     starts = [choice("starts", name, STARTS) for name in _once("starts", given.get("starts", ",".join(STARTS)))]
     is_published_only = choice("settings", given.get("settings", _ALL), (_ALL, _PUBLISHED)) == _PUBLISHED
-    seeds = [whole_number("seeds", seed, least=0) for seed in _once("seeds", given.get("seeds", _listed(SEEDS)))]
-    is_dry = switch("dry", given.get("dry", "false"))
-    shows_only = switch("show", given.get("show", "false"))
+    seeds = _once("seeds", given.get("seeds", _listed(track.seeds)))
     try:
         more = shlex.split(given.get("set", ""))
     except ValueError as problem:
@@ -138,53 +138,112 @@ def _bench(given: dict[str, str]) -> str | tuple[str, int]:
     for override in more:
         if (key := override.partition("=")[0].lstrip("+")) in _SET_ELSEWHERE:
             raise UserError(f"set={override}: the bench sets {key} itself; give {_SET_ELSEWHERE[key]}=")
-    runs = Path(in_home(given.get("runs", "outputs/bench")))
-    failed: list[str] = []
-    if not shows_only:
-        found = list(jobs(track, methods, starts, is_published_only=is_published_only, more=more))
-        if not found:
-            raise UserError(f"methods={','.join(methods)} has nothing to run with starts={','.join(starts)}")
-        if is_dry:
-            return "".join(f"train.py -m {shlex.join(job.overrides)} seed={_listed(seeds)}\n" for job in found)
-        command = f"{program_name()} {shlex.join(f'{key}={value}' for key, value in given.items())}"
-        failed = _run(found, seeds, runs, command)
-    text = _show(runs, Path(in_home(given.get("out", str(runs)))))
-    return (text + "".join(f"failed: {line}\n" for line in failed), 1) if failed else text
+    numbers = [whole_number("seeds", seed, least=0) for seed in seeds]
+    with_autoattack = switch("autoattack", given.get("autoattack", "false"))
+    return Request(track, methods, starts, is_published_only, numbers, more, runs, with_autoattack)
 
 
-def _run(jobs: Sequence[Job], seeds: Sequence[int], runs: Path, command: str) -> list[str]:
-    """Train every job with every seed, fused where settings allow; returns a line for each that failed."""
-    from frl_repro.commands.jobs import configure
+def _costs(request: Request, *, shows_jobs: bool) -> str:
+    """Return the commands of a track, and how many runs and image-steps they come to."""
+    budget = Budget(request.track, of_start(BASE, request.more))
+    try:
+        found = request.jobs()
+    except bench_published.NotPickedError as problem:
+        if shows_jobs:
+            raise
+        return f"{request.track.name}: {problem}\n"
+    lines = [f"train.py -m {shlex.join(job.overrides)} seed={_listed(request.seeds)}\n" for job in found]
+    num_seeds, needs_base = len(request.seeds), any(job.start == BASE for job in found)
+    own = sum(job.image_steps for job in found)
+    total = num_seeds * (own + (budget.base if needs_base else 0))
+    summary = (
+        f"{request.track.name}: {len(found)} settings of {len({job.method for job in found})} methods, "
+        f"{num_seeds} seeds: {len(found) * num_seeds} runs{f' and {num_seeds} bases' if needs_base else ''}, "
+        f"{total / 1e9:.2f} G image-steps; budget of a run {budget.image_steps / 1e6:.2f} M, "
+        f"of it the base {budget.base / 1e6:.2f} M\n"
+    )
+    return ("".join(lines) if shows_jobs else "") + summary
+
+
+def _run(request: Request, command: str) -> list[str]:
+    """Train every job, all of one seed before the next, fused where settings allow; returns a line for each failure.
+
+    Runs that are finished, or whose results are committed, are skipped.
+    """
+    from frl_repro.basics.progress import set_up_logging
     from frl_repro.runs.experiment import run_all
 
-    lines = [(*job.overrides, f"seed={seed}", f"output_dir={runs}") for job in jobs for seed in seeds]
-    outcomes = run_all([configure(*line) for line in lines], command=command)
-    return [
-        f"train.py {shlex.join(line)}: {reason(outcome)}"
-        for line, outcome in zip(lines, outcomes, strict=True)
-        if isinstance(outcome, Exception)
-    ]
+    set_up_logging()
+    found, failed = request.jobs(), []
+    for job in found:
+        job.config(request.seeds[0], f"output_dir={request.runs}")  # a mistake in the last one stops the first
+    if request.with_autoattack:
+        from frl_repro.evaluation.autoattack import check
+
+        check()
+    clock = _Clock(num_runs=len(found) * len(request.seeds))
+    for seed in request.seeds:
+        for part in _together(found):
+            configs = [job.config(seed, f"output_dir={request.runs}") for job in part]
+            waiting = [
+                (job, config)
+                for job, config in zip(part, configs, strict=True)
+                if not bench_published.is_published(config.run_id)
+            ]
+            is_new = [not (config.folder / DONE_FILE).exists() for _, config in waiting]
+            outcomes = run_all([config for _, config in waiting], command=command)
+            for (job, config), outcome in zip(waiting, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    failed.append(f"train.py {shlex.join(job.overrides)} seed={config.seed}: {reason(outcome)}")
+            cost = sum(job.image_steps for (job, _), new in zip(waiting, is_new, strict=True) if new)
+            left = _left(found, part, seed, request.seeds)
+            clock.tell(f"seed {seed}, {part[0].method} from {part[0].start}", len(part), cost, left)
+        if request.with_autoattack and seed in AUTOATTACK_SEEDS:
+            names = {job.config(seed).run_id for job in found}
+            machine = [one for one in request.more if one.startswith(("num_threads=", "device=", "backend="))]
+            failed += bench_autoattack.measure_chosen(names, seed, request.runs, more=machine, command=command)
+    return failed
+
+
+def _together(found: Sequence[Job]) -> list[list[Job]]:
+    """Return jobs by method and start: they share most settings, so that they are fused."""
+    parts: dict[tuple[str, str], list[Job]] = {}
+    for job in found:
+        parts.setdefault((job.method, job.start), []).append(job)
+    return list(parts.values())
+
+
+def _left(found: Sequence[Job], part: Sequence[Job], seed: int, seeds: Sequence[int]) -> float:
+    """Return the image-steps of the jobs that come after these."""
+    after = found[list(found).index(part[-1]) + 1 :]
+    later = len(seeds) - 1 - list(seeds).index(seed)
+    return sum(job.image_steps for job in after) + later * sum(job.image_steps for job in found)
+
+
+class _Clock:
+    """Says how many runs stand, and from the image-steps so far how long the rest takes."""
+
+    def __init__(self, num_runs: int) -> None:
+        self.num_runs, self.done, self.image_steps, self.started = num_runs, 0, 0.0, time.monotonic()
+
+    def tell(self, what: str, number: int, image_steps: float, left: float) -> None:
+        self.done += number
+        self.image_steps += image_steps
+        seconds = time.monotonic() - self.started
+        rest = ""
+        if self.image_steps and left:
+            rest = f", about {left / self.image_steps * seconds / 3600:.1f} h left"
+        sys.stderr.write(f"[bench] {self.done} of {self.num_runs} runs ({what}){rest}\n")
+        sys.stderr.flush()
 
 
 def _show(runs: Path, out: Path) -> str:
     """Write table, figures and page of the runs; returns what to say."""
-    from frl_repro.basics.atomic import write_text
-    from frl_repro.results.figures.pareto import pareto_figure
-    from frl_repro.results.figures.style import save
-    from frl_repro.results.report.bench import COLUMNS, leaderboard, read_bench, said
-    from frl_repro.results.report.bench_page import render
-    from frl_repro.results.tables.writing import write_frame
+    from frl_repro.results.report.bench import said
+    from frl_repro.results.report.bench_files import write_bench
 
-    bench = read_bench(runs)
-    board = leaderboard(bench)
-    out.mkdir(parents=True, exist_ok=True)
-    write_frame(out / "leaderboard.csv", board[list(COLUMNS)])
-    written = [out / "leaderboard.csv"]
-    for name, rows in board.groupby("track", sort=False):
-        written += save(pareto_figure(rows), out, f"pareto-{name}")
-    write_text(out / "leaderboard.html", render(bench, board))
-    written.append(out / "leaderboard.html")
-    return said(board) + "".join(f"wrote {path}\n" for path in written)
+    files = write_bench(bench_published.folders(runs) or [runs], out)
+    return said(files.board) + "".join(f"wrote {path}\n" for path in files.written)
 
 
 def _once(key: str, text: str) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from frl_repro.basics import paths, process, standard_streams, torchrun
-from frl_repro.basics.errors import UserError, one_line, reason
+from frl_repro.basics.errors import UserError, one_line, printable, reason
 from frl_repro.commands.command_line import CommandLine
 from frl_repro.commands.jobs import Job, broken_settings, checked_jobs, read
 from frl_repro.commands.messages import fail, speaks
@@ -29,9 +29,9 @@ from frl_repro.settings.config import EvaluateConfig, RunConfig, SanityConfig
 
 
 class _Act(Protocol):
-    """What the jobs of a program do; returns for each why it failed, or None."""
+    """What the jobs of a program do; returns for each its folder, or why it failed."""
 
-    def __call__(self, configs: Sequence[Any], command: str, *, is_sweep: bool) -> list[Exception | None]:
+    def __call__(self, configs: Sequence[Any], command: str, *, is_sweep: bool) -> Sequence[Path | Exception]:
         """Take the jobs' settings, the command line for the record, and whether it is a sweep."""
 
 
@@ -60,34 +60,32 @@ def sanity_main() -> int:
     return _main("sanity", _sanity)
 
 
-def _train(configs: Sequence[RunConfig], command: str, *, is_sweep: bool) -> list[Exception | None]:
+def _train(configs: Sequence[RunConfig], command: str, *, is_sweep: bool) -> Sequence[Path | Exception]:
     from frl_repro.runs.experiment import run_all
 
     # A killed sweep may leave a worker that ends its job: the repeated sweep waits for it instead of failing.
-    outcomes = run_all(configs, command=command, wait=is_sweep)
-    return [outcome if isinstance(outcome, Exception) else None for outcome in outcomes]
+    return run_all(configs, command=command, wait=is_sweep)
 
 
-def _evaluate(configs: Sequence[EvaluateConfig], command: str, *, is_sweep: bool) -> list[Exception | None]:
+def _evaluate(configs: Sequence[EvaluateConfig], command: str, *, is_sweep: bool) -> Sequence[Path | Exception]:
     from frl_repro.evaluation.measure import measure_checkpoint
 
     del is_sweep  # measurements of one checkpoint write the same bytes: none waits for another
     return _one_by_one(configs, functools.partial(measure_checkpoint, command=command))
 
 
-def _sanity(configs: Sequence[SanityConfig], command: str, *, is_sweep: bool) -> list[Exception | None]:
+def _sanity(configs: Sequence[SanityConfig], command: str, *, is_sweep: bool) -> Sequence[Path | Exception]:
     from frl_repro.evaluation.sanity import check_checkpoint
 
     del is_sweep  # as with measurements
     return _one_by_one(configs, functools.partial(check_checkpoint, command=command))
 
 
-def _one_by_one(configs: Sequence[Any], do: Callable[[Any], object]) -> list[Exception | None]:
-    outcomes: list[Exception | None] = []
+def _one_by_one(configs: Sequence[Any], do: Callable[[Any], Path]) -> list[Path | Exception]:
+    outcomes: list[Path | Exception] = []
     for config in configs:
         try:
-            do(config)
-            outcomes.append(None)
+            outcomes.append(do(config))
         except Exception as problem:
             outcomes.append(problem)
     return outcomes
@@ -207,15 +205,13 @@ def _checked_alike(arguments: Sequence[str], config_name: str) -> tuple[CommandL
 
 def _run_jobs(config_name: str, act: _Act) -> int:
     arguments = sys.argv[1:]
-    if "--help" in arguments or "-h" in arguments:  # without Hydra, which takes a second to import
-        return _print_help(config_name)
     if "--version" in arguments:
         return _print_version()
     command = shlex.join([Path(sys.argv[0]).name, *arguments])
     try:
         line, jobs = _checked_alike(arguments, config_name)
         if line.asks_for_help:
-            return _print_help(config_name)
+            return _print_help(config_name, line)
         if line.is_answered or (line.flags and not line.is_sweep):
             ask_hydra(config_name, [*line.overrides, *(jobs[0].added if jobs else []), *line.flags], line)
             return 0
@@ -230,6 +226,8 @@ def _run_jobs(config_name: str, act: _Act) -> int:
         return fail(str(mistake))
     if line.is_sweep and speaks():
         _report_failures(outcomes)
+    if speaks():
+        _say_what_next(jobs, outcomes)
     return 1 if any(outcome["reason"] for outcome in outcomes) else 0
 
 
@@ -250,6 +248,20 @@ def _say_whose_settings(line: CommandLine, jobs: Sequence[Job]) -> None:
     LOGGER.info("%s with frl=%s: of %s; retraining has retrain.*", ", ".join(typed), retrained[0].frl.name, whose)
 
 
+def _say_what_next(jobs: Sequence[Job], outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Say which commands come next, where every job has come to its end."""
+    from frl_repro.basics.progress import LOGGER
+    from frl_repro.commands.next_steps import next_lines
+
+    configs = {job.shown: job.config for job in jobs}
+    folders = {outcome["job"]: outcome.get("folder") for outcome in outcomes}
+    if not all(folders.values()) or not folders.keys() <= configs.keys():  # another sweeper has made the jobs
+        return
+    by_folder = {Path(folder): configs[job] for job, folder in folders.items() if folder}
+    for text in next_lines(list(by_folder.values()), list(by_folder)):
+        LOGGER.info("%s", text)
+
+
 def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
     """List a sweep's failed jobs, on screen and in ``failed.json`` of its output folder."""
     failed = [outcome for outcome in outcomes if outcome["reason"]]
@@ -262,17 +274,26 @@ def _report_failures(outcomes: Sequence[Mapping[str, Any]]) -> None:
         fail(reason(problem))
 
 
-def _print_help(config_name: str) -> int:
-    from frl_repro.commands.helptext import help_text, program_name
+def _print_help(config_name: str, line: CommandLine) -> int:
+    """Print one screen, or what is said of each topic that was typed."""
+    from frl_repro.commands.helptext import front_page, program_name
+    from frl_repro.commands.helptopics import Topics
 
+    program = program_name()
     try:
-        text = help_text(paths.CONFIG_DIR, config_name, program_name())
+        if line.overrides:
+            topics = Topics(paths.CONFIG_DIR, config_name, program, line.config_dir)
+            text = "\n".join(topics.text(topic) for topic in dict.fromkeys(line.overrides))
+        else:
+            text = front_page(paths.CONFIG_DIR, config_name, program)
+    except UserError as mistake:
+        return fail(str(mistake))
     except Exception:  # of a file of conf/ that someone has edited
-        broken = broken_settings()
+        broken = broken_settings(*filter(None, [line.config_dir]))
         if broken is None:
             raise
         return fail(broken)
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text))
     return 0
 
 

@@ -33,7 +33,7 @@ class CommandLine:
     flags : list of str
         For Hydra.
     overrides : list of str
-        Settings as they were typed: ``key=value``.
+        Settings as they were typed: ``key=value``; where help is asked for, the topics.
     is_sweep : bool
     is_answered : bool
         Hydra prints an answer of its own (its help, or tab completion): no settings are read.
@@ -72,9 +72,13 @@ def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -
     UserError
         A flag that is unknown, without its value, refused, or at odds with another; a setting with spaces in it.
     """
-    given = _flags_of_hydra().parse_intermixed_args(list(arguments))
-    if given.help:  # -hm and the like
-        return CommandLine([], [], asks_for_help=True)
+    words = [piece for text in arguments for piece in _help_and_topic(text)]
+    given = _flags_of_hydra().parse_intermixed_args(words)
+    folder = None if given.config_dir is None else Path(in_home(given.config_dir))
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--config-dir={given.config_dir}: no such folder")
+    if given.help:
+        return CommandLine([], given.overrides, asks_for_help=True, config_dir=folder)
     for name, why in _REFUSED.items():
         if getattr(given, name) is not None:
             raise UserError(f"{_flag(name)} is not supported: {why}")
@@ -89,15 +93,18 @@ def read_command_line(arguments: Sequence[str], *, path_keys: Collection[str]) -
         return _completion(given.overrides)
     _refuse_spaces(given.overrides)
     overrides = [_with_path(text, path_keys) for text in given.overrides]
-    folder = None if given.config_dir is None else Path(in_home(given.config_dir))
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"--config-dir={given.config_dir}: no such folder")
     return CommandLine(_flags(given), overrides, is_sweep=given.multirun, config_dir=folder)
+
+
+def _help_and_topic(text: str) -> list[str]:
+    """Return ``--help=model`` as two words, and any other as it is."""
+    flag, equals, topic = text.partition("=")
+    return [flag, topic] if flag == "--help" and equals else [text]
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; settings are written key=value, e.g. seed=3 (--help lists them)")
+        raise UserError(f"{message}; settings are written key=value, e.g. seed=3 (--help says which)")
 
 
 def _flags_of_hydra() -> argparse.ArgumentParser:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from frl_repro.basics import process, standard_streams
@@ -62,11 +64,26 @@ def run(
 
 
 def usage_text(summary: str, *, program: str, keys: Mapping[str, str], sections: Mapping[str, str]) -> str:
-    """Return a usage text: what the program does, its keys, then titled sections."""
+    """Return a usage text, wrapped to the terminal: what the program does, its keys, then titled sections."""
     width = max(8, *map(len, keys)) + 1
-    key_lines = "\n".join(f"  {key:<{width}}{meaning}" for key, meaning in keys.items())
+    key_lines = "\n".join(f"  {key:<{width}} {' '.join(meaning.split())}" for key, meaning in keys.items())
     text = f"{summary}\n\nusage: {program} [key=value ...]\n\nkeys   [default]\n{key_lines}\n"
-    return text + "".join(f"\n{title}\n{body}\n" for title, body in sections.items())
+    text += "".join(f"\n{title}\n{body}\n" for title, body in sections.items())
+    return "".join(f"{line}\n" for typed in text.splitlines() for line in _wrapped(typed))
+
+
+def _wrapped(line: str) -> list[str]:
+    """Return a line in pieces that fit the terminal; of two columns the second one stays where it is."""
+    width = max(shutil.get_terminal_size((120, 24)).columns, 60)
+    if len(line) <= width:
+        return [line]
+    first = re.match(r" *\S+(?: \S+)*  +(?=\S)| *", line)
+    indent = 0 if first is None else first.end()
+    if indent > width // 2:
+        return [line]
+    lead, rest = line[:indent], line[indent:]
+    pieces = textwrap.wrap(rest, width - indent, break_on_hyphens=False, break_long_words=False)
+    return [lead + pieces[0], *(" " * indent + piece for piece in pieces[1:])]
 
 
 def parse_arguments(arguments: Sequence[str], keys: Mapping[str, str]) -> dict[str, str]:

@@ -56,6 +56,8 @@ def parsed(texts: Sequence[str]) -> list[Override]:
 def _form_of(text: str) -> str:
     """Return what settings look like, for a word without ``=``: with the key of such a file or choice."""
     form = "an override has the form key=value"
+    if text in ("help", "usage"):
+        return f"{form}; did you mean --help?"
     if Path(text).suffix in (".pt", ".pth", ".safetensors", ".ckpt"):
         return f"{form}; did you mean checkpoint={text}?"
     readers = [method.split()[0] for method, keys in method_keys().items() if text in keys]
@@ -120,7 +122,8 @@ def check_override(
         choices = _choices_in(key, own)
         for choice in values_of(override):
             if choice not in choices:
-                hint = suggestions.choice_hint(choice, choices) or _other_group(key, choice, known_groups)
+                hint = suggestions.choice_of_group_hint(key, choice, choices)
+                hint = hint or _other_group(key, choice, known_groups)
                 raise UserError(f"{key}={choice}: unknown choice; {hint}known: {', '.join(choices)}")
     elif key not in all_keys(kind):
         raise UserError(unknown_key(key, kind, value=values_of(override)[0], choices=choices_typed()))

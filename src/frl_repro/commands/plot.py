@@ -53,10 +53,8 @@ _KEYS = {
 _EXAMPLES = """\
   {program} figure=1 runs=outputs/reference
   {program} figure=1 runs='outputs/exp1/*' epsilon=8/255 out=paper/figures formats=pdf
-  {program} figure=1 runs=outputs/reference table=true
   {program} figure=2 runs=outputs/exp2 where=alpha_nat=5,alpha_bndy=1
   {program} figure=2 where='dataset=image_folder root=photos' top=20
-  {program} figure=grid runs=outputs/exp2
   {program} figure=examples runs=outputs/reference/models/combined
 """
 

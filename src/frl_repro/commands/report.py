@@ -23,6 +23,7 @@ from frl_repro.commands.keyvalue import (
     usage_text,
     whole_number,
 )
+from frl_repro.results.protocol import AUTOATTACK_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -151,7 +152,7 @@ def _report(given: dict[str, str]) -> str:
     tables = documentation.tables(runs, registered, answers)
     tables["sanity"] = lambda: sanity_table(sanity_files)
     tables["theory"] = lambda: "\nNo runs.\n\n" if theory is None else theory.table
-    written += _rewritten(docs, tables)
+    written += _bench_and_docs(runs, out, docs, tables, draws_files=draws_files)
     said = [answers_page.said(answers), *([] if theory is None else [theory.said])]
     said += [f"{line}\n" for line in (*_left_out(found), *study.notes)]
     return "".join([*said, *(f"wrote {path}\n" for path in written)])
@@ -231,6 +232,26 @@ def _theory(runs: str, out: Path, *, draws_files: bool) -> _Theory | None:
     if draws_files:
         written += save(theory_figure(rows), out / "theory", "theory")
     return _Theory(theory.theory_section(rows, answers), theory.theory_table(answers), said, written)
+
+
+def _bench_and_docs(
+    runs: str, out: Path, docs: Sequence[Path], tables: dict[str, Callable[[], str]], *, draws_files: bool
+) -> list[Path]:
+    """Write table, figures and page of the bench among the tables, in a folder of its name, and all marked tables.
+
+    Without runs of the bench its marked tables say so. Returns the files that were written.
+    """
+    from frl_repro.results.registration import is_of_bench
+    from frl_repro.results.report.bench_docs import bench_tables
+    from frl_repro.results.report.bench_files import write_bench
+    from frl_repro.results.tables.reading import find_tables
+
+    folders = sorted({table.parents[1] for table in find_tables(runs) if is_of_bench(table)})
+    folders = [folder for folder in folders if folder.name != AUTOATTACK_FOLDER]
+    if not folders:
+        return _rewritten(docs, {**tables, **bench_tables(None, None)})
+    files = write_bench(folders, out / "bench", draws_files=draws_files)
+    return [*files.written, *_rewritten(docs, {**tables, **bench_tables(files.bench, files.board)})]
 
 
 def _pages(text: str) -> list[Path]:
@@ -362,10 +383,11 @@ def _class_errors(df: DataFrame, runs: DataFrame, study: Study) -> list[float]:
 
 def _commits(runs: str) -> list[str]:
     """The commits that made the registered runs among the tables."""
-    from frl_repro.results.registration import registered_runs
+    from frl_repro.results.registration import STUDY, registered_runs
     from frl_repro.results.tables.reading import find_tables, read_json
 
-    notes = [path.with_name("run.json") for path in find_tables(runs) if path.parent.name in registered_runs()]
+    own = {name for name, run in registered_runs().items() if run.registration == STUDY}
+    notes = [path.with_name("run.json") for path in find_tables(runs) if path.parent.name in own]
     return [str(read_json(note).get("git_commit") or "") for note in notes if note.exists()]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from frl_repro.basics import paths, process, torchrun
 from frl_repro.basics.errors import UserError, one_line, reason
+from frl_repro.basics.folder_lock import is_held
 from frl_repro.basics.paths import in_home
+from frl_repro.basics.time_left import mean_of_worked
 from frl_repro.commands.command_line import CommandLine
 from frl_repro.commands.jobs import Job, plain, register_resolvers
 from frl_repro.commands.messages import fail, in_one_line, speaks
@@ -26,8 +29,8 @@ from frl_repro.settings.config import Config, RunConfig
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-Act = Callable[[Sequence[Config]], list[Exception | None]]
-"""What a program does with settings of jobs; returns for each why it failed, or None."""
+Act = Callable[[Sequence[Config]], Sequence[Path | Exception]]
+"""What a program does with settings of jobs; returns for each its folder, or why it failed."""
 
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 
@@ -55,6 +58,8 @@ class Task:
         self.jobs = list(jobs)
         self._act, self._scratch, self._kind = act, scratch, kind
         self._num_jobs, self._commander = len(jobs), os.getpid()
+        configs = [job.config for job in jobs]
+        self._folders = [str(config.folder) for config in configs if isinstance(config, RunConfig)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is sent to another process: without jobs that it does not run."""
@@ -73,7 +78,15 @@ class Task:
 
     def do_here(self, jobs: Sequence[Job]) -> None:
         """Run jobs in this process, fused where possible, and write their outcomes."""
-        self.note(self.work(jobs), is_elsewhere=False)
+        from frl_repro.basics.progress import in_sweep
+
+        if os.getpid() == self._commander:
+            seconds = sweeps.ended_jobs(Path(self._scratch))
+            with in_sweep(num_after=self._num_jobs - len(seconds) - len(jobs), seconds=mean_of_worked(seconds)):
+                outcomes = self.work(jobs)
+        else:  # other workers have jobs under way as well: the sweep's own line counts them
+            outcomes = self.work(jobs)
+        self.note(outcomes, is_elsewhere=False)
 
     def work(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """Run jobs, log why one fails, and return their outcomes."""
@@ -93,7 +106,10 @@ class Task:
                 LOGGER.info("%s", _what_became_of(outcome))
             sweeps.note_outcome(Path(self._scratch), outcome)
         if self._num_jobs > 1:
-            LOGGER.info("%s", sweeps.progress_line(Path(self._scratch), num_jobs=self._num_jobs))
+            is_serial = not is_elsewhere and os.getpid() == self._commander
+            at_once = 1 if is_serial else 1 + sum(is_held(Path(folder)) for folder in self._folders)
+            line = sweeps.progress_line(Path(self._scratch), num_jobs=self._num_jobs, at_once=at_once)
+            LOGGER.info("%s", line)
 
 
 def do(act: Act, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -101,11 +117,12 @@ def do(act: Act, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     from frl_repro.basics.progress import set_up_logging
 
     set_up_logging()
+    started = time.monotonic()
     try:
-        problems = act([job.config for job in jobs])
+        found = act([job.config for job in jobs])
     except Exception as problem:
-        problems = [problem] * len(jobs)
-    reasons = ["" if problem is None else reason(problem) for problem in problems]
+        found = [problem] * len(jobs)
+    reasons = [reason(outcome) if isinstance(outcome, Exception) else "" for outcome in found]
     for why in dict.fromkeys(filter(None, reasons)):
         if torchrun.num_processes() > 1:
             from frl_repro.models.compute.distributed import end_unless_all_failed
@@ -118,8 +135,10 @@ def do(act: Act, jobs: Sequence[Job]) -> list[dict[str, Any]]:
             "output_dir": in_home(str(job.composed["output_dir"])),
             "reason": why,
             "run": _run_of(job),
+            "folder": "" if why else str(outcome),
+            "seconds": (time.monotonic() - started) / len(jobs),
         }
-        for job, why in zip(jobs, reasons, strict=True)
+        for job, outcome, why in zip(jobs, found, reasons, strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frl_repro.basics.errors import UserError, one_line
-from frl_repro.basics.folder_lock import LOCK_FILE, is_held
+from frl_repro.basics.folder_lock import LOCK_FILE, is_held, told
 from frl_repro.basics.paths import in_home
 from frl_repro.basics.run_folder import (
     DONE_FILE,
@@ -22,14 +22,17 @@ from frl_repro.basics.run_folder import (
     state_header,
     walk,
 )
+from frl_repro.basics.time_left import duration
+from frl_repro.commands.following import Sight, follow
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, switch, usage_text
-from frl_repro.runs.sweeps import FAILED_FILE, PLAN_PATTERN, duration, read_list, read_plan
+from frl_repro.runs.sweeps import FAILED_FILE, PLAN_PATTERN, is_under_way, read_list, read_plan
 
 _KEYS = {
     "runs": "folder (searched recursively), or a comma-separated list of them   [outputs]",
     "show": "open: runs that are not done; all; none: the counts alone   [open]",
     "verify": "true: compare the files of finished runs with their checksums   [false]",
+    "follow": "true: watch until nothing runs any more (Ctrl-C ends it)   [false]",
 }
 _PUBLISHED = "reference"  # folder in outputs/ that holds committed tables
 
@@ -52,6 +55,8 @@ class _Run:
         When the folder last changed, in seconds since 1970.
     note : str
         Why it failed, or what is damaged.
+    left : float or None
+        Seconds that it will still train, where its process says so.
     """
 
     folder: Path
@@ -59,6 +64,7 @@ class _Run:
     progress: str = ""
     changed: float | None = None
     note: str = ""
+    left: float | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,8 +80,19 @@ def _status(given: dict[str, str]) -> tuple[str, int]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"runs={folder}: no such folder")
-    runs = sorted({run.folder: run for folder in folders for run in _runs_below(folder, verify=verify)}.items())
-    found = [run for _, run in runs]
+    if not switch("follow", given.get("follow", "false")):
+        sight = _look(folders, text, show=show, verify=verify)
+        return sight.text, sight.code
+    if verify:
+        raise UserError("verify=true and follow=true cannot go together: files of finished runs change no more")
+    return follow(lambda: _look(folders, text, show=show, verify=False), text)
+
+
+def _look(folders: Sequence[Path], text: str, *, show: str, verify: bool) -> Sight:
+    """Return what there is below folders now; ``text``: how they were typed."""
+    plans: list[Path] = []
+    by_folder = {run.folder: run for folder in folders for run in _runs_below(folder, plans, verify=verify)}
+    found = [run for _, run in sorted(by_folder.items())]
     counts = {state: sum(run.state == state for run in found) for state in _STATES}
     shown = [run for run in found if show == "all" or (show == "open" and run.state != "done")]
     summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -86,11 +103,17 @@ def _status(given: dict[str, str]) -> tuple[str, int]:
         code = _EXIT_TROUBLE
     else:
         code = _EXIT_OPEN if any(counts[state] for state in _OPEN) else 0
-    return "\n".join(lines) + "\n", code
+    return Sight(
+        text="\n".join(lines) + "\n",
+        states={run.folder: run.state for run in found},
+        progress={run.folder: run.progress for run in found},
+        is_under_way=counts["running"] > 0 or any(map(is_under_way, plans)),
+        code=code,
+    )
 
 
-def _runs_below(top: Path, *, verify: bool) -> Iterator[_Run]:
-    """Yield what is known of every run below a folder, and of those that lists of sweeps name."""
+def _runs_below(top: Path, plans: list[Path], *, verify: bool) -> Iterator[_Run]:
+    """Yield what is known of every run below a folder, and of those that lists of sweeps name; collect these lists."""
     reasons: dict[Path, str] = {}
     planned: set[Path] = set()
     found: dict[Path, _Run] = {}
@@ -112,6 +135,7 @@ def _runs_below(top: Path, *, verify: bool) -> Iterator[_Run]:
                     reasons[_beside(path, str(folder))] = str(entry.get("reason"))
             else:
                 planned |= {_beside(path, name) for name in read_plan(path)}
+                plans.append(path)
         except (UserError, OSError) as problem:
             found[path] = _Run(path, "damaged", note=str(problem))
     for folder, why in reasons.items():
@@ -143,7 +167,13 @@ def _run_in(folder: Path, files: Sequence[str], *, verify: bool) -> _Run | None:
         epoch: object = 0
         if name in files:
             epoch = (state_header(folder / name) or {}).get("epoch", "?")
-        return _Run(folder, "running" if is_held(folder) else "stopped", f"{epoch}/{num_epochs}", changed)
+        if not is_held(folder):
+            return _Run(folder, "stopped", f"{epoch}/{num_epochs}", changed)
+        about = told(folder)
+        if "epochs" in about:
+            epoch = f"{about['epochs']:.1f}"
+        left = max(0.0, about["left"] - about["age"]) if "left" in about else None
+        return _Run(folder, "running", f"{epoch}/{num_epochs}", changed, left=left)
     except (UserError, OSError) as problem:
         return _Run(folder, "damaged", note=str(problem))
 
@@ -167,16 +197,22 @@ def _changed(path: Path) -> float:
 
 
 def _table(runs: Sequence[_Run]) -> str:
-    """Return a line for each run: what is done about it, how far it is, how long ago it changed."""
+    """Return a line for each run: what is done about it, how far it is, the time left, how long ago it changed."""
     now = time.time()
-    rows = [("state", "epoch", "changed", "run")]
+    rows = [["state", "epoch", "left", "changed", "run"]]
     for item in sorted(runs, key=lambda item: (_STATES.index(item.state), item.folder)):
         ago = "" if item.changed is None else f"{duration(max(0.0, now - item.changed))} ago"
-        rows.append((item.state, item.progress, ago, str(item.folder)))
+        left = "" if item.left is None else duration(item.left)
+        rows.append([item.state, item.progress, left, ago, str(item.folder)])
         if item.note:
-            rows.append(("", "", "", f"  {one_line(item.note)}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"{s:<{widths[0]}}  {e:>{widths[1]}}  {c:>{widths[2]}}  {r}".rstrip() for s, e, c, r in rows]
+            rows.append(["", "", "", "", f"  {one_line(item.note)}"])
+    if all(item.left is None for item in runs):
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for state, *numbers, folder in rows:
+        aligned = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([f"{state:<{widths[0]}}", *aligned, folder]).rstrip())
     return "\n".join(lines)
 
 
@@ -196,6 +232,6 @@ def _usage() -> str:
                 "  waiting   a sweep that was begun will come to it (sweep-*.json)"
             ),
             "exit code": "  0 all done, 1 mistake, 2 some running, stopped or waiting, 3 some failed or damaged",
-            "examples": f"  {program}\n  {program} runs=outputs/exp2 show=all verify=true",
+            "examples": (f"  {program}\n  {program} runs=outputs/exp2 show=all verify=true\n  {program} follow=true"),
         },
     )

@@ -44,9 +44,12 @@ _SECONDS = "wall_seconds"
 def autoattack_name(settings: AutoAttackEvaluationConfig) -> str:
     """Return the attack's name in tables: ``autoattack``, of part of the images ``autoattack-1000_images``.
 
-    Numbers of part of the images are never taken for those of the whole split.
+    Numbers of part of the images or of part of the attacks are never taken for those of all.
     """
-    name = settings.name if settings.num_images is None else f"{settings.name}-{settings.num_images}_images"
+    name = settings.name
+    name += "" if settings.num_components is None else f"-first_{settings.num_components}"
+    name += "" if settings.num_images is None else f"-{settings.num_images}_images"
+    name += "-whole_classes" if settings.whole_classes else ""
     return name + (f"-subset_{settings.subset_seed}" if settings.subset_seed else "")
 
 
@@ -91,7 +94,7 @@ def measure_with_autoattack(
     """
     images = _chosen_images(dataset.test, settings)
     split = dataset.test if images is None else dataset.test.select(torch.from_numpy(images))
-    names = autoattack.components(dataset.num_classes)
+    names = autoattack.components(dataset.num_classes)[: settings.num_components]
     keys = {**keys, "attack": autoattack_name(settings)}
     attack_keys = {"batch_size": settings.batch_size, "attack_seed": seed}
     package = {"pyautoattack": version("pyautoattack")}
@@ -121,7 +124,8 @@ def measure_with_autoattack(
     def keep() -> None:
         write_outcomes(partial, outcomes(**{_SECONDS: time.monotonic() - started}))
 
-    with bar(f"AutoAttack {keys['split']}", len(split) * len(codes)) as advance:
+    num_before = sum(int((found != NOT_ATTACKED).sum()) for found in codes.values())
+    with bar(f"AutoAttack {keys['split']}", len(split) * len(codes), done=num_before) as advance:
         autoattack.attack_split(
             model,
             split,
@@ -131,6 +135,7 @@ def measure_with_autoattack(
             batch_size=settings.batch_size,
             seed=seed,
             device=device,
+            num_components=settings.num_components,
             keep=keep,
             advance=advance,
         )
@@ -151,11 +156,16 @@ def _chosen_images(split: Split, settings: AutoAttackEvaluationConfig) -> NDArra
     """Return the places of the images to attack; None for all."""
     if settings.num_images is None:
         return None
+    num_classes = int(split.labels.max()) + 1
+    for class_id in settings.whole_classes or []:
+        if class_id >= num_classes:
+            raise UserError(f"evaluation.whole_classes: {class_id} is no class, they are 0 to {num_classes - 1}")
     try:
         chosen: NDArray[np.int64] = subset(split.labels, settings.num_images, settings.subset_seed).numpy()
     except UserError as problem:
         raise UserError(f"evaluation.num_images={settings.num_images}: {problem}") from None
-    return chosen
+    whole = np.flatnonzero(np.isin(split.labels.numpy(), settings.whole_classes or []))
+    return np.union1d(chosen, whole) if len(whole) else chosen
 
 
 def _earlier(path: Path, about: Mapping[str, Any], split: Split, images: NDArray[np.int64] | None) -> Outcomes | None:

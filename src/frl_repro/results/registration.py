@@ -1,8 +1,8 @@
 """Registered studies: which runs were fixed, with their criteria, before any of them was run (docs/registration.md).
 
-``registered.csv`` lists the runs by name. A name ends in the hash of every setting that changes numbers, so that the
-list fixes each run to the last setting; a run whose name is in the list records that it belongs to the registration.
-Needs no torch.
+``registered.csv`` lists the runs of the study by name, ``registered_bench.csv`` those of the bench, a row for each
+setting. A name ends in the hash of every setting that changes numbers, so that the lists fix each run to the last
+setting; a run whose name is in a list records that it belongs to the registration. Needs no torch.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 REGISTERED_FILE = Path(__file__).with_name("registered.csv")
 COLUMNS = ("registration", "cell", "seed", "run_id", "overrides")
+BENCH_FILE = Path(__file__).with_name("registered_bench.csv")
+BENCH_COLUMNS = ("registration", "track", "start", "method", "setting", "run", "hashes", "overrides")
+"""``run`` is a run's name up to its hash, with ``{seed}``; ``hashes`` has that of each seed, ``20:1f0c... 21:...``."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,31 @@ class RegisteredRun:
     registration: str
     cell: str
     seed: int
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """A run of the bench that was fixed beforehand.
+
+    Attributes
+    ----------
+    registration : str
+    track, start, method, setting : str
+        As `frl_repro.results.protocol` writes them.
+    seed : int
+    """
+
+    registration: str
+    track: str
+    start: str
+    method: str
+    setting: str
+    seed: int
+
+    @property
+    def cell(self) -> str:
+        """What all seeds share, as ``run.json`` records it."""
+        return " ".join(filter(None, (self.track, self.start, self.method, self.setting)))
 
 
 NATURAL, ADVERSARIAL, BASE = "natural", "adversarial", "base"
@@ -95,11 +123,28 @@ CELLS = (
 
 
 @functools.cache
-def registered_runs() -> dict[str, RegisteredRun]:
+def registered_runs() -> Mapping[str, RegisteredRun | BenchRun]:
     """Return every registered run by its name (``run_id``)."""
     with REGISTERED_FILE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return {row["run_id"]: RegisteredRun(row["registration"], row["cell"], int(row["seed"])) for row in rows}
+    runs = {row["run_id"]: RegisteredRun(row["registration"], row["cell"], int(row["seed"])) for row in rows}
+    return {**runs, **bench_runs()}
+
+
+@functools.cache
+def bench_runs() -> Mapping[str, BenchRun]:
+    """Return every registered run of the bench by its name."""
+    with BENCH_FILE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    runs = {}
+    for row in rows:
+        registration, track, start, method, setting = (row[name] for name in BENCH_COLUMNS[:5])
+        for entry in row["hashes"].split():
+            seed, _, digest = entry.partition(":")
+            runs[f"{row['run'].format(seed=seed)}-{digest}"] = BenchRun(
+                registration, track, start, method, setting, int(seed)
+            )
+    return runs
 
 
 def record_of(run_id: str) -> dict[str, Any] | None:
@@ -117,9 +162,20 @@ def _list_digest(registration: str) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
+def is_of_bench(table: Path) -> bool:
+    """Return whether a table is of a registered run of the bench, or of what AutoAttack makes of it."""
+    name = table.parent.name
+    return name in bench_runs() or name.rpartition("-")[0] in bench_runs()
+
+
 def of_one_study(tables: Sequence[Path]) -> Sequence[Path]:
-    """Return the registered runs' tables where there are any, else all: runs of both kinds are never shown together."""
-    return [path for path in tables if path.parent.name in registered_runs()] or tables
+    """Return the registered study's tables where there are any, else all but the bench's, else all.
+
+    Registered runs and others are never shown together; the bench has pages of its own.
+    """
+    registered = registered_runs()
+    own = [path for path in tables if path.parent.name in registered and not is_of_bench(path)]
+    return own or [path for path in tables if not is_of_bench(path)] or tables
 
 
 def of_first_study(tables: Sequence[Path]) -> Sequence[Path]:

@@ -51,6 +51,7 @@ from frl_repro.runs.opening import Status, check_validation, folder_status, load
 from frl_repro.settings.config import RunConfig
 from frl_repro.training.budget import ImageSteps, image_steps
 from frl_repro.training.build import check_network
+from frl_repro.training.epochs_left import TrainingProgress
 from frl_repro.training.fitting import fit
 from frl_repro.training.loggers import LOGGERS
 from frl_repro.training.open_run import Fitted, OpenRun
@@ -103,10 +104,16 @@ def run_all(
     list of Path or Exception
         For each run its folder, or why it failed: a `UserError`, a system error, or a mistake in the program.
     """
-    return _run_all(configs, inputs or Inputs(load_dataset), command, wait=wait)
+    progress = TrainingProgress()
+    try:
+        return _run_all(configs, inputs or Inputs(load_dataset), command, wait=wait, progress=progress)
+    finally:
+        progress.close()
 
 
-def _run_all(configs: Sequence[RunConfig], data: Inputs, command: str, *, wait: bool) -> list[Outcome]:
+def _run_all(
+    configs: Sequence[RunConfig], data: Inputs, command: str, *, wait: bool, progress: TrainingProgress
+) -> list[Outcome]:
     """As `run_all`, with data sets that may be loaded already."""
     by_folder: dict[Path, RunConfig] = {}
     for config in configs:
@@ -125,16 +132,21 @@ def _run_all(configs: Sequence[RunConfig], data: Inputs, command: str, *, wait: 
         except Exception as problem:
             outcomes[folder] = problem
 
+    progress.plan(to_do.values())
     # Retraining last: its base may be one of the other runs.
     for is_retrained in (False, True):
         configs_of_kind = [config for config in to_do.values() if (config.retrain is not None) is is_retrained]
-        starts, failed = _starting_points(configs_of_kind, data, command)
+        starts, failed = _starting_points(configs_of_kind, data, command, progress)
         outcomes |= failed
+        for folder in failed:
+            progress.drop(to_do[folder])
         for group in grouped([config for config in configs_of_kind if config.folder not in failed]):
             try:
-                _run_group(group, data, starts, command, wait=wait, outcomes=outcomes)
+                _run_group(group, data, starts, command, wait=wait, outcomes=outcomes, progress=progress)
             except Exception as problem:
                 _note_failure(group, problem, outcomes)
+            for config in group:
+                progress.drop(config)
     return [
         outcomes[config.folder] if config.hash == by_folder[config.folder].hash else _holds_another(config, by_folder)
         for config in configs
@@ -153,7 +165,7 @@ def _holds_another(config: RunConfig, by_folder: Mapping[Path, RunConfig]) -> Us
 
 
 def _starting_points(
-    configs: Sequence[RunConfig], data: Inputs, command: str
+    configs: Sequence[RunConfig], data: Inputs, command: str, progress: TrainingProgress
 ) -> tuple[dict[Path, Path | None], dict[Path, Exception]]:
     """Return for each run's folder the weights that its retraining starts from, trained first where need be.
 
@@ -193,7 +205,7 @@ def _starting_points(
                 failed[config.folder] = problem
     for folder in missing:
         LOGGER.info("the model that retraining starts from: %s", folder)
-    trained = _run_all(list(missing.values()), data, command, wait=True) if missing else []
+    trained = _run_all(list(missing.values()), data, command, wait=True, progress=progress) if missing else []
     outcome_of = dict(zip(missing, trained, strict=True))
     for folder, base in bases.items():
         outcome = outcome_of.get(base.folder)
@@ -211,6 +223,7 @@ def _run_group(
     *,
     wait: bool,
     outcomes: dict[Path, Outcome],
+    progress: TrainingProgress,
 ) -> None:
     """Train fused runs, as many at once as memory holds, and record how each ends."""
     machine = configs[0].keys
@@ -227,8 +240,9 @@ def _run_group(
     def work(part: Sequence[RunConfig]) -> None:
         try:
             _run_fused(
-                part, dataset, data, device, starts, command, wait=wait, is_alone=len(configs) == 1, outcomes=outcomes
-            )
+                part, dataset, data, device, starts, command,
+                wait=wait, is_alone=len(configs) == 1, outcomes=outcomes, progress=progress,
+            )  # fmt: skip
         except Exception as problem:
             _note_failure(part, problem, outcomes)
 
@@ -247,6 +261,7 @@ def _run_fused(
     wait: bool,
     is_alone: bool,
     outcomes: dict[Path, Outcome],
+    progress: TrainingProgress,
 ) -> None:
     """Do runs that fit into memory together; ``is_alone``: no other run is under way in this process."""
     started = time.perf_counter()
@@ -264,7 +279,7 @@ def _run_fused(
                 outcomes[config.folder] = config.folder
             else:
                 opened.append(run)
-        for place, fitted in fit(opened, is_alone=is_alone):
+        for place, fitted in fit(opened, is_alone=is_alone, progress=progress):
             folder = opened[place].folder
             outcomes[folder] = fitted if isinstance(fitted, Exception) else folder
             if isinstance(fitted, Fitted):

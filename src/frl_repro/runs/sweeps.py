@@ -24,11 +24,13 @@ from frl_repro.basics.errors import UserError
 from frl_repro.basics.folder_lock import held
 from frl_repro.basics.regular_files import read_bytes
 from frl_repro.basics.run_folder import DONE_FILE
+from frl_repro.basics.time_left import duration, seconds_left
 
 FAILED_FILE = "failed.json"
 PLAN_PATTERN = "sweep-*.json"
 # Begins the names of the files, in a sweep's scratch folder, in which jobs say what became of them. There follow when
-# the job ended, in nanoseconds of a clock that nobody sets and all processes of a machine share, and something random.
+# the job ended, in nanoseconds of a clock that nobody sets and all processes of a machine share, how many milliseconds
+# it took, and something random.
 _OUTCOME_PREFIX = "outcome-"
 
 _REMEDY = "delete it, runs do not need it"
@@ -39,10 +41,12 @@ _FAILURE = {
     "run": readback.maybe(_FOLDER),
 }
 _FAILURES = readback.items(readback.fields(_FAILURE))
-_PLAN = readback.fields({"runs": readback.items(_FOLDER)})
-_OUTCOME = readback.fields({**_FAILURE, "output_dir": readback.ANY_TEXT})
+_PLAN = readback.fields({"runs": readback.items(_FOLDER)}, {"process": readback.ANY_TEXT})
+_OUTCOME = readback.fields(
+    {**_FAILURE, "output_dir": readback.ANY_TEXT}, {"seconds": readback.number(0), "folder": readback.ANY_TEXT}
+)
 
-_WINDOW = 20  # jobs that the estimate of the time left uses: the last ones, for finished runs are skipped at once
+_WINDOW = 20  # jobs that the estimate of the time left uses: the last ones
 
 
 @contextmanager
@@ -171,6 +175,21 @@ def read_plan(path: Path) -> list[str]:
     return runs
 
 
+def is_under_way(path: Path) -> bool:
+    """Return whether the process still runs, on this machine, that wrote a list of `planned`."""
+    try:
+        plan: dict[str, Any] = readback.read_json(path, _PLAN, remedy=_REMEDY)
+        machine, _, number = plan.get("process", "").rpartition(" ")
+        if machine != platform.node() or not number.isdecimal() or int(number) <= 0:
+            return False
+        os.kill(int(number), 0)
+    except PermissionError:
+        return True
+    except (UserError, OSError, OverflowError):
+        return False
+    return True
+
+
 def read_outcome(path: Path) -> dict[str, Any]:
     """Return what a job left of itself: ``job``, ``output_dir``, ``reason`` and ``run``.
 
@@ -184,8 +203,10 @@ def read_outcome(path: Path) -> dict[str, Any]:
 
 
 def note_outcome(scratch: Path, outcome: Mapping[str, Any]) -> None:
-    """Write the outcome of a finished job to the sweep's scratch folder."""
-    write_text(scratch / f"{_OUTCOME_PREFIX}{time.monotonic_ns()}-{uuid.uuid4().hex}", json.dumps(outcome))
+    """Write the outcome of a finished job to the sweep's scratch folder; ``seconds``: what it took, where known."""
+    seconds = outcome.get("seconds", 0.0)
+    name = f"{_OUTCOME_PREFIX}{time.monotonic_ns()}-{round(1000 * seconds)}-{uuid.uuid4().hex}"
+    write_text(scratch / name, json.dumps(outcome))
 
 
 def read_outcomes(scratch: Path) -> list[dict[str, Any]]:
@@ -198,22 +219,26 @@ def _ended(name: str) -> int:
     return int(name.removeprefix(_OUTCOME_PREFIX).partition("-")[0])
 
 
-def progress_line(scratch: Path, *, num_jobs: int) -> str:
-    """Return the progress of a sweep from the files of its jobs, whichever process they ran in."""
+def progress_line(scratch: Path, *, num_jobs: int, at_once: int = 1) -> str:
+    """Return the progress of a sweep from the files of its jobs, whichever process they ran in.
+
+    Parameters
+    ----------
+    scratch : Path
+        The sweep's scratch folder.
+    num_jobs : int
+    at_once : int
+        Jobs under way at the same time.
+    """
+    seconds = ended_jobs(scratch)
+    num_left = num_jobs - len(seconds)
+    line = f"sweep: {len(seconds)} of {num_jobs} jobs have ended"
+    left = seconds_left(seconds[-_WINDOW:], num_left, at_once=at_once)
+    return line if num_left <= 0 or left is None else f"{line}, about {duration(left)} left"
+
+
+def ended_jobs(scratch: Path) -> list[float]:
+    """Return how many seconds each job of a sweep took that has ended, in the order in which they ended."""
     with os.scandir(scratch) as entries:
-        ends = sorted(_ended(entry.name) for entry in entries if entry.name.startswith(_OUTCOME_PREFIX))
-    num_left = num_jobs - len(ends)
-    line = f"sweep: {len(ends)} of {num_jobs} jobs have ended"
-    recent = ends[-_WINDOW:]
-    if num_left <= 0 or len(recent) < 2:
-        return line
-    seconds = 1e-9 * (time.monotonic_ns() - recent[0]) / (len(recent) - 1) * num_left
-    return f"{line}, about {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span as people say it: ``"40 s"``, ``"12 min"``, ``"3.5 h"``, ``"2.1 days"``."""
-    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (48 * 3600, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
-    return f"{seconds / 86400:.1f} days"
+        names = [entry.name for entry in entries if entry.name.startswith(_OUTCOME_PREFIX)]
+    return [int(name.split("-")[2]) / 1000 for name in sorted(names, key=_ended)]

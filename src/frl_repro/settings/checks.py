@@ -200,6 +200,8 @@ def check_evaluation(evaluation: EvaluationConfig) -> None:
     if isinstance(evaluation, AutoAttackEvaluationConfig):
         if evaluation.num_images is None and evaluation.subset_seed != 0:
             raise UserError("evaluation.subset_seed has no effect with evaluation.num_images=null: all are taken")
+        if evaluation.num_images is None and evaluation.whole_classes:
+            raise UserError("evaluation.whole_classes has no effect with evaluation.num_images=null: all are taken")
     elif not evaluation.random_start and evaluation.num_restarts > 1:
         raise UserError("evaluation.num_restarts > 1 needs evaluation.random_start=true: without it all are the same")
 

@@ -17,6 +17,21 @@ from frl_repro.settings.methods import SettingsByMethod
 from frl_repro.settings.programs import EvaluateKeys, RunKeys, SanityKeys
 from frl_repro.settings.schema import GROUPS, NOT_IN_TRAINING, SECTIONS
 
+GROUP_HELP = {
+    "model": "the network",
+    "dataset": "the images, their splits and augmentation",
+    "attack": "what training is attacked with",
+    "trainer": "optimiser, epochs, learning rate",
+    "evaluation": "the attack and the radii that errors are measured with",
+    "frl": "the class-wise method",
+    "recipe": "whose loss and training a method uses",
+    "sweep": "a grid of settings, with -m",
+    "experiment": "the settings of one figure or table",
+    "row": "one row of a table (experiment=paper_table, theory)",
+    "schedule": "how long the rows of experiment=paper_table train",
+}
+"""What is chosen in each group of ``conf/``."""
+
 
 def groups_of(kind: type[Any]) -> list[str]:
     """Return the groups that a program has."""
@@ -167,7 +182,8 @@ def unknown_key(key: str, kind: type[Config], *, value: str = "", choices: Mappi
     inside = sorted(name.split(".", 1)[1] for name in keys if name.startswith(f"{group}."))
     if inside:
         return f"unknown key {key}; {group} has {', '.join(inside)}"
-    return f"unknown key {key}; known are {', '.join([*groups_of(kind), *sections_of(kind)])} (--help lists every key)"
+    known = ", ".join([*groups_of(kind), *sections_of(kind)])
+    return f"unknown key {key}; known are {known} (--help all lists every key)"
 
 
 def _keys_by_method(choices: Mapping[str, str] | None) -> str:
@@ -181,7 +197,7 @@ def _keys_by_method(choices: Mapping[str, str] | None) -> str:
     if of_methods.get(chosen):
         return f"{chosen}: {', '.join(sorted(of_methods[chosen]))}"
     having = sorted(method.removeprefix("frl=") for method, found in of_methods.items() if found)
-    return f"these methods have keys of their own: {', '.join(having)} (--help lists them)"
+    return f"these methods have keys of their own: {', '.join(having)} (--help frl lists them)"
 
 
 def _keys_meant(key: str, readable: Sequence[str], others: Sequence[str], kind: type[Config]) -> list[str]:

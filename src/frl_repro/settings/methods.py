@@ -48,13 +48,13 @@ class MethodSettings:
 class ValidationSettings(MethodSettings):
     """Settings of a method that looks at validation images."""
 
-    update_every: str = key("look at them after so many steps, or once an epoch: epoch")
-    num_validation: int | None = key("images of a look, drawn anew each time; null: all", COUNT)
+    update_every: str = key("look at validation images after so many steps, or once an epoch: epoch")
+    num_validation: int | None = key("validation images of each look, drawn anew; null: all", COUNT)
     epsilon: float | None = key(
-        "radius of the attack that measures them, in pixel units; null: that of the training attack", "(0, 1]"
+        "radius of the attack on validation images, in pixel units; null: that of the training attack", "(0, 1]"
     )
-    step_size: float = key("its step, in pixel units", "(0, 1]")
-    num_steps: int = key("its steps", COUNT)
+    step_size: float = key("length of a step of that attack, in pixel units", "(0, 1]")
+    num_steps: int = key("gradient steps of that attack", COUNT)
 
 
 @dataclass
@@ -80,9 +80,9 @@ class FRLConfig(MethodSettings):
     num_validation: int | None = own(
         "validation images measured for an update, drawn anew each time, at most those there are; null: all", COUNT
     )
-    epsilon: float | None = own("radius of the attack that measures them, in pixel units", "(0, 1]")
-    step_size: float | None = own("its step, in pixel units", "(0, 1]")
-    num_steps: int | None = own("its steps", COUNT)
+    epsilon: float | None = own("radius of the attack on validation images, in pixel units", "(0, 1]")
+    step_size: float | None = own("length of a step of that attack, in pixel units", "(0, 1]")
+    num_steps: int | None = own("gradient steps of that attack", COUNT)
     weight_rule: str | None = own(
         "multipliers to class weights: softmax (report) or simplex (paper)", one_of=("softmax", "simplex")
     )

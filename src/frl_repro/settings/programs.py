@@ -16,7 +16,7 @@ class _MachineKeys:
         "where to compute: auto, cpu, cuda or cuda:N; auto takes the GPU when there is one", is_machine=True
     )
     backend: str = key(
-        "who does the arithmetic: torch, native (compiled on first use, small networks on the CPU) or auto",
+        "what does the arithmetic: torch, native (compiled on first use, for small networks on the CPU) or auto",
         one_of=("auto", "torch", "native"), is_machine=True,
     )  # fmt: skip
     num_threads: int | None = key("processor threads; null: PyTorch's own choice", "[1, 1024]", is_machine=True)
@@ -31,7 +31,7 @@ class RunKeys(_MachineKeys):
         "checkpoint that retraining (frl) starts from; null: the model of the same settings with frl=none", is_path=True
     )
     init_from_key: str | None = own(
-        "of several state_dicts in that checkpoint the one to take, e.g. ema_state_dict; null: the usual one",
+        "which state_dict of that checkpoint to take if it has several, e.g. ema_state_dict; null: the usual one",
         added_as=None,
     )
     output_dir: str = key("folder that receives the run's own folder", is_machine=True, is_path=True)
@@ -43,7 +43,7 @@ class RunKeys(_MachineKeys):
         is_machine=True, is_path=True,
     )  # fmt: skip
     logger: str = key(
-        "what shows a run as it goes: none, or tensorboard (extra tensorboard; event files in the run's folder)",
+        "shows a run while it trains: none, or tensorboard (extra tensorboard; event files in the run's folder)",
         one_of=("none", "tensorboard"), is_machine=True,
     )  # fmt: skip
     compile: bool = key(
@@ -55,7 +55,7 @@ class RunKeys(_MachineKeys):
         is_machine=True,
     )
     top: int = key(
-        "classes in the table of a finished run: of more than twice as many, the worst and the best", COUNT,
+        "where a table would have more than twice as many classes: show so many of the worst and of the best", COUNT,
         is_machine=True,
     )  # fmt: skip
 
@@ -65,10 +65,11 @@ class _CheckpointKeys(_MachineKeys):
     """Keys of programs that look at a finished model."""
 
     checkpoint: str = key(
-        "what to look at: a run's folder, a file .safetensors, or torch.save(model.state_dict(), file)", is_path=True
+        "the model: a run's folder, a file .safetensors, or torch.save(model.state_dict(), file)", is_path=True
     )
     checkpoint_key: str | None = own(
-        "of several state_dicts in the file the one to take, e.g. ema_state_dict; null: the usual one", added_as=None
+        "which state_dict of the file to take if it has several, e.g. ema_state_dict; null: the usual one",
+        added_as=None,
     )
     seed: int | None = key("", SEED)
 
@@ -86,7 +87,11 @@ class EvaluateKeys(_CheckpointKeys):
         is_machine=True,
     )  # fmt: skip
     output_dir: str = key("folder that receives the measurement's own folder", is_machine=True, is_path=True)
-    top: int = key("classes in the table: of more than twice as many, the worst and the best", COUNT, is_machine=True)
+    top: int = key(
+        "where a table would have more than twice as many classes: show so many of the worst and of the best",
+        COUNT,
+        is_machine=True,
+    )
 
 
 @dataclass

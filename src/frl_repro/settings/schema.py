@@ -101,7 +101,7 @@ ModelConfig = (
 )
 
 _AUGMENTATION = (
-    "of training images: none, crop (shift by up to 4 pixels, zeros come in) or crop_flip (mirror half as well)"
+    "of training images: none, crop (shifts by up to 4 pixels, zeros come in) or crop_flip (mirrors half as well)"
 )
 _AUGMENTATIONS = ("none", "crop", "crop_flip")
 
@@ -126,7 +126,7 @@ class _DatasetConfig(_Choice):
         one_of=("none", "exponential", "step"), added_as="none",
     )  # fmt: skip
     imbalance_ratio: float | None = key(
-        "share of its images that the first class keeps through that of the last one; null without imbalance",
+        "share of images that the first class keeps, divided by that of the last class; null without imbalance",
         "(1, inf)", added_as=None,
     )  # fmt: skip
 
@@ -202,7 +202,8 @@ class ImageFolderConfig(_StoredConfig):
         "convert every image to colour (3) or grey (1); null: all must be of one kind", "[1, 3]"
     )
     split_seed: int = key(
-        "drives the validation split, subsets and what class folders alone give for testing; independent of seed", SEED
+        "drives the validation split, subsets, and test images that have no folder of their own; independent of seed",
+        SEED,
     )
 
 
@@ -224,8 +225,8 @@ class GaussianMixtureConfig(_DatasetConfig):
     num_features: int = key("pixels of a sample: d", "[1, 2^16)")
     eta: float = key("half the distance of the classes' means in each pixel, in pixel units", "(0, 0.25)")
     sigma: float = key("standard deviation of the easy class in each pixel, in pixel units", "(0, 0.1)")
-    deviation_ratio: float = key("standard deviation of the hard class by that of the easy one: K", "[1, 100]")
-    prior_ratio: float = key("samples of the easy class by those of the hard one: R", "[1, 1000]")
+    deviation_ratio: float = key("K: standard deviation of the hard class, divided by that of the easy one", "[1, 100]")
+    prior_ratio: float = key("R: samples of the easy class, divided by those of the hard one", "[1, 1000]")
     num_train: int = key("training samples, before the validation split", COUNT)
     num_test: int = key("test samples", COUNT)
     split_seed: int = key("drives the samples and the validation split; independent of seed", SEED)
@@ -320,7 +321,7 @@ class _TrainerConfig(_Choice):
         COUNT_OR_NONE,
     )
     batch_size: int = key("images per step", COUNT)
-    learning_rate: float = key("of the first epoch", "(0, inf)")
+    learning_rate: float = key("learning rate of the first epoch", "(0, inf)")
     weight_decay: float = key("L2 penalty", "[0, inf)")
     ema_decay: float | None = key(
         "evaluate an exponential moving average of the weights with this decay per step (frl=cfa: per epoch); null: "
@@ -328,7 +329,7 @@ class _TrainerConfig(_Choice):
         "(0, 1)",
     )
     ema_from_start: bool = key(
-        "begin that average with the weights before the first step, in retraining the base's, not those after it",
+        "begin that average with the weights before the first step (in retraining: the base's), not after it",
         added_as=False,
     )
     num_accumulation: int = key(
@@ -352,7 +353,7 @@ class AdamConfig(_TrainerConfig):
 class _MomentumConfig(_TrainerConfig):
     """Trainers of stochastic gradient descent."""
 
-    momentum: float = key("of the running mean of gradients", "[0, 1)")
+    momentum: float = key("share of the running mean of gradients that each step keeps", "[0, 1)")
 
 
 @dataclass
@@ -367,7 +368,7 @@ class SGDConfig(_MomentumConfig):
 class SGDOneCycleConfig(_MomentumConfig):
     """conf/trainer/sgd_one_cycle.yaml."""
 
-    learning_rate: float = key("the peak", "(0, inf)")
+    learning_rate: float = key("largest learning rate of the cycle", "(0, inf)")
     warmup_share: float = key("share of all steps after which the peak is reached", "(0, 1)")
 
 
@@ -388,9 +389,7 @@ class PGDEvaluationConfig(_Choice):
     num_steps: int = key("gradient steps", COUNT)
     random_start: bool = key(_RANDOM_START)
     num_restarts: int = key(_NUM_RESTARTS, COUNT)
-    early_stop: bool = key(
-        "count a sample as fallen at its first misclassified iterate instead of the last one (stronger)"
-    )
+    early_stop: bool = key("count an image as wrong at its first wrong iterate instead of its last one (stronger)")
     batch_size: int = key("images per batch; class errors depend on it no more than on the random starts", COUNT)
     validation_every: int = key("measure the validation split after every so many epochs, and after the last", COUNT)
     num_validation: int | None = key(
@@ -408,13 +407,24 @@ class AutoAttackEvaluationConfig(_Choice):
     """conf/evaluation/autoattack.yaml."""
 
     epsilons: list[float] = key("radii in pixel units, also as fractions; each takes a pass of its own", "(0, 1]")
-    batch_size: int = key("images attacked together, also the steps in which it resumes; results depend on it", COUNT)
+    batch_size: int = key(
+        "images attacked together; results depend on it; interrupted, it continues by whole batches",
+        COUNT,
+    )
     num_images: int | None = key(
         "test images to take (stratified), named in the tables' attack column; null: all", COUNT
     )
     subset_seed: int = key(
-        "drives which images num_images takes, the same for every model; not the attack's draws", SEED
+        "drives which images num_images takes (the same for every model), not what the attack draws", SEED
     )
+    whole_classes: list[int] | None = key(
+        "classes, from 0, of which all test images are taken beside num_images; null: none", COUNT_OR_NONE,
+        added_as=None,
+    )  # fmt: skip
+    num_components: int | None = key(
+        "attacks that run, the first ones in their order, named in the tables' attack column; null: all", COUNT,
+        added_as=None,
+    )  # fmt: skip
 
 
 EvaluationConfig = PGDEvaluationConfig | AutoAttackEvaluationConfig

@@ -22,9 +22,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from frl_repro.attacks import evaluation_mode
 from frl_repro.basics import readback, streams
 from frl_repro.basics.errors import UserError, is_out_of_memory
-from frl_repro.basics.folder_lock import check_held
-from frl_repro.basics.progress import LOGGER, bar
+from frl_repro.basics.folder_lock import check_held, tell
+from frl_repro.basics.progress import LOGGER
 from frl_repro.basics.run_folder import STATE_FILE, has_state
+from frl_repro.basics.time_left import duration
 from frl_repro.data import Split, in_unit_range
 from frl_repro.evaluation.class_errors import ClassErrors
 from frl_repro.evaluation.measure import evaluation_attack
@@ -33,6 +34,7 @@ from frl_repro.models.compute import distributed, speed
 from frl_repro.results.tables.best import BEST, BEST_FILE, validation_errors
 from frl_repro.settings.config import RunConfig
 from frl_repro.training import build
+from frl_repro.training.epochs_left import TrainingProgress, epoch_line, epochs_text
 from frl_repro.training.frl import Method, When, kind_of, method_of
 from frl_repro.training.open_run import Fitted, OpenRun
 from frl_repro.training.steering import RunErrors
@@ -113,8 +115,8 @@ class _Training:
         if self.average is not None and is_averaged:
             self.average.update_parameters(self.model)
 
-    def end_epoch(self, summary: EpochSummary | Diverged, policy_rows: list[dict[str, Any]], *, note: str) -> None:
-        """Record an epoch, measure the validation split where that is due, save the state, and show it all."""
+    def end_epoch(self, summary: EpochSummary | Diverged, policy_rows: list[dict[str, Any]]) -> None:
+        """Record an epoch, measure the validation split where that is due, and save the state."""
         run, num_epochs = self.run, self.trainer.num_epochs
         epoch = self.num_done + 1
         if isinstance(summary, Diverged):
@@ -130,7 +132,6 @@ class _Training:
         self.history.append(entry)
         self.policy_rows += policy_rows
         self.num_done = epoch
-        LOGGER.info("%s%s", note, _epoch_line(entry, num_epochs, time.perf_counter() - run.started))
         is_due = epoch % run.config.evaluation.validation_every == 0 or epoch == num_epochs
         if is_due and not (epoch == num_epochs and self.is_changed_at_the_end):
             self._measure_validation(epoch)
@@ -309,7 +310,9 @@ def _is_changed_at_the_end(config: RunConfig) -> bool:
     return config.has_method and kind_of(config.frl).finish is not Method.finish
 
 
-def fit(runs: Sequence[OpenRun], *, is_alone: bool) -> Iterator[tuple[int, Fitted | Exception]]:
+def fit(
+    runs: Sequence[OpenRun], *, is_alone: bool, progress: TrainingProgress
+) -> Iterator[tuple[int, Fitted | Exception]]:
     """Train every run to its last epoch, continuing from the states in their folders; each is handed over as it ends.
 
     Parameters
@@ -318,6 +321,8 @@ def fit(runs: Sequence[OpenRun], *, is_alone: bool) -> Iterator[tuple[int, Fitte
         Runs of one data set, device and backend with the same `RunConfig.shared`. They need not be at the same epoch.
     is_alone : bool
         No other run is under way in this process: messages need not say whose they are.
+    progress : TrainingProgress
+        Is told what has been trained.
 
     Yields
     ------
@@ -333,6 +338,7 @@ def fit(runs: Sequence[OpenRun], *, is_alone: bool) -> Iterator[tuple[int, Fitte
     for place, run in enumerate(runs):
         try:
             under_way[place] = _Training(run, before)
+            progress.had(run.config, under_way[place].num_done)
         except (UserError, OSError) as problem:  # a damaged state is this run's trouble alone
             yield place, problem
     loop: _Loop | None = None
@@ -341,18 +347,22 @@ def fit(runs: Sequence[OpenRun], *, is_alone: bool) -> Iterator[tuple[int, Fitte
             if training.is_over:
                 del under_way[place]
                 loop = None
+                progress.drop(training.run.config)
                 yield place, training.result()
         if not under_way:
             return
-        loop = loop or _Loop(list(under_way.values()), train, is_alone=is_alone)
+        loop = loop or _Loop(list(under_way.values()), train, is_alone=is_alone, progress=progress)
         loop.epoch()
 
 
 class _Loop:
     """Fused runs: their models as one, their method, and what computes them."""
 
-    def __init__(self, trainings: Sequence[_Training], train: Split, *, is_alone: bool) -> None:
-        self.trainings, self.train, self.is_alone = trainings, train, is_alone
+    def __init__(
+        self, trainings: Sequence[_Training], train: Split, *, is_alone: bool, progress: TrainingProgress
+    ) -> None:
+        self.trainings, self.train, self.is_alone, self.progress = trainings, train, is_alone, progress
+        self.started, self.epochs_trained = time.monotonic(), 0.0
         run, self.trainer = trainings[0].run, trainings[0].trainer
         self.config, self.dataset, self.device, backend = run.config, run.dataset, run.device, run.backend
         self.configs, models = [t.run.config for t in trainings], [t.model for t in trainings]
@@ -389,10 +399,15 @@ class _Loop:
             for training in trainings:
                 training.step(step, num_steps, is_averaged=takes_steps)
 
-        together = "" if len(trainings) == 1 else f" of {len(trainings)} runs"
+        def advance(num: int) -> None:
+            self.epochs_trained += num / num_images
+            self.progress.trained(self.configs, num / num_images)
+            self._tell()
+
+        self.progress.describe(epochs_text([epoch + 1 for epoch in epochs], trainer.num_epochs))
+        self.progress.start()
         self.steering.begin_epoch(epochs)
-        drawn = self._global_random_numbers(seeds[0], epochs[0])
-        with drawn, bar(f"epoch {epochs[0] + 1}/{trainer.num_epochs}{together}", num_images) as advance:
+        with self._global_random_numbers(seeds[0], epochs[0]):
             summaries = train_epoch(
                 self.model,
                 self.train,
@@ -434,6 +449,7 @@ class _Loop:
         if method is not None and method.averages == "epochs":
             self._average(method, when)
         epsilon = getattr(self.config.training[0], "epsilon", 0.0)
+        epochs = [t.num_done + 1 for t in self.trainings]
         for r, (training, summary) in enumerate(zip(self.trainings, summaries, strict=True)):
             rows: list[dict[str, Any]] = []
             if method is not None:
@@ -441,10 +457,29 @@ class _Loop:
                 keys = {**training.run.keys, "epoch": training.num_done + 1}
                 rows = self.steering.rows(r, keys, self.dataset.class_names, when, epsilon=epsilon)
             try:
-                note = "" if self.is_alone else f"{training.run.config.run_id}  "
-                training.end_epoch(summary, rows, note=note)
+                training.end_epoch(summary, rows)
             except (OSError, UserError) as problem:
                 training.failure = problem
+        self._say(epochs, [summary for summary in summaries if isinstance(summary, EpochSummary)])
+
+    def _say(self, epochs: Sequence[int], summaries: Sequence[EpochSummary]) -> None:
+        """Show an epoch in a line, of all fused runs together: each one's numbers are in its tables."""
+        if not summaries:  # the run has diverged
+            return
+        line = epoch_line(epochs, self.trainer.num_epochs, summaries)
+        if len(self.trainings) == 1 and not self.is_alone:
+            line = f"{self.config.run_id}  {line}"
+        parts = [line, duration(time.perf_counter() - self.trainings[0].run.started)]
+        LOGGER.info("%s", "  ".join(filter(None, [*parts, self.progress.left()])))
+        self.progress.said()
+
+    def _tell(self) -> None:
+        """Let the folder of each run say how far it is, for whoever looks (`scripts/status.py`)."""
+        seconds = (time.monotonic() - self.started) / self.epochs_trained
+        for training in self.trainings:
+            epochs = training.num_done + self.epochs_trained % 1
+            left = max(0.0, seconds * (self.trainer.num_epochs - epochs))
+            tell(training.run.folder, epochs=round(epochs, 3), left=round(left, 1))
 
     def _average(self, method: Method, when: When) -> None:
         """Take the weights of the runs that the method accepts into their running averages."""
@@ -456,11 +491,3 @@ class _Loop:
         for training, is_accepted in zip(self.trainings, method.accepts(seen, when).tolist(), strict=True):
             if is_accepted and training.average is not None:
                 training.average.update_parameters(training.model)
-
-
-def _epoch_line(entry: dict[str, Any], num_epochs: int, seconds: float) -> str:
-    parts = [f"epoch {entry['epoch']}/{num_epochs}", f"loss {entry['train_loss']:.4f}"]
-    for name in ("clean", "attacked"):
-        if entry[f"train_{name}_error"] is not None:
-            parts.append(f"{name} error {entry[f'train_{name}_error']:.3f}")
-    return "  ".join([*parts, f"{seconds:.0f} s"])

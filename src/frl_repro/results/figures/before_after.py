@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from frl_repro.basics.errors import UserError
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.class_bars import Series, describe, draw_class_panels, looks
 from frl_repro.results.figures.style import GREEN, GREY
@@ -23,8 +24,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+_OF_ANY = "reweight"  # whose figure shows any other method as well
 _TITLES = {"natural": "Natural error", "robust": "Robust error"}
 _LOOKS = dict(zip(("before", "after"), looks(GREY, GREEN), strict=True))
+
+
+def method_shown(df: DataFrame, method: str) -> str:
+    """Return the figure's own method; where it is not there and another one is alone, that one.
+
+    Raises
+    ------
+    UserError
+        There are several others.
+    """
+    found = sorted(df.loc[df["recipe"] != "", "method"].unique())
+    if method in found or method != _OF_ANY:
+        return method
+    if len(found) > 1:
+        others = ", ".join(found)
+        raise UserError(f"the tables have no run of method {method!r}; of {others} choose one with where=method=")
+    return str(found[0]) if found else method
 
 
 def main_rows(df: DataFrame, *, method: str, epsilon: float, attack: str | None) -> tuple[DataFrame, str]:

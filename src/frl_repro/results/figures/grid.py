@@ -1,4 +1,4 @@
-"""Heat maps over two step lengths: worst-class natural and robust error after retraining."""
+"""Heat maps over two step lengths, or two numbers of another method: worst-class errors after retraining."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.radii import format_epsilon
+from frl_repro.basics.radii import format_epsilon, parse_fraction
 from frl_repro.results.figures.style import COLUMN_WIDTH, RED, paper_style, wrapped
 from frl_repro.results.tables.selection import (
     best_settings,
@@ -24,7 +24,7 @@ from frl_repro.results.tables.selection import (
     setting_columns,
     summary,
 )
-from frl_repro.results.tables.variants import SETTINGS_COLUMN, VARIANT_COLUMN, differences
+from frl_repro.results.tables.variants import SETTINGS_COLUMN, VARIANT_COLUMN, differences, parts_of
 from frl_repro.settings.methods import ALPHA_COLUMNS
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def grid_figure(df: DataFrame, *, epsilon: float, attack: str | None) -> Figure:
         for axes, (quantity, title) in zip(panels, _QUANTITIES.items(), strict=True):
             _draw(axes, numbers, rows, columns, f"worst_class_{quantity}_error")
             axes.set_title(title)
-            axes.set_xlabel(_LABELS[columns])
-        panels[0].set_ylabel(_LABELS[rows])
+            axes.set_xlabel(_LABELS.get(columns, columns))
+        panels[0].set_ylabel(_LABELS.get(rows, rows))
         seeds = seeds_text(numbers["num_seeds"])
         what = f"{numbers['method'].iloc[0]}, test split, ε = {format_epsilon(epsilon)}, {seeds}"
         num_best = int(numbers["is_chosen"].sum())
@@ -112,12 +112,15 @@ def _numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> tuple[Data
     if runs is None:
         raise UserError(f"the tables hold no retraining: run `{_COMMAND}`")
     after = runs[runs["when"] == "after"]
-    varied = [str(m) for m, part in after.groupby("method") if len(_varied(part)) == 2]
+    varied = [str(m) for m, part in after.groupby("method") if len(_varied(part) or _own_varied(part)) == 2]
     if len(varied) != 1:
         found = f"several ({', '.join(varied)}): choose one with where=method=" if varied else f"none: run `{_COMMAND}`"
-        raise UserError(f"this figure shows a method with a grid of two alphas; the tables have {found}")
+        shows = "a method with a grid of two alphas, or of two numbers of its own"
+        raise UserError(f"this figure shows {shows}; the tables have {found}")
     after = after[after["method"] == varied[0]]
-    one_value(after, *(name for name in setting_columns(after) if name not in _LABELS))
+    own = [] if _varied(after) else _own_varied(after)
+    axes = (*_LABELS, VARIANT_COLUMN) if own else tuple(_LABELS)
+    one_value(after, *(name for name in setting_columns(after) if name not in axes))
     after = on_shared_seeds(after)
     choosing = choice_rows(after)
     if choosing.empty:
@@ -125,16 +128,35 @@ def _numbers(df: DataFrame, *, epsilon: float, attack: str | None) -> tuple[Data
     best = best_settings(choosing, _CRITERION)
     numbers = by_setting(after[after["split"] == "test"])
     numbers["is_chosen"] = np.any([of_setting(numbers, row) for _, row in best.iterrows()], axis=0)
+    for name in own:
+        numbers[name] = [parse_fraction(parts_of(variant)[name]) for variant in numbers[VARIANT_COLUMN]]
     return numbers, choice_split(choosing)
 
 
 def _axes(numbers: DataFrame) -> tuple[str, str]:
-    rows, columns = _varied(numbers)
+    rows, columns = _varied(numbers) or _own_varied(numbers)
     return rows, columns
 
 
 def _varied(rows: DataFrame) -> list[str]:
     return [name for name in _LABELS if name in rows.columns and rows[name].nunique() > 1]
+
+
+def _own_varied(rows: DataFrame) -> list[str]:
+    """Return the settings in which runs of a method without alphas differ, where all of their values are numbers."""
+    if VARIANT_COLUMN not in rows.columns:
+        return []
+    values = pd.DataFrame([parts_of(variant) for variant in rows[VARIANT_COLUMN].unique()])
+    varied = [str(name) for name in values.columns if values[name].nunique(dropna=False) > 1]
+    return varied if all(values[name].map(_is_number).all() for name in varied) else []
+
+
+def _is_number(text: object) -> bool:
+    try:
+        parse_fraction(str(text))
+    except UserError:
+        return False
+    return True
 
 
 def _draw(axes: Axes, numbers: DataFrame, rows: str, columns: str, quantity: str) -> None:
@@ -145,8 +167,8 @@ def _draw(axes: Axes, numbers: DataFrame, rows: str, columns: str, quantity: str
     for i in range(values.shape[0]):
         for j in range(values.shape[1]):
             if np.isfinite(values[i, j]):
-                # cividis_r is dark at large values.
-                colour = "white" if values[i, j] > middle else "black"
+                # cividis_r is dark at large values. No pure black or white: on pages these follow dark mode.
+                colour = "#fefefe" if values[i, j] > middle else "#010101"
                 axes.text(j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(table.columns)), [f"{value:g}" for value in table.columns])
     axes.set_yticks(range(len(table.index)), [f"{value:g}" for value in table.index])

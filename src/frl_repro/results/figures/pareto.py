@@ -31,26 +31,34 @@ _COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE)
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h")
 _REFERENCES = {"base": "*", "finetune": "*"}
 _LEGEND_COLUMNS = 4
+_MAX_STRETCH = 1.35  # of a panel's height, where the figure is wider than usual
 _LEAST_SEEDS = 3  # of two, Student's interval is thirteen times as wide as their distance
 _BOUNDS = ("robust_average_low", "robust_average_high", "robust_worst_low", "robust_worst_high")
 
 
-def pareto_figure(board: DataFrame) -> Figure:
+def pareto_figure(board: DataFrame, *, width: float | None = None) -> Figure:
     """One panel for each start and radius; the front is the line of methods that no other beats in both errors.
 
     Parameters
     ----------
     board : DataFrame
         Rows of one track of the bench's leaderboard; settings chosen by the worst class are drawn.
+    width : float, optional
+        In inches; None: 1.15 columns of a paper, 1.6 for two radii.
     """
     rows = board[board["criterion"] == board["criterion"].iloc[0]]
     panels = [(start, epsilon) for start in rows["start"].unique() for epsilon in rows["epsilon"].unique()]
     look = _looks([str(name) for name in rows["method"].unique()])
     num_columns = rows["epsilon"].nunique()
+    if width is not None and num_columns == 1:
+        num_columns = len(panels)
     num_rows = -(-len(panels) // num_columns)
     with paper_style():
-        legend_height = 0.13 * -(-len(look) // _LEGEND_COLUMNS)
-        size = (COLUMN_WIDTH * (1.6 if num_columns > 1 else 1.15), 0.5 + 1.9 * num_rows + legend_height)
+        usual = COLUMN_WIDTH * (1.6 if num_columns > 1 else 1.15)
+        scale = 1.0 if width is None else width / usual
+        num_legend_columns = round(_LEGEND_COLUMNS * scale)
+        legend_height = 0.13 * -(-len(look) // num_legend_columns)
+        size = (usual * scale, 0.5 + 1.9 * min(scale, _MAX_STRETCH) * num_rows + legend_height)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
         handles: dict[str, Artist] = {}
@@ -60,10 +68,10 @@ def pareto_figure(board: DataFrame) -> Figure:
             axes.set_title(f"{'from the base' if start == 'base' else 'from scratch'}, ε = {epsilon}")
             axes.set_xlabel("Robust error of all images (%)")
             axes.set_ylabel("Worst class (%)")
-        add_legend(figure, [handles[name] for name in look if name in handles], num_columns=_LEGEND_COLUMNS)
+        add_legend(figure, [handles[name] for name in look if name in handles], num_columns=num_legend_columns)
         caption = f"{rows['track'].iloc[0]}: lower left is better. {seeds_text(rows['num_seeds'])}"
         caption += "" if rows["num_seeds"].max() < _LEAST_SEEDS else "; lines: 95 % intervals over seeds"
-        figure.suptitle(wrapped(caption, 90), fontsize=6.5)
+        figure.suptitle(wrapped(caption, round(90 * scale)), fontsize=6.5)
     return figure
 
 
@@ -106,8 +114,19 @@ def _draw(axes: Axes, rows: DataFrame, look: dict[str, tuple[str, str]]) -> dict
         )  # fmt: skip
         line.set_label(name)
         handles[name] = line
+    _name_the_front(axes, [str(name) for name in rows["method"]], x, y, places)
     # By the points: intervals of few seeds may be wider than all errors there are.
     for numbers, set_limits in ((x, axes.set_xlim), (y, axes.set_ylim)):
         room = max(2.0, 0.25 * float(np.ptp(numbers)))
         set_limits(max(0.0, float(numbers.min()) - room), min(100.0, float(numbers.max()) + room))
     return handles
+
+
+def _name_the_front(axes: Axes, names: list[str], x: np.ndarray, y: np.ndarray, places: list[int]) -> None:
+    """Write the methods' names beside the points of the front, where there is room."""
+    near_x, near_y = 0.14 * (np.ptp(x) or 1), 0.07 * (np.ptp(y) or 1)
+    written: list[int] = []
+    for place in places:
+        if all(abs(x[place] - x[one]) > near_x or abs(y[place] - y[one]) > near_y for one in written):
+            axes.annotate(names[place], (x[place], y[place]), xytext=(4, 4), textcoords="offset points", fontsize=5.5)
+            written.append(place)

@@ -1,168 +1,43 @@
-"""The bench's leaderboard from tables: each method's setting chosen within a seed, its errors, cost and intervals."""
+"""The bench's leaderboard: each method's setting chosen within a seed, its errors, cost, intervals and comparisons."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from frl_repro.basics.errors import UserError
-from frl_repro.basics.radii import format_epsilon
-from frl_repro.results.protocol import BASE, CONTROL, SCRATCH, contestant_of
+from frl_repro.results.protocol import CONTESTANTS, CONTROL
+from frl_repro.results.report.bench_claims import CLAIMS, Claim
+from frl_repro.results.report.bench_models import BASE_MODEL, CRITERIA, Bench, Model
 from frl_repro.results.report.verdicts import holm, p_value
 from frl_repro.results.tables import statistics
-from frl_repro.results.tables.reading import find_tables, read_json
-from frl_repro.results.tables.selection import attacks_of, select_attack, setting_name
-from frl_repro.results.tables.subsets import select_checkpoint
 from frl_repro.results.tables.text_tables import aligned
-from frl_repro.results.tables.variants import read_runs
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from pandas import DataFrame
 
-CRITERIA: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], float]] = {
-    "worst class": lambda errors, _: float(errors.max()),
-    "average + worst class": lambda errors, shares: float(errors.max() + errors @ shares),
-}
-"""What a seed's choice among a method's settings minimises: robust errors of selection images, mean over the radii."""
-
-BASE_MODEL = "base"
-"""What the models that retraining starts from are called among methods."""
-
-_NO_COST = (np.nan, np.nan, np.nan)
-
 COLUMNS = (
-    "track", "start", "method", "criterion", "epsilon", "num_seeds", "num_settings", "chosen",
-    "natural_average", "natural_worst", "robust_average", "robust_worst", "robust_maximum",
+    "track", "start", "method", "criterion", "epsilon", "registered", "num_seeds", "num_settings", "chosen",
+    "natural_average", "natural_worst", "robust_average", "robust_worst", "robust_maximum", "if_equal", "gap",
     "robust_average_low", "robust_average_high", "robust_worst_low", "robust_worst_high",
-    "difference", "difference_low", "difference_high", "adjusted_p", "num_comparisons", "rho", "nsd",
+    "difference", "difference_low", "difference_high", "adjusted_p", "num_comparisons",
+    "average_difference", "average_difference_low", "average_difference_high", "price", "average_adjusted_p",
+    "rho", "nsd", "tuning", "tuning_low", "tuning_high",
+    "autoattack_seeds", "autoattack_average", "autoattack_worst",
+    "autoattack_difference", "autoattack_difference_low", "autoattack_difference_high",
     "image_steps", "seconds",
 )  # fmt: skip
-"""Of ``leaderboard.csv``: errors in [0, 1], means over seeds. ``robust_worst`` is of the class that selection images
-name, ``robust_maximum`` the largest test error; ``difference`` is of ``robust_worst`` to the control's, same start and
-seed."""
+"""Of ``leaderboard.csv``: errors in [0, 1], means over seeds.
 
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A finished model's class errors.
-
-    Attributes
-    ----------
-    setting : str
-        As people write it.
-    selection, test : dict of str to array, shape (K,)
-        Errors by class: ``natural``, and robust ones by radius as ``8/255``.
-    shares : array, shape (K,)
-        Of each class in the test split.
-    image_steps, seconds : float
-        What it cost; NaN where that was not recorded.
-    """
-
-    setting: str
-    selection: dict[str, NDArray[np.float64]]
-    test: dict[str, NDArray[np.float64]]
-    shares: NDArray[np.float64]
-    image_steps: float
-    seconds: float
-
-    def score(self, criterion: str, radii: Sequence[str]) -> float:
-        """Return what the choice minimises; rounded, so that equal counts tie."""
-        of_radii = [CRITERIA[criterion](self.selection[radius], self.shares) for radius in radii]
-        return round(float(np.mean(of_radii)), 12)
-
-    def worst(self, quantity: str) -> float:
-        """Return the test error of the class that selection images name as worst."""
-        return float(self.test[quantity][self.selection[quantity].argmax()])
-
-    def average(self, quantity: str) -> float:
-        """Return the test error of all images."""
-        return float(self.test[quantity] @ self.shares)
-
-
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """Every model of the bench.
-
-    Attributes
-    ----------
-    models : dict of (track, start, method, seed) to list of Model
-        One model for each setting tried, in the order of their names.
-    class_names : dict of str to list of str
-        By track.
-    """
-
-    models: dict[tuple[str, str, str, int], list[Model]]
-    class_names: dict[str, list[str]]
-
-    @property
-    def tracks(self) -> list[str]:
-        """Data and networks, sorted."""
-        return sorted({track for track, *_ in self.models})
-
-    def radii(self, track: str) -> list[str]:
-        """Return the radii that every model of a track was measured at, the smallest first."""
-        of_models = [set(model.test) for (of, *_), models in self.models.items() if of == track for model in models]
-        shared = set.intersection(*of_models) - {"natural"}
-        return sorted(shared, key=lambda radius: float(radius.split("/")[0]))
-
-    def chosen(self, track: str, start: str, method: str, criterion: str) -> dict[int, Model]:
-        """Return the model of each seed whose setting its selection images prefer; a tie goes to the first."""
-        of_seed = {seed: models for (*of, seed), models in self.models.items() if of == [track, start, method]}
-        shared = set.intersection(*({model.setting for model in models} for models in of_seed.values()))
-        radii = self.radii(track)
-        return {
-            seed: min(
-                [model for model in models if not shared or model.setting in shared],
-                key=lambda model: model.score(criterion, radii),
-            )
-            for seed, models in sorted(of_seed.items())
-        }
-
-
-def read_bench(runs: str | Path) -> Bench:
-    """Read the bench's runs among the tables of ``runs``.
-
-    Raises
-    ------
-    UserError
-        There is no run of a method with selection images.
-    """
-    files = find_tables(runs, hint="run scripts/bench.py first")
-    rows = read_runs(files)
-    rows = select_checkpoint(rows[rows["recipe"] != ""], "last")
-    has_selection = set(rows.loc[rows["split"] == "selection", "run_id"])
-    rows = rows[rows["run_id"].isin(has_selection) & rows["split"].isin(["selection", "test"])]
-    if rows.empty:
-        raise UserError(f"{runs} has no run with selection images (experiment=bench): run scripts/bench.py first")
-    rows = select_attack(rows, attacks_of(rows)[0])
-    costs = {file.parent.name: _cost(file.with_name("run.json")) for file in files}
-    last = rows.groupby("run_id")["epoch"].transform("max")
-    models: dict[tuple[str, str, str, int], list[Model]] = {}
-    for run_id, of_run in rows[rows["epoch"] == last].groupby("run_id", sort=True):
-        first = of_run.iloc[0]
-        method = contestant_of(first["method"], first["alpha_nat"], first["alpha_bndy"], first["variant"])
-        steps, seconds, _ = costs.get(str(run_id), _NO_COST)
-        place = (*_place(first), method, int(first["seed"]))
-        models.setdefault(place, []).append(_model(of_run, _setting(first), steps, seconds))
-    for run_id, of_run in rows[(rows["epoch"] == 0) & (last > 0)].groupby("run_id", sort=True):
-        first = of_run.iloc[0]
-        place = (_place(first)[0], BASE, BASE_MODEL, int(first["seed"]))
-        if place not in models:  # every retraining of a seed measured it
-            *_, of_base = costs.get(str(run_id), _NO_COST)
-            models[place] = [_model(of_run, "", of_base, np.nan)]
-    names = {
-        _place(part.iloc[0])[0]: [str(name) for name in part.sort_values("class_id")["class_name"].unique()]
-        for _, part in rows.groupby(["dataset", "model"])
-    }
-    return Bench(models, names)
+``robust_worst`` is of the class that selection images name, ``robust_maximum`` the largest test error, ``if_equal``
+what that would be on average were all classes alike, ``gap`` the largest less the smallest test error. ``difference``
+is of ``robust_worst`` to the control's, same start and seed, ``average_difference`` of ``robust_average``; the p-value
+of the latter is against ``price``. ``tuning`` is the chosen setting's ``robust_worst`` less the published one's.
+AutoAttack's worst class is the one that selection images name under PGD.
+"""
 
 
 def leaderboard(bench: Bench) -> DataFrame:
@@ -174,8 +49,9 @@ def leaderboard(bench: Bench) -> DataFrame:
             chosen = {place: bench.chosen(track, *place, criterion) for place in places}
             for radius in bench.radii(track):
                 rows = [
-                    _row(track, *place, criterion, radius, models, chosen.get((place[0], CONTROL), {}))
-                    | {"num_settings": _num_settings(bench, track, *place)}
+                    _row(models, chosen.get((place[0], CONTROL), {}), place[1], radius)
+                    | _tuning(bench, (track, *place), models, radius)
+                    | {"track": track, "start": place[0], "method": place[1], "criterion": criterion}
                     for place, models in chosen.items()
                 ]
                 _adjust(rows)
@@ -208,94 +84,98 @@ def said(board: DataFrame) -> str:
     return "\n".join(text)
 
 
-def _row(
-    track: str,
-    start: str,
-    method: str,
-    criterion: str,
-    radius: str,
-    models: dict[int, Model],
-    control: dict[int, Model],
-) -> dict[str, object]:
+def _row(models: dict[int, Model], control: dict[int, Model], method: str, radius: str) -> dict[str, object]:
+    of_seeds = list(models.values())
     values = {
-        "natural_average": [model.average("natural") for model in models.values()],
-        "natural_worst": [model.worst("natural") for model in models.values()],
-        "robust_average": [model.average(radius) for model in models.values()],
-        "robust_worst": [model.worst(radius) for model in models.values()],
-        "robust_maximum": [float(model.test[radius].max()) for model in models.values()],
-        "nsd": [statistics.normalised_deviation(model.test[radius]) for model in models.values()],
+        "natural_average": [model.average("natural") for model in of_seeds],
+        "natural_worst": [model.worst("natural") for model in of_seeds],
+        "robust_average": [model.average(radius) for model in of_seeds],
+        "robust_worst": [model.worst(radius) for model in of_seeds],
+        "robust_maximum": [float(model.test[radius].max()) for model in of_seeds],
+        "if_equal": [_if_equal(model, radius) for model in of_seeds],
+        "gap": [float(np.ptp(model.test[radius])) for model in of_seeds],
+        "nsd": [statistics.normalised_deviation(model.test[radius]) for model in of_seeds],
+        "image_steps": [model.image_steps for model in of_seeds],
+        "seconds": [model.seconds for model in of_seeds],
     }
     row: dict[str, object] = {
-        "track": track, "start": start, "method": method, "criterion": criterion, "epsilon": radius,
-        "num_seeds": len(models), "chosen": _counted([model.setting for model in models.values()]),
+        "epsilon": radius, "num_seeds": len(models), "chosen": _counted([model.setting for model in of_seeds]),
+        "registered": all(model.is_registered for model in of_seeds),
         **{name: float(np.mean(numbers)) for name, numbers in values.items()},
-        "image_steps": float(np.mean([model.image_steps for model in models.values()])),
-        "seconds": float(np.mean([model.seconds for model in models.values()])),
     }  # fmt: skip
     for name in ("robust_average", "robust_worst"):
         interval = statistics.over_seeds(values[name])
         row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    attacked = {seed: model for seed, model in models.items() if radius in model.autoattack}
+    row["autoattack_seeds"] = len(attacked)
+    if attacked:
+        row["autoattack_average"] = float(np.mean([model.autoattack_average(radius) for model in attacked.values()]))
+        row["autoattack_worst"] = float(np.mean([model.autoattack_worst(radius) for model in attacked.values()]))
     shared = [seed for seed in models if seed in control]
     if method not in (CONTROL, BASE_MODEL) and shared:
-        differences = [models[seed].worst(radius) - control[seed].worst(radius) for seed in shared]
-        interval = statistics.over_seeds(differences)
-        row |= {"difference": interval.estimate, "difference_low": interval.low, "difference_high": interval.high}
-        row["p"] = p_value(np.asarray(differences), 0.0)
-        gains = [
-            statistics.rho(models[seed].test[radius], control[seed].test[radius])
-            for seed in shared
-            if control[seed].test[radius].max() < 1
-        ]
-        row["rho"] = float(np.mean(gains)) if gains else np.nan
+        pairs = [(models[seed], control[seed]) for seed in shared]
+        row |= _compared(pairs, method, radius)
     return row
 
 
+def _compared(pairs: Sequence[tuple[Model, Model]], method: str, radius: str) -> dict[str, object]:
+    """Return differences to the control: of the worst class, of all classes, under AutoAttack, and rho."""
+    row: dict[str, object] = {"price": CLAIMS.get(method, Claim("")).price}
+    worst = [one.worst(radius) - other.worst(radius) for one, other in pairs]
+    average = [one.average(radius) - other.average(radius) for one, other in pairs]
+    attacked = [(one, other) for one, other in pairs if radius in one.autoattack and radius in other.autoattack]
+    row |= _interval("difference", worst) | _interval("average_difference", average)
+    if attacked:
+        differences = [one.autoattack_worst(radius) - other.autoattack_worst(radius) for one, other in attacked]
+        row |= _interval("autoattack_difference", differences)
+    row |= {"p": p_value(np.asarray(worst), 0.0), "average_p": p_value(np.asarray(average), float(str(row["price"])))}
+    gains = [
+        statistics.rho(one.test[radius], other.test[radius]) for one, other in pairs if other.test[radius].max() < 1
+    ]
+    row["rho"] = float(np.mean(gains)) if gains else np.nan
+    return row
+
+
+def _interval(name: str, values: Sequence[float]) -> dict[str, object]:
+    interval = statistics.over_seeds(values)
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _if_equal(model: Model, radius: str) -> float:
+    """Return the largest class error that equal classes would show on average with as many images."""
+    num_classes = len(model.shares)
+    return statistics.expected_maximum(model.average(radius), round(model.num_test / num_classes), num_classes)
+
+
+def _tuning(bench: Bench, place: tuple[str, str, str], models: dict[int, Model], radius: str) -> dict[str, object]:
+    """Return the number of settings, and what the choice among them bought the worst class."""
+    tried = {seed: bench.models[(*place, seed)] for seed in models}
+    number = len({model.setting for of_seed in tried.values() for model in of_seed})
+    published = CONTESTANTS[place[2]].settings[0] if place[2] in CONTESTANTS else None
+    if number < 2 or any(of_seed[0].setting != published for of_seed in tried.values()):
+        return {"num_settings": number}
+    bought = [model.worst(radius) - tried[seed][0].worst(radius) for seed, model in models.items()]
+    return {"num_settings": number, **_interval("tuning", bought)}
+
+
 def _adjust(rows: list[dict[str, object]]) -> None:
-    """Add Holm's correction over the comparisons with the control at one radius and by one criterion."""
+    """Add Holm's correction over the comparisons of a view; what joined later is corrected as if it were one of them.
+
+    A view's comparisons are the registered ones; all, where there are none.
+    """
     compared = [row for row in rows if "p" in row]
-    for row, adjusted in zip(compared, holm([float(str(row["p"])) for row in compared]), strict=True):
-        row |= {"adjusted_p": adjusted, "num_comparisons": len(compared)}
-
-
-def _place(row: pd.Series) -> tuple[str, str]:
-    """Return track and start of a run."""
-    dataset = re.sub(r" (selection_fraction|imbalance\w*)=\S+", "", str(row["dataset"]))
-    imbalanced = "-imbalanced" if "imbalance" in f"{row['dataset']} {row['variant']}" else ""
-    return f"{dataset}-{row['model']}{imbalanced}", SCRATCH if row["recipe"] == SCRATCH else BASE
-
-
-def _setting(row: pd.Series) -> str:
-    """Return a setting as people write it; the track's imbalance and the start are no part of it."""
-    return re.sub(r"\s*\b(imbalance\w*)=\S+|\s*\(scratch\)", "", setting_name(row)).strip()
-
-
-def _model(rows: DataFrame, setting: str, image_steps: float, seconds: float) -> Model:
-    errors: dict[str, dict[str, NDArray[np.float64]]] = {"selection": {}, "test": {}}
-    for (split, epsilon), part in rows.groupby(["split", "epsilon"]):
-        by_class = part.sort_values("class_id")
-        errors[str(split)][format_epsilon(float(str(epsilon)))] = by_class["robust_error"].to_numpy(dtype=np.float64)
-        errors[str(split)]["natural"] = by_class["natural_error"].to_numpy(dtype=np.float64)
-        if split == "test":
-            count = by_class["count"].to_numpy(dtype=np.float64)
-    return Model(setting, errors["selection"], errors["test"], count / count.sum(), image_steps, seconds)
-
-
-def _cost(path: Path) -> tuple[float, float, float]:
-    """Return a run's image-steps, seconds, and the image-steps of its base; NaN where they were not recorded."""
-    if not path.exists():
-        return _NO_COST
-    run = read_json(path)
-    steps = run.get("image_steps")
-    seconds = run.get("wall_seconds", np.nan) / max(1, run.get("num_side_by_side", 1))
-    if steps is None:
-        return np.nan, seconds, np.nan
-    return sum(value or 0.0 for value in steps.values()), seconds, steps.get("base") or np.nan
+    family = [row for row in compared if row["registered"]] or compared
+    for p, adjusted in (("p", "adjusted_p"), ("average_p", "average_adjusted_p")):
+        values = [float(str(row[p])) for row in family]
+        for row, value in zip(family, holm(values), strict=True):
+            row[adjusted] = value
+        for row in compared:
+            if row not in family:
+                row[adjusted] = holm([*values, float(str(row[p]))])[-1]
+    for row in compared:
+        row["num_comparisons"] = len(family)
 
 
 def _counted(settings: Sequence[str]) -> str:
     counts = Counter(setting for setting in settings if setting)
     return ", ".join(f"{setting} ({number} of {len(settings)})" for setting, number in counts.most_common())
-
-
-def _num_settings(bench: Bench, track: str, start: str, method: str) -> int:
-    return len({m.setting for (*of, _), models in bench.models.items() if of == [track, start, method] for m in models})

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import drawing
-from frl_repro.results.registration import ADVERSARIAL, BASE, EQUAL, EQUAL_MARGINS, NATURAL
+from frl_repro.results.registration import ADVERSARIAL, BASE, EQUAL, EQUAL_MARGINS, NATURAL, is_of_bench
 from frl_repro.results.report.questions import CHOSEN
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.reading import find_tables, read_json
@@ -90,11 +90,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, what it sorts by, and whether it is its column's worst."""
+    """Text, what it sorts by, whether it is its column's worst, where it leads, and whether it is prose."""
 
     text: str
     key: str = ""
     is_worst: bool = False
+    href: str = ""
+    is_text: bool = False
 
 
 def template(name: str) -> Template:
@@ -283,7 +285,7 @@ def _minus(text: str) -> str:
 def _runs(runs: str | Path) -> Iterable[dict[str, Any]]:
     for table in find_tables(runs):
         path = table.with_name("run.json")
-        if path.exists():
+        if path.exists() and not is_of_bench(table):  # the bench has a page of its own
             run = read_json(path)
             commit = run.get("git_commit") or ""
             yield {
@@ -308,6 +310,10 @@ def _rendered(markdown: str) -> Markup:
     )
 
 
+_PAGE_COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#0072b2": "var(--series)"}
+"""What a figure's lines, background and darkest series are on a page, so that they follow dark mode."""
+
+
 def _inline(svg: str, name: str, alt: str) -> str:
     """An SVG document as an element of the page: ids made unique, size left to the style sheet, text for readers."""
     body = svg[svg.index("<svg") :]
@@ -319,6 +325,8 @@ def _inline(svg: str, name: str, alt: str) -> str:
     opening = body[: body.index(">") + 1]
     width = re.search(r'width="([\d.]+)pt"', opening)
     sized = re.sub(r' (width|height)="[^"]*"', "", opening)
+    for colour, variable in _PAGE_COLOURS.items():
+        body, opening, sized = (text.replace(colour, variable) for text in (body, opening, sized))
     style = f' style="max-width:{float(width[1]) * 1.9:.0f}px"' if width else ""
     label = html.escape(alt, quote=True)
     return body.replace(opening, f'{sized[:-1]} role="img" aria-label="{label}"{style}>', 1)
