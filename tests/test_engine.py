@@ -347,6 +347,26 @@ def test_wrong_arguments_are_named(small, change, error, message):
         engine.pgd(**{**arguments, **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda tensor: tensor.double(), TypeError, r"tensors must be torch\.float32 tensors on the CPU"),
+        (
+            lambda tensor: tensor[:, :8],
+            ValueError,
+            r"tensors have other shapes than those that native code was made for",
+        ),
+    ],
+)
+def test_weights_of_another_kind_are_refused(small, change, error, message):
+    model, engine = small
+    tensors = tensors_of(model)
+    with pytest.raises(error, match=message):
+        engine.logits(
+            tensors | {"conv2.weight": change(tensors["conv2.weight"])}, torch.zeros(1, 3, 16, 16), num_threads=1
+        )
+
+
 def test_gradient_of_equal_largest_pixels_goes_to_the_first_as_in_pytorch():
     model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2)).eval()
     x, y = torch.full((1, 1, 4, 4), 0.5), torch.tensor([1])

@@ -212,15 +212,18 @@ class _EngineForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, engine: Engine, names: tuple[str, ...], x: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.engine, ctx.names = engine, names
-        ctx.save_for_backward(x, *tensors)
-        return engine.logits(dict(zip(names, tensors, strict=True)), x, num_threads=torch.get_num_threads())
+        given = dict(zip(names, tensors, strict=True))
+        ctx.engine, ctx.names, ctx.packed = engine, names, engine.pack(given, num_threads=torch.get_num_threads())
+        ctx.save_for_backward(x, *tensors)  # which refuses the backward pass once one has changed
+        return engine.logits(given, x, num_threads=torch.get_num_threads(), packed=ctx.packed)
 
     @staticmethod
     def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         given = dict(zip(ctx.names, tensors, strict=True))
-        found = ctx.engine.parameter_gradients(given, x, logits_gradients[0], num_threads=torch.get_num_threads())
+        found = ctx.engine.parameter_gradients(
+            given, x, logits_gradients[0], num_threads=torch.get_num_threads(), packed=ctx.packed
+        )
         return None, None, None, *(found.get(name) for name in ctx.names)
 
 

@@ -2,9 +2,11 @@
 //
 // `Net` is the generated network. Its constants: CLASSES, CHANNELS, PIXELS (of the image), PACKED (floats of one run's
 // weights), WORKSPACE (vectors that a group needs), and places in a workspace: CLEAN and IMAGE (images), LOGITS, DLOGITS
-// (their gradient), GRADIENT (the image's). TRAINS: whether it has parameter gradients; SUMS and ROWS are the sizes of what
-// they give, see below.
-//   forward(weights, ws): from IMAGE to LOGITS.     backward<PARAMETERS>(weights, ws, sums, rows): from DLOGITS to GRADIENT.
+// (their gradient), SUMS (of the gradients of NUM_SUMS parameters over samples). TRAINS: whether it has parameter gradients;
+// NUM_ROWS: see Rows.
+//   forward(weights, ws): from IMAGE to LOGITS.
+//   backward<PARAMETERS>(weights, ws, rows, take): from DLOGITS to the gradients of the parameters, added to SUMS and written
+//     to rows, or to that of the image: take(i, g) for each of its values i, when IMAGE[i] is needed no more.
 //
 // Several networks of one architecture ("runs") may work in one call, each on its own block of images: a group belongs to
 // one run, and the threads share the groups of all runs.
@@ -256,6 +258,20 @@ class Schedule {
     std::vector<Job> paused_;
 };
 
+// A step of projected gradient ascent for value i of the image, given its gradient: the same operations in the same order as
+// in torch, x + clip(adv + step * sign(g) - x), then clip to [0, 1].
+struct Move {
+    const vec* clean;
+    vec* now;
+    vec eps, step;
+    FRL_INLINE void operator()(int i, vec g) const {
+        const vec x0 = clean[i], zero = {};
+        const vec change = g > zero ? step : (g < zero ? -step : zero);
+        const vec delta = at_least(at_most(now[i] + change - x0, eps), -eps);
+        now[i] = at_least(at_most(x0 + delta, splat(1.0f)), zero);
+    }
+};
+
 template <class Net>
 struct Attack {
     static constexpr int SIZE = Net::PIXELS * Net::CHANNELS;
@@ -300,8 +316,7 @@ struct Attack {
             }
             if (samples == 0) return;
             if (active == 0) continue;
-            Net::template backward<false>(weights, ws, nullptr, nullptr);
-            move(ws, eps, step);
+            Net::template backward<false>(weights, ws, nullptr, Move{ws + Net::CLEAN, ws + Net::IMAGE, eps, step});
             for (int i = 0; i < LANES; ++i) {
                 if (jobs[i].sample < 0) continue;
                 ++spent;
@@ -313,18 +328,6 @@ struct Attack {
     }
 
   private:
-    // The same operations in the same order as in torch: x + clip(adv + step * sign(g) - x), then clip to [0, 1].
-    static void move(vec* ws, vec eps, vec step) {
-        const vec *clean = ws + Net::CLEAN, *gradient = ws + Net::GRADIENT, zero = {};
-        vec* now = ws + Net::IMAGE;
-        for (int i = 0; i < SIZE; ++i) {
-            const vec g = gradient[i], x0 = clean[i];
-            const vec change = g > zero ? step : (g < zero ? -step : zero);
-            const vec delta = at_least(at_most(now[i] + change - x0, eps), -eps);
-            now[i] = at_least(at_most(x0 + delta, splat(1.0f)), zero);
-        }
-    }
-
     void load(vec* ws, const Job* jobs, const bool* changed, vec& eps, vec& step) const {
         int lane[LANES], samples = 0;
         const float *clean[LANES], *now[LANES];
@@ -381,8 +384,9 @@ int gradients(const float* weights, int runs, const float* x, int64_t N, Target 
                 lane[i] = i, to[i] = gradient + (group.first + i) * Net::PIXELS * Net::CHANNELS;
             }
             for (int i = group.samples; i < LANES; ++i) set_lane(ws + Net::DLOGITS, Net::CLASSES, i, nullptr);
-            Net::template backward<false>(own, ws, nullptr, nullptr);
-            from_lanes<Net>(to, lane, ws + Net::GRADIENT, group.samples);
+            vec* image = ws + Net::IMAGE;
+            Net::template backward<false>(own, ws, nullptr, [image](int i, vec g) FRL_INLINE { image[i] = g; });
+            from_lanes<Net>(to, lane, image, group.samples);
         });
     });
 }
@@ -418,19 +422,22 @@ int attack(const float* weights, int runs, const float* x, int64_t N, Target tar
     });
 }
 
-// Where the rows of linear layers go: row r of a group's values is at to + r * columns, LANES wide.
+// Where the rows of linear layers go: row r of a group's values is at to + r * columns, LANES wide. Values of `pixels` pixels
+// are written as [channel][pixel], PyTorch's order.
 struct Rows {
     float* to;
     size_t columns;
-    void write(int row, const vec* values, int count) const {
-        for (int i = 0; i < count; ++i) std::memcpy(to + (row + i) * columns, values + i, sizeof(vec));
+    void write(int row, const vec* values, int pixels, int channels) const {
+        for (int i = 0; i < pixels; ++i)
+            for (int c = 0; c < channels; ++c)
+                std::memcpy(to + (row + c * pixels + i) * columns, values++, sizeof(vec));
     }
 };
 
 // Parameter gradients of any loss, given its gradient by the logits: dlogits (N, K).
-// sums (runs, SUMS): the gradients of convolutions. Groups are added up in at most MAX_CHUNKS chunks, and the chunks in
+// sums (runs, NUM_SUMS): the gradients of convolutions. Groups are added up in at most MAX_CHUNKS chunks, and the chunks in
 // their order, so the result is the same bit for bit with any number of threads, and memory stays bounded.
-// rows (runs, ROWS, groups * lanes): inputs and output gradients of linear layers, one column per sample of the run (zero
+// rows (runs, NUM_ROWS, groups * lanes): inputs and output gradients of linear layers, one column per sample of the run (zero
 // gradient in the columns beyond its last), from which the caller gets these layers' gradients as matrix products.
 template <class Net>
 int parameter_gradients(const float* weights, int runs, const float* x, int64_t N, const float* dlogits, float* sums,
@@ -441,24 +448,23 @@ int parameter_gradients(const float* weights, int runs, const float* x, int64_t 
         const size_t columns = static_cast<size_t>(groups) * LANES;
         threads = std::max(1, std::min(threads, runs * chunks));
         const Workspaces<Net> all(threads);
-        std::vector<vec> lanes(static_cast<size_t>(threads) * Net::SUMS);
-        std::vector<float> parts(static_cast<size_t>(runs) * chunks * Net::SUMS);
+        std::vector<float> parts(static_cast<size_t>(runs) * chunks * Net::NUM_SUMS);
         for_each_task(runs * chunks, threads, [&](int t, int task) {
             const int run = task / chunks, chunk = task % chunks;
-            vec *ws = all[t], *own = lanes.data() + static_cast<size_t>(t) * Net::SUMS;
+            vec *ws = all[t], *own = ws + Net::SUMS;
             const float* w = weights + static_cast<size_t>(run) * Net::PACKED;
-            std::fill(own, own + Net::SUMS, vec{});
+            std::fill(own, own + Net::NUM_SUMS, vec{});
             for (int g = chunk * groups / chunks; g < (chunk + 1) * groups / chunks; ++g) {
                 const Group group = load_group<Net>(x, N / runs, run, g, ws);
                 Net::forward(w, ws);
                 for (int i = 0; i < LANES; ++i)
                     set_lane(ws + Net::DLOGITS, Net::CLASSES, i,
                              i < group.samples ? dlogits + (group.first + i) * Net::CLASSES : nullptr);
-                const Rows to{rows + run * Net::ROWS * columns + static_cast<size_t>(g) * LANES, columns};
-                Net::template backward<Net::TRAINS != 0>(w, ws, own, &to);
+                const Rows to{rows + run * Net::NUM_ROWS * columns + static_cast<size_t>(g) * LANES, columns};
+                Net::template backward<Net::TRAINS != 0>(w, ws, &to, [](int, vec) {});
             }
-            float* part = parts.data() + static_cast<size_t>(task) * Net::SUMS;
-            for (int i = 0; i < Net::SUMS; ++i) {
+            float* part = parts.data() + static_cast<size_t>(task) * Net::NUM_SUMS;
+            for (int i = 0; i < Net::NUM_SUMS; ++i) {
                 float lane[LANES];
                 std::memcpy(lane, own + i, sizeof lane);
                 for (int half = LANES / 2; half > 0; half /= 2)
@@ -466,10 +472,10 @@ int parameter_gradients(const float* weights, int runs, const float* x, int64_t 
                 part[i] = lane[0];
             }
         });
-        std::fill(sums, sums + static_cast<size_t>(runs) * Net::SUMS, 0.0f);
+        std::fill(sums, sums + static_cast<size_t>(runs) * Net::NUM_SUMS, 0.0f);
         for (int task = 0; task < runs * chunks; ++task)
-            for (int i = 0; i < Net::SUMS; ++i)
-                sums[static_cast<size_t>(task / chunks) * Net::SUMS + i] += parts[static_cast<size_t>(task) * Net::SUMS + i];
+            for (int i = 0; i < Net::NUM_SUMS; ++i)
+                sums[static_cast<size_t>(task / chunks) * Net::NUM_SUMS + i] += parts[static_cast<size_t>(task) * Net::NUM_SUMS + i];
     });
 }
 

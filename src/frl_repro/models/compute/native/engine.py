@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -43,7 +43,8 @@ WORKSPACE_LIMIT = 16 * 2**20  # bytes
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "frl_lanes": (),
-    "frl_blocks": (_POINTER,),
+    "frl_packed": (),
+    "frl_pack": (_POINTER, _INT, _POINTER, _INT),
     "frl_gradients": (_POINTER, _INT, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
     "frl_attack": (_POINTER, _INT, _POINTER, _LONG, *[_POINTER] * 5, _INT, _POINTER, _INT),
     "frl_parameter_gradients": (_POINTER, _INT, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _INT),
@@ -83,11 +84,6 @@ class Engine:
                 f"too large: a thread would work in {size / 2**20:.0f} MiB, {WORKSPACE_LIMIT >> 20} at most"
             )
         self._library = _library(self._program.text, tuple(flags))
-        blocks = (ctypes.c_int * len(self._program.packings))()
-        self._library.frl_blocks(blocks)
-        zero = self._program.flat_size
-        packed = [p.index(block, zero) for p, block in zip(self._program.packings, blocks, strict=True)]
-        self._index = torch.cat(packed) if packed else torch.empty(0, dtype=torch.int64)
         self.trains = trains
         self.workspace_bytes = 4 * self._library.frl_lanes() * self._program.workspace
 
@@ -96,9 +92,25 @@ class Engine:
         """K."""
         return self.graph.shapes[self.graph.output][0]
 
-    def logits(self, tensors: Tensors, x: Tensor, *, num_threads: int) -> Tensor:
-        """Return the logits, shape (N, K), of images, shape (N, C, H, W)."""
-        call = _Call(self, tensors, x, num_threads)
+    def pack(self, tensors: Tensors, *, num_threads: int) -> Tensor:
+        """Return the weights of R runs as C++ reads them, one row a run."""
+        with torch.no_grad():
+            arrays = [array.contiguous() for array in self._arrays(tensors)]
+        if any(array.dtype != torch.float32 or array.device.type != "cpu" for array in arrays):
+            raise TypeError("the network's tensors must be torch.float32 tensors on the CPU")
+        if [array.shape[-1] for array in arrays] != self._array_sizes:
+            raise ValueError("the network's tensors have other shapes than those that native code was made for")
+        runs = max((len(array) for array in arrays if array.ndim == 2), default=1)
+        steps = [4 * array.stride(0) if array.ndim == 2 else 0 for array in arrays]  # from one run to the next
+        addresses = [a.data_ptr() + run * step for run in range(runs) for a, step in zip(arrays, steps, strict=True)]
+        packed = torch.empty(runs, self._library.frl_packed())
+        pointers = (_POINTER * len(addresses))(*addresses)
+        self._library.frl_pack(pointers, runs, packed.data_ptr(), num_threads)
+        return packed
+
+    def logits(self, tensors: Tensors, x: Tensor, *, num_threads: int, packed: Tensor | None = None) -> Tensor:
+        """Return the logits, shape (N, K), of images, shape (N, C, H, W); ``packed`` as by `pack`, if it is there."""
+        call = _Call(self, self.pack(tensors, num_threads=num_threads) if packed is None else packed, x, num_threads)
         result = x.new_empty(call.N, self.num_classes)
         call.run("frl_gradients", None, None, result.data_ptr(), None)
         return result
@@ -110,7 +122,7 @@ class Engine:
 
         With the clean softmax as target, this is also the gradient of KL(clean || attacked).
         """
-        call = _Call(self, tensors, x, num_threads)
+        call = _Call(self, self.pack(tensors, num_threads=num_threads), x, num_threads)
         goal = call.target(target)
         result, gradient = x.new_empty(call.N, self.num_classes), x.new_empty(x.shape)
         call.run("frl_gradients", *goal, result.data_ptr(), gradient.data_ptr())
@@ -154,7 +166,7 @@ class Engine:
         num_threads
             Threads to use, at least 1.
         """
-        call = _Call(self, tensors, x, num_threads)
+        call = _Call(self, self.pack(tensors, num_threads=num_threads), x, num_threads)
         goal = call.target(target)
         if not 0 <= num_steps < 2**31:  # a C integer
             raise ValueError(f"num_steps must lie in [0, 2^31), got {num_steps}")
@@ -171,9 +183,17 @@ class Engine:
         return x_adv
 
     def parameter_gradients(
-        self, tensors: Tensors, x: Tensor, logits_gradient: Tensor, *, num_threads: int
+        self,
+        tensors: Tensors,
+        x: Tensor,
+        logits_gradient: Tensor,
+        *,
+        num_threads: int,
+        packed: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return by name the gradients of the ``tensors`` that require one, given the loss's gradient by the logits.
+
+        ``packed`` is what `pack` made of the tensors, where it is there already.
 
         The result is the same bit for bit from run to run and for any `num_threads`, as long as torch's own number of
         threads stays the same (linear layers' gradients are matrix products in torch).
@@ -185,52 +205,49 @@ class Engine:
         """
         if not self.trains:
             raise ValueError("no parameter gradients: the network is another one in training mode")
-        call = _Call(self, tensors, x, num_threads)
+        call = _Call(self, self.pack(tensors, num_threads=num_threads) if packed is None else packed, x, num_threads)
         given = call.floats("logits_gradient", logits_gradient, (call.N, self.num_classes))
         program, lanes = self._program, self._library.frl_lanes()
         sums = x.new_zeros(call.runs, program.num_sums)
         rows = x.new_empty(call.runs, program.num_rows, -(-call.N // (call.runs * lanes)) * lanes)
         call.run("frl_parameter_gradients", given, sums.data_ptr(), rows.data_ptr())
-        wanted = {name: tensors[name] for name in self._names if tensors[name].requires_grad}
-        with torch.enable_grad():  # back through what was folded into the weights
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in wanted.items()}
-            arrays = self._arrays({**tensors, **leaves})
-            pairs = [
-                (array, gradient)
-                for array, gradient in zip(arrays, self._array_gradients(sums, rows), strict=True)
-                if gradient is not None and array.requires_grad
-            ]
-            flat = [gradient.reshape(array.shape) for array, gradient in pairs]
-            found = torch.autograd.grad([array for array, _ in pairs], list(leaves.values()), flat, allow_unused=True)
-        return {name: gradient for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
-
-    @property
-    def _names(self) -> list[str]:
-        """Return the parameters and buffers that the network computes with."""
-        names: dict[str, None] = {}
-        for layer in self.graph.layers:
-            sources = (layer.weight, layer.bias) if isinstance(layer, Convolution) else getattr(layer, "sources", ())
-            names |= dict.fromkeys(source for source in sources if isinstance(source, str))
-        return list(names)
+        gradients: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, gradient in self._gradients(tensors, sums, rows):
+                if tensors[name].requires_grad:  # a tensor that several layers share has the sum
+                    whole = gradient.reshape(tensors[name].shape)
+                    gradients[name] = gradients[name] + whole if name in gradients else whole
+        return gradients
 
     def _arrays(self, tensors: Tensors) -> list[Tensor]:
         """Return what the flat array is made of, each of shape (..., size)."""
         arrays = []
         for step in self._program.steps:
             channels = self.graph.shapes[step.output][0]
-            scale, shift = _affine_numbers(step, tensors, channels)
-            if isinstance(step.layer, Convolution):
-                weight = tensors[step.layer.weight]
-                lead = weight.shape[: self._lead(tensors)]
-                weight = weight.reshape(*lead, channels, -1)
-                bias = shift if step.layer.bias is None else tensors[step.layer.bias]
-                if step.affines:
-                    bias = shift if step.layer.bias is None else bias * scale + shift
-                    weight = weight * scale.unsqueeze(-1)
-                arrays += [weight.flatten(-2), bias.expand(*lead, channels)]
-            elif step.affines:
-                arrays += [scale, shift]
+            if step.affines:
+                scale, shift = _affine_numbers(step, tensors, channels)
+            if not isinstance(step.layer, Convolution):
+                arrays += [scale, shift] if step.affines else []
+                continue
+            weight = tensors[step.layer.weight]
+            lead = weight.shape[: self._lead(tensors)]
+            weight = weight.reshape(*lead, channels, -1)
+            bias = torch.zeros(channels) if step.layer.bias is None else tensors[step.layer.bias]
+            if step.affines:
+                weight, bias = weight * scale.unsqueeze(-1), bias * scale + shift
+            arrays += [weight.flatten(-2), bias.expand(*lead, channels)]
         return arrays
+
+    @property
+    def _array_sizes(self) -> list[int]:
+        sizes = []
+        for step in self._program.steps:
+            channels, outs = self.graph.shapes[step.input][0], self.graph.shapes[step.output][0]
+            if isinstance(step.layer, Convolution):
+                sizes += [outs * channels * step.layer.kernel[0] * step.layer.kernel[1], outs]
+            elif step.affines:
+                sizes += [outs, outs]
+        return sizes
 
     def _lead(self, tensors: Tensors) -> int:
         """Return how many leading dimensions the tensors have: 1 of several runs, else 0."""
@@ -239,35 +256,29 @@ class Engine:
                 return int(tensors[layer.weight].ndim % 2)  # 2 or 4 for one run
         return 0
 
-    def _packed(self, tensors: Tensors) -> tuple[Tensor, int]:
-        """Return the weights as C++ reads them, (R, PACKED), and R."""
-        with torch.no_grad():
-            arrays = self._arrays(tensors)
-            runs = max((len(array) for array in arrays if array.ndim == 2), default=1)
-            flat = torch.cat([array.expand(runs, -1) for array in arrays] + [torch.zeros(runs, 1)], 1)
-            # Row by row: a selection along the first dimension is faster.
-            return torch.stack([row.index_select(0, self._index) for row in flat]), runs
-
-    def _array_gradients(self, sums: Tensor, rows: Tensor) -> list[Tensor | None]:
-        """Return the gradient of each of `_arrays`, with a leading dimension R; None for numbers of channels."""
-        gradients: list[Tensor | None] = []
-        for index, step in enumerate(self._program.steps):
+    def _gradients(self, tensors: Tensors, sums: Tensor, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the gradient, (R, ...), of each convolution's weight and bias."""
+        program = self._program
+        for index, step in enumerate(program.steps):
+            if not isinstance(step.layer, Convolution):
+                continue
             channels, height, width = self.graph.shapes[step.input]
             outs = self.graph.shapes[step.output][0]
-            if index in self._program.sums:
-                assert isinstance(step.layer, Convolution)
+            if index in program.sums:
                 kernel = (*step.layer.kernel, channels)
-                first, count = self._program.sums[index], outs * kernel[0] * kernel[1] * kernel[2]
-                weight = sums[:, first : first + count].reshape(-1, outs, *kernel)
-                gradients += [weight.movedim(4, 2), sums[:, first + count : first + count + outs]]
-            elif index in self._program.rows:
-                first, count = self._program.rows[index], channels * height * width
+                first, count = program.sums[index], outs * kernel[0] * kernel[1] * kernel[2]
+                weight = sums[:, first : first + count].reshape(-1, outs, *kernel).movedim(4, 2)
+                bias = sums[:, first + count : first + count + outs]
+            else:
+                first, count = program.rows[index], channels * height * width
                 a, d = rows[:, first : first + count], rows[:, first + count : first + count + outs]
-                weight = (d @ a.mT).reshape(-1, outs, height, width, channels).movedim(4, 2)
-                gradients += [weight, d.sum(2)]
-            elif step.affines:
-                gradients += [None, None]
-        return gradients
+                weight, bias = (d @ a.mT).reshape(-1, outs, channels, height, width), d.sum(2)
+            if step.affines:  # folded into them
+                scale, _ = _affine_numbers(step, tensors, outs)
+                weight, bias = weight * scale.view(-1, outs, 1, 1, 1), bias * scale
+            yield step.layer.weight, weight
+            if step.layer.bias is not None:
+                yield step.layer.bias, bias
 
 
 def engine_for(model: nn.Module, image_shape: tuple[int, int, int]) -> Engine:
@@ -346,15 +357,15 @@ def _affine_numbers(step: Step, tensors: Tensors, channels: int) -> tuple[Tensor
 class _Call:
     """Checked arguments of one call; keeps every tensor alive whose address was taken."""
 
-    def __init__(self, engine: Engine, tensors: Tensors, x: Tensor, num_threads: int) -> None:
+    def __init__(self, engine: Engine, packed: Tensor, x: Tensor, num_threads: int) -> None:
         if num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, got {num_threads}")
         self._engine, self._threads = engine, num_threads
         self.N = x.shape[0] if x.ndim else 0
-        weights, self.runs = engine._packed(tensors)
+        self.runs = len(packed)
         if self.N % self.runs:
             raise ValueError(f"x must hold equal blocks for {self.runs} networks, got {self.N} images")
-        self._alive: list[Tensor] = [weights]
+        self._alive: list[Tensor] = [packed]
         self._x = self.floats("x", x, (self.N, *engine.graph.shapes[0]))
 
     def floats(self, name: str, value: Tensor, shape: tuple[int, ...]) -> int:

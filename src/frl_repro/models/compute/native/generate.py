@@ -11,9 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from frl_repro.models.compute.native.graph import Convolution, Graph, Pooling
 from frl_repro.models.compute.native.steps import Step, is_linear, merge
 
@@ -21,41 +18,20 @@ _ALIGN = 16  # vectors between places: a workspace is a whole number of cache li
 
 
 @dataclass(frozen=True)
-class Packing:
-    """What a packed array holds, as places in the flat array of all weights.
-
-    ``outputs`` is (O, T): for each output its bias, if there is one, and its weights in the order of the kernel; or
-    (C, 1), a number for each channel. ``block`` is the C++ name of how many outputs are packed together.
-    """
-
-    outputs: Tensor
-    block: str
-
-    def index(self, block: int, zero: int) -> Tensor:
-        """Return the places in packed order, [block of outputs][T][output of the block]; ``zero`` fills up."""
-        count, terms = self.outputs.shape
-        padded = torch.full((-(-count // block) * block, terms), zero)
-        padded[:count] = self.outputs
-        return padded.view(len(padded) // block, block, terms).transpose(1, 2).flatten()
-
-
-@dataclass(frozen=True)
 class Program:
-    """The C++ text of a network, how to hand it weights, and where it leaves their gradients.
+    """The C++ text of a network, and where it leaves the gradients of weights.
+
+    It wants as arrays for each step in turn: weights and biases of its convolution, affines folded in, or scale and
+    shift of its affines.
 
     Attributes
     ----------
     text : str
     steps : list of Step
-    packings : list of Packing
-        The arrays that C++ reads, one after the other.
-    flat_size : int
-        Of the flat array that they are packed from: for each step in turn the weights and biases of its convolution,
-        affines folded in, or the scale and shift of its affines.
     sums : dict of int to int
-        Place in SUMS of the gradients of a step's convolution: weights [O][KH][KW][I], then biases.
+        Place among the sums of the gradients of a step's convolution: weights [O][KH][KW][I], then biases.
     rows : dict of int to int
-        First row in ROWS of a linear step: its inputs [row][column][channel], then the gradients of its outputs.
+        First of the rows of a linear step: its inputs [channel][row][column], then the gradients of its outputs.
     num_sums, num_rows : int
     workspace : int
         Vectors of a workspace.
@@ -63,8 +39,6 @@ class Program:
 
     text: str
     steps: list[Step]
-    packings: list[Packing]
-    flat_size: int
     sums: dict[int, int]
     rows: dict[int, int]
     num_sums: int
@@ -89,8 +63,8 @@ class _Generator:
         self.size = 0  # of the workspace so far
         self.constants: list[str] = []
         self.packed = "0"  # name of the place where the next packed array begins
-        self.flat = 0
-        self.packings: list[Packing] = []
+        self.num_arrays = 0  # that Python gives
+        self.packing: list[str] = []  # what brings them into order
         self.sums: dict[int, int] = {}
         self.rows: dict[int, int] = {}
         self.num_sums = self.num_rows = 0
@@ -102,33 +76,32 @@ class _Generator:
         graph = self.graph
         channels, height, width = graph.shapes[0]
         classes = graph.shapes[graph.output][0]
-        clean, image, gradient = (self._reserve(channels * height * width) for _ in range(3))
+        clean, image = (self._reserve(channels * height * width) for _ in range(2))
         self.places[0] = image
         for step in self.steps:
             self._declare(step)
         forward = [self._forward(index, step) for index, step in enumerate(self.steps)]
         dlogits = self._reserve(classes)
-        backward = self._backward(dlogits, gradient)
+        backward = self._backward(dlogits)
+        sums = self._reserve(self.num_sums)
         constants = {
             "CLASSES": classes, "CHANNELS": channels, "PIXELS": height * width, "CLEAN": clean, "IMAGE": image,
-            "LOGITS": self.places[graph.output], "DLOGITS": dlogits, "GRADIENT": gradient, "WORKSPACE": self.size,
-            "TRAINS": int(self.trains), "SUMS": self.num_sums, "ROWS": self.num_rows,
+            "LOGITS": self.places[graph.output], "DLOGITS": dlogits, "SUMS": sums, "WORKSPACE": self.size,
+            "TRAINS": int(self.trains), "NUM_SUMS": self.num_sums, "NUM_ROWS": self.num_rows,
         }  # fmt: skip
         declared = "\n".join(f"    static constexpr int {name} = {value};" for name, value in constants.items())
-        blocks = ", ".join(packing.block for packing in self.packings)
         network = _NETWORK.format(
             constants=declared + "\n" + "\n".join(f"    {line}" for line in self.constants),
             packed=self.packed,
             forward="\n".join(f"        {line}" for line in forward),
             backward="\n".join(f"        {line}" for line in backward),
-            blocks=blocks,
+            packing="\n".join(f"        {line}" for line in self.packing),
+            arrays=self.num_arrays,
         )
         text = _template("layers.hpp") + _template("driver.hpp") + network + _template("interface.hpp")
         return Program(
             text=text,
             steps=self.steps,
-            packings=self.packings,
-            flat_size=self.flat,
             sums=self.sums,
             rows=self.rows,
             num_sums=self.num_sums,
@@ -143,57 +116,56 @@ class _Generator:
 
     # Weights: where each step's packed arrays begin, and what they hold.
 
-    def _flat(self, count: int) -> Tensor:
-        """Return the places of the next array in the flat one."""
-        self.flat += count
-        return torch.arange(self.flat - count, self.flat)
-
-    def _pack(self, name: str, outputs: Tensor, block: str, size: str) -> None:
-        """Declare where a packed array begins."""
+    def _place(self, name: str, size: str) -> str:
+        """Declare where a packed array begins; returns its address."""
         self.constants.append(f"static constexpr int {name}_AT = {self.packed};")
         self.packed = f"{name}_AT + {size}"
-        self.packings.append(Packing(outputs, block))
+        return f"w + {name}_AT"
 
-    def _window(self, sizes: Sequence[int], outputs: Tensor, has_bias: bool) -> str:
-        """Declare a window and its packed array; returns its name."""
-        name = f"W{len(self.packings)}"
-        numbers = ", ".join(map(str, sizes))
-        self.constants.append(f"using {name} = Window<{numbers}, {str(has_bias).lower()}>;")
-        self._pack(name, outputs, f"{name}::OB", f"{name}::PACKED")
+    def _window(self, sizes: Sequence[int], source: str, bias: str, strides: Sequence[int], group: int = 1) -> str:
+        """Declare a window and how its weights are packed; returns its name."""
+        name = f"W{len(self.packing)}"
+        numbers = ", ".join(map(str, (*sizes, str(bias != "nullptr").lower())))
+        self.constants.append(f"using {name} = Window<{numbers}>;")
+        to = self._place(name, f"{name}::PACKED")
+        order = ", ".join(map(str, strides))
+        self.packing.append(f"pack<{name}, {group}>({source}, {bias}, {{{order}}}, {to});")
         return name
 
     def _declare(self, step: Step) -> None:
         arrays: dict[str, str] = {}
         self.arrays.append(arrays)
         (in_c, in_h, in_w), (out_c, out_h, out_w) = self.graph.shapes[step.input], self.graph.shapes[step.output]
-        layer = step.layer
+        first, layer = self.num_arrays, step.layer
         if isinstance(layer, Convolution):
-            kh, kw = layer.kernel
-            weight = self._flat(out_c * in_c * kh * kw).view(out_c, in_c, kh, kw)
-            bias = self._flat(out_c).view(out_c, 1)
-            order = weight.permute(0, 2, 3, 1).flatten(1)
-            if is_linear(step, self.graph):
-                terms = in_c * kh * kw
-                sizes = (1, 1, terms, 1, 1, out_c, 1, 1, 1, 0, 0)
-                arrays["forward"] = self._window(sizes, torch.cat([bias, order], 1), True)
-                sizes = (1, 1, out_c, 1, 1, terms, 1, 1, 1, 0, 0)
-                arrays["backward 0 0"] = self._window(sizes, order.T, False)
-                return
-            stride, (top, left) = layer.stride, layer.padding
+            self.num_arrays += 2
+            (kh, kw), stride, (top, left) = layer.kernel, layer.stride, layer.padding
+            pixels, source = kh * kw, f"a[{first}]"
             sizes = (in_h, in_w, in_c, out_h, out_w, out_c, kh, kw, stride, top, left)
-            arrays["forward"] = self._window(sizes, torch.cat([bias, order], 1), True)
+            strides = (kw, 1, pixels, in_c * pixels, 0)
+            arrays["forward"] = self._window(sizes, source, f"a[{first + 1}]", strides)
+            if is_linear(step, self.graph):  # its inputs in the order in which they lie, [pixel][channel]
+                sizes = (1, 1, out_c, 1, 1, in_c * pixels, 1, 1, 1, 0, 0)
+                strides = (0, 0, in_c * pixels, 1, pixels)
+                arrays["backward 0 0"] = self._window(sizes, source, "nullptr", strides, in_c)
+                return
+            strides = (-stride * kw, -stride, in_c * pixels, pixels, 0)
             for y in range(min(stride, in_h)):
                 for x in range(min(stride, in_w)):
-                    rows, row_pad = _phase(y, kh, stride, top)
-                    columns, column_pad = _phase(x, kw, stride, left)
+                    (rows, last_row, row_pad), (columns, last, column_pad) = (
+                        _phase(y, kh, stride, top),
+                        _phase(x, kw, stride, left),
+                    )
                     height, width = -(-(in_h - y) // stride), -(-(in_w - x) // stride)
-                    sizes = (out_h, out_w, out_c, height, width, in_c, len(rows), len(columns), 1, row_pad, column_pad)
-                    taps = weight[:, :, rows][:, :, :, columns].permute(1, 2, 3, 0).flatten(1)
-                    arrays[f"backward {y} {x}"] = self._window(sizes, taps, False)
+                    sizes = (out_h, out_w, out_c, height, width, in_c, rows, columns, 1, row_pad, column_pad)
+                    last_tap = f"{source} + {last_row * kw + last}"
+                    arrays[f"backward {y} {x}"] = self._window(sizes, last_tap, "nullptr", strides)
         elif step.affines:
-            for kind in ("scale", "shift"):
-                arrays[kind] = f"N{len(self.packings)}"
-                self._pack(arrays[kind], self._flat(out_c).view(out_c, 1), "1", str(out_c))
+            self.num_arrays += 2
+            for number, kind in enumerate(("scale", "shift")):
+                arrays[kind] = f"N{len(self.packing)}"
+                to = self._place(arrays[kind], str(out_c))
+                self.packing.append(f"std::copy_n(a[{first + number}], {out_c}, {to});")
 
     # Forward
 
@@ -240,7 +212,7 @@ class _Generator:
 
     # Backward: `at` is where what is known of each value's gradient lies; `left` counts the consumers still to come.
 
-    def _backward(self, dlogits: int, gradient: int) -> list[str]:
+    def _backward(self, dlogits: int) -> list[str]:
         graph = self.graph
         taken = [graph.output, *(step.input for step in self.steps)]
         taken += [step.skip for step in self.steps if step.skip is not None]
@@ -248,13 +220,21 @@ class _Generator:
         at: dict[int, int] = {}
         own: set[int] = set()  # values whose gradient so far lies in memory of its own
         lines: list[str] = []
+        trained = {0: False}  # whether a value depends on parameters that have gradients
+        for step in self.steps:
+            sources = [trained[value] for value in (step.input, step.skip) if value is not None]
+            trained[step.output] = isinstance(step.layer, Convolution) or any(sources)
+
+        def add(new: list[str], value: int) -> None:
+            """Add what computes a value's gradient: not where the parameters' are wanted and it leads to none."""
+            lines.extend(("" if trained[value] else "if constexpr (!PARAMETERS) ") + line for line in new)
 
         def finish(value: int) -> Callable[..., str]:
             """Return how a consumer's part of the gradient is written: a sink, for the phases of a strided layer."""
             left[value] -= 1
             others = at.get(value)
             if left[value] == 0:
-                to, activation = (gradient, "Identity") if value == 0 else (self.places[value], self.activation[value])
+                to, activation = self.places[value], self.activation.get(value, "Identity")
             else:
                 to, activation = (
                     (at[value] if value in own else self._reserve(_volume(graph.shapes[value]))),
@@ -267,8 +247,10 @@ class _Generator:
             more = "nullptr" if others is None else f"ws + {others}"
 
             def sink(width: int = width, channels: int = channels, step: int = 1, y: int = 0, x: int = 0) -> str:
-                kind = f"Finish<{activation}, {str(others is not None).lower()}, {width}, {channels}, {step}, {y}, {x}>"
-                return f"{kind}{{ws + {to}, ws + {self.places[value]}, {more}}}"
+                numbers = f"{str(others is not None).lower()}, {width}, {channels}, {step}, {y}, {x}"
+                if value == 0 and left[0] == 0:
+                    return f"HandOver<Take, {numbers}>{{take, {more}}}"
+                return f"Finish<{activation}, {numbers}>{{ws + {to}, ws + {self.places[value]}, {more}}}"
 
             return sink
 
@@ -280,7 +262,7 @@ class _Generator:
                 left[value] -= 1
                 at[value] = place
             else:
-                lines.append(self._pointwise(f"ws + {place}", graph.shapes[value], {}, finish(value)()))
+                add([self._pointwise(f"ws + {place}", graph.shapes[value], {}, finish(value)())], value)
 
         give(graph.output, dlogits)
         for index, step in reversed(list(enumerate(self.steps))):
@@ -291,7 +273,7 @@ class _Generator:
                 lines.append(self._parameter_gradient(index, step, source, place))
             if step.skip is not None:
                 give(step.skip, place)
-            lines += self._step_back(index, step, place, finish(step.input))
+            add(self._step_back(index, step, place, finish(step.input)), step.input)
         return lines
 
     def _step_back(self, index: int, step: Step, place: int, sink: Callable[..., str]) -> list[str]:
@@ -316,35 +298,36 @@ class _Generator:
 
     def _parameter_gradient(self, index: int, step: Step, source: str, place: int) -> str:
         window = self.arrays[index]["forward"]
-        outs, ins = self.graph.shapes[step.output][0], _volume(self.graph.shapes[step.input])
+        outs, channels = self.graph.shapes[step.output][0], self.graph.shapes[step.input][0]
+        ins = _volume(self.graph.shapes[step.input])
         if is_linear(step, self.graph):
             first = self.num_rows
             self.rows[index] = first
             self.num_rows += ins + outs
             return (
-                f"if constexpr (PARAMETERS) rows->write({first}, {source}, {ins}), "
-                f"rows->write({first + ins}, ws + {place}, {outs});"
+                f"if constexpr (PARAMETERS) rows->write({first}, {source}, {ins // channels}, {channels}), "
+                f"rows->write({first + ins}, ws + {place}, 1, {outs});"
             )
         assert isinstance(step.layer, Convolution)
         first = self.num_sums
-        weights = outs * self.graph.shapes[step.input][0] * step.layer.kernel[0] * step.layer.kernel[1]
+        weights = outs * channels * step.layer.kernel[0] * step.layer.kernel[1]
         self.sums[index] = first
         self.num_sums += weights + outs
         return (
-            f"if constexpr (PARAMETERS) weight_gradient<{window}>({source}, ws + {place}, sums + {first}, "
-            f"sums + {first + weights});"
+            f"if constexpr (PARAMETERS) weight_gradient<{window}>({source}, ws + {place}, "
+            f"ws + SUMS + {first}, ws + SUMS + {first + weights});"
         )
 
 
-def _phase(first: int, kernel: int, stride: int, padding: int) -> tuple[list[int], int]:
-    """Return which taps of a kernel's row reach input pixels first, first + stride, ..., and the padding to use.
+def _phase(first: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
+    """Return how many taps of a kernel's row reach input pixels first, first + stride, ..., the last, and the padding.
 
     Output pixel o and tap k meet at input pixel o * stride + k - padding. For the q-th of these pixels that is
-    o = q + e - t where k = k0 + stride * t: a window over the output that slides by one.
+    o = q + e - t where k = k0 + stride * t: a window over the output that slides by one and takes the taps backwards.
     """
     k0 = (first + padding) % stride
-    taps = list(range(k0, kernel, stride))[::-1]
-    return taps, len(taps) - 1 - (first + padding - k0) // stride
+    count = len(range(k0, kernel, stride))
+    return count, max(0, k0 + stride * (count - 1)), count - 1 - (first + padding - k0) // stride
 
 
 def _leaves_or_overlaps(layer: Pooling, shape: tuple[int, int, int]) -> bool:
@@ -362,15 +345,19 @@ namespace {{
 struct Network {{
 {constants}
     static constexpr int PACKED = {packed};
-    static constexpr int BLOCKS[] = {{{blocks}}};  // of packed arrays, in the order in which they are declared
+    static constexpr int ARRAYS = {arrays};
+
+    static void pack_all([[maybe_unused]] const float* const* a, [[maybe_unused]] float* w) {{
+{packing}
+    }}
 
     static void forward([[maybe_unused]] const float* w, vec* ws) {{
 {forward}
     }}
 
-    template <bool PARAMETERS>
-    static void backward([[maybe_unused]] const float* w, vec* ws, [[maybe_unused]] vec* sums,
-                         [[maybe_unused]] const Rows* rows) {{
+    template <bool PARAMETERS, class Take>
+    static void backward([[maybe_unused]] const float* w, vec* ws, [[maybe_unused]] const Rows* rows,
+                         [[maybe_unused]] const Take& take) {{
 {backward}
     }}
 }};

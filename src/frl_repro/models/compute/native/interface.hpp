@@ -4,8 +4,13 @@ extern "C" {
 
 int frl_lanes() { return LANES; }
 
-int frl_blocks(int* outs) {
-    std::copy(std::begin(Network::BLOCKS), std::end(Network::BLOCKS), outs);
+int frl_packed() { return Network::PACKED; }
+
+// packed (runs, PACKED) from the arrays of each run, ARRAYS addresses a run.
+int frl_pack(const float* const* arrays, int runs, float* packed, int threads) {
+    for_each_task(runs, std::min(threads, runs), [&](int, int run) {
+        Network::pack_all(arrays + run * Network::ARRAYS, packed + static_cast<size_t>(run) * Network::PACKED);
+    });
     return 0;
 }
 

@@ -81,6 +81,19 @@ FRL_INLINE inline void unroll(F&& f) {
 
 FRL_INLINE inline vec splat(float value) { return value - vec{}; }  // unlike 0 + value, a load that broadcasts
 
+// The same value, in a register from here on: left alone, GCC gives each of several multiply-adds its own load of it, and
+// the load ports then bound what the multipliers could do.
+FRL_INLINE inline vec in_register(vec v) {
+    if constexpr (LANES == REGISTER_LANES) {
+#if defined(__SSE__)
+        asm("" : "+v"(v));
+#elif defined(__aarch64__)
+        asm("" : "+w"(v));
+#endif
+    }
+    return v;
+}
+
 // Comparisons with NaN are false, so both keep a NaN in v.
 FRL_INLINE inline vec at_most(vec v, vec bound) { return v > bound ? bound : v; }
 FRL_INLINE inline vec at_least(vec v, vec bound) { return v < bound ? bound : v; }
@@ -169,6 +182,18 @@ struct Finish {
     }
 };
 
+// What takes the gradient of the image: take(place, gradient).
+template <class Take, bool OTHERS, int W, int C, int STEP = 1, int Y = 0, int X = 0>
+struct HandOver {
+    const Take& take;
+    const vec* others;
+    FRL_INLINE void operator()(int y, int x, int c, vec g) const {
+        const int i = ((y * STEP + Y) * W + x * STEP + X) * C + c;
+        if constexpr (OTHERS) g += others[i];
+        take(i, g);
+    }
+};
+
 // ---------------------------------------------------------------------------------------------------------------
 // Convolution, its input gradient, and linear layers: all one kernel
 
@@ -199,7 +224,7 @@ constexpr Blocks best_blocks(int width, int outs) {
 
 // Sizes of a window that slides over an input of IH x IW pixels of IC channels: at output pixel (y, x), of OH x OW, it
 // covers the KH x KW input pixels from (y * STEP - TOP, x * STEP - LEFT) on; pixels outside count as 0.
-// Weights are packed as [block of outputs][bias, then KH][KW][IC][output of the block], by the caller.
+// Weights are packed as [block of outputs][bias, then KH][KW][IC][output of the block].
 template <int IH_, int IW_, int IC_, int OH_, int OW_, int OC_, int KH_, int KW_, int STEP_, int TOP_, int LEFT_, bool BIAS_>
 struct Window {
     static constexpr int IH = IH_, IW = IW_, IC = IC_, OH = OH_, OW = OW_, OC = OC_, KH = KH_, KW = KW_, STEP = STEP_;
@@ -223,10 +248,61 @@ struct Window {
     static constexpr int last() { return full_from(first(), false); }
 };
 
+// Where a window's weights lie in an array of PyTorch's order: steps from one row, column and input to the next, and from one
+// output to the next, GROUP of which are `within` apart.
+struct Strides {
+    int row, column, input, output, within;
+};
+
+template <class Win, int GROUP>
+void pack(const float* weight, const float* bias, const Strides& strides, float* to) {
+    for (int o = 0; o < Win::OC; o += Win::OB) {
+        const int count = std::min(Win::OB, Win::OC - o);
+        int at[Win::OB] = {};
+        for (int i = 0; i < count; ++i) at[i] = (o + i) / GROUP * strides.output + (o + i) % GROUP * strides.within;
+        if (Win::BIAS)
+            for (int i = 0; i < Win::OB; ++i) *to++ = i < count ? bias[o + i] : 0.0f;
+        for (int row = 0; row < Win::KH; ++row)
+            for (int column = 0; column < Win::KW; ++column)
+                for (int c = 0; c < Win::IC; ++c) {
+                    const float* tap = weight + row * strides.row + column * strides.column + c * strides.input;
+                    for (int i = 0; i < Win::OB; ++i) *to++ = i < count ? tap[at[i]] : 0.0f;
+                }
+    }
+}
+
+template <class T>
+FRL_INLINE inline vec load(const T* at) {
+    if constexpr (std::is_same_v<T, float>) return in_register(splat(*at));
+    else return in_register(*at);
+}
+
+// sum[o * PB + p] += b[p * STEP] * a[o], for the p that are INSIDE. Each value is loaded once: the fewer of the two kinds
+// wait in registers, the others pass.
+template <int OB, int STEP, bool... INSIDE, class A, int... P>
+FRL_INLINE inline void add_products(vec* sum, const A* a, const vec* b, Numbers<P...>) {
+    constexpr int PB = sizeof...(P);
+    if constexpr (PB <= OB) {
+        const vec v[PB] = {(INSIDE ? load(b + P * STEP) : vec{})...};
+        unroll<OB>([&](auto o) FRL_INLINE {
+            const vec t = load(a + o);
+            ((INSIDE ? void(sum[o * PB + P] += v[P] * t) : void()), ...);
+        });
+    } else {
+        vec t[OB];
+        unroll<OB>([&](auto o) FRL_INLINE { t[o] = load(a + o); });
+        auto pixel = [&](auto p) FRL_INLINE {
+            const vec v = load(b + p * STEP);
+            unroll<OB>([&](auto o) FRL_INLINE { sum[o * PB + p] += v * t[o]; });
+        };
+        ((INSIDE ? pixel(std::integral_constant<int, P>{}) : void()), ...);
+    }
+}
+
 // The sums of OB outputs at PB pixels of row y, from column x0 on, numbered Q = output * PB + pixel. X0 is that column where
 // it is at an edge, else -1. All sums are written out, one expression for each Q: they become registers.
 template <class Win, int X0, class Sink, int... P, int... Q>
-FRL_INLINE inline void correlate_block(const vec* in, const float* w, int y, int x0, int o, const Sink& sink, Numbers<P...>,
+FRL_INLINE inline void correlate_block(const vec* in, const float* w, int y, int x0, int o, const Sink& sink, Numbers<P...> pixels,
                                        Numbers<Q...>) {
     constexpr int OB = Win::OB, PB = sizeof...(P), IC = Win::IC, STEP = Win::STEP * Win::IC;
     vec sum[OB * PB] = {(Win::BIAS ? splat(w[Q / PB]) : vec{})...};
@@ -235,20 +311,31 @@ FRL_INLINE inline void correlate_block(const vec* in, const float* w, int y, int
     for (int row = std::max(0, -top); row < std::min(Win::KH, Win::IH - top); ++row) {
         const vec* line = in + static_cast<ptrdiff_t>(top + row) * Win::IW * IC;
         const float* tap = w + row * Win::ROW;
-        if constexpr (X0 < 0) {
-            line += (x0 * Win::STEP - Win::LEFT) * IC;
-            for (int j = 0; j < Win::KW * IC; ++j, tap += OB) {
-                const vec v[PB] = {line[P * STEP + j]...};
-                ((sum[Q] += v[Q % PB] * tap[Q / PB]), ...);
+        if constexpr (Win::STEP == 1 && OB * (PB + Win::KW) + 1 <= VECTORS) {  // room for all taps of a row: load pixels once
+            line += (x0 - Win::LEFT) * IC;
+            for (int c = 0; c < IC; ++c) {
+                vec t[Win::KW * OB];
+                unroll<Win::KW * OB>([&](auto i) FRL_INLINE { t[i] = load(tap + (i / OB * IC + c) * OB + i % OB); });
+                unroll<PB + Win::KW - 1>([&](auto i) FRL_INLINE {
+                    constexpr int X = X0 - Win::LEFT + i;
+                    if constexpr (X0 < 0 || (X >= 0 && X < Win::IW)) {
+                        const vec v = load(line + i * IC + c);
+                        unroll<Win::KW * OB>([&](auto k) FRL_INLINE {
+                            constexpr int p = i - k / OB;
+                            if constexpr (p >= 0 && p < PB) sum[k % OB * PB + p] += v * t[k];
+                        });
+                    }
+                });
             }
+        } else if constexpr (X0 < 0) {
+            line += (x0 * Win::STEP - Win::LEFT) * IC;
+            for (int j = 0; j < Win::KW * IC; ++j, tap += OB) add_products<OB, STEP, (P >= 0)...>(sum, tap, line + j, pixels);
         } else {
             unroll<Win::KW>([&](auto column) FRL_INLINE {
                 constexpr int START = X0 * Win::STEP - Win::LEFT + column;
-                constexpr bool INSIDE[PB] = {START + P * Win::STEP >= 0 && START + P * Win::STEP < Win::IW ...};
-                for (int c = 0; c < IC; ++c, tap += OB) {
-                    const vec v[PB] = {(INSIDE[P] ? line[(START + P * Win::STEP) * IC + c] : vec{})...};
-                    ((INSIDE[Q % PB] ? void(sum[Q] += v[Q % PB] * tap[Q / PB]) : void()), ...);
-                }
+                for (int c = 0; c < IC; ++c, tap += OB)
+                    add_products<OB, STEP, (START + P * Win::STEP >= 0 && START + P * Win::STEP < Win::IW)...>(
+                        sum, tap, line + START * IC + c, pixels);
             });
         }
     }
@@ -276,14 +363,19 @@ void correlate(const vec* in, const float* weight, const Sink& sink, int y0 = 0,
 }
 
 // sums[o][row][column][c] += sum over pixels of gradient * in, one sum per lane; `bias` likewise. A block of sums of outputs
-// x inputs, numbered Q, lives in registers while rows y0 to y1 - 1 stream by.
-template <class Win, int... I, int... Q>
+// x inputs lives in registers while rows y0 to y1 - 1 stream by. Without padding at the sides, the columns of a kernel's row
+// count as inputs: they lie one after the other in memory.
+template <class Win>
+constexpr bool MERGES_COLUMNS = Win::LEFT == 0 && (Win::OW - 1) * Win::STEP + Win::KW <= Win::IW;
+
+template <class Win, int OUTS, int... I>
 FRL_INLINE inline void weight_block(const vec* in, const vec* gradient, vec* sums, int o, int c, int row, int column, int y0,
-                                    int y1, Numbers<I...>, Numbers<Q...>) {
-    constexpr int INS = sizeof...(I), OUTS = sizeof...(Q) / INS, STEP = Win::STEP, IC = Win::IC, OC = Win::OC;
+                                    int y1, Numbers<I...> inputs) {
+    constexpr int INS = sizeof...(I), STEP = Win::STEP, IC = Win::IC, OC = Win::OC;
     constexpr int NEXT = Win::KH * Win::KW * IC;  // from one output's sums to those of the next
     vec* const at = sums + ((o * Win::KH + row) * Win::KW + column) * IC + c;
-    vec sum[OUTS * INS] = {at[Q / INS * NEXT + Q % INS]...};
+    vec sum[OUTS * INS];
+    unroll<OUTS * INS>([&](auto q) FRL_INLINE { sum[q] = at[q / INS * NEXT + q % INS]; });
     const int x0 = Win::LEFT > column ? ceil_div(Win::LEFT - column, STEP) : 0;
     const int x1 = std::min(static_cast<int>(Win::OW), (Win::IW - 1 + Win::LEFT - column) / STEP + 1);
     for (int y = y0; y < y1; ++y) {
@@ -291,31 +383,28 @@ FRL_INLINE inline void weight_block(const vec* in, const vec* gradient, vec* sum
         if (from < 0 || from >= Win::IH) continue;
         const vec* g = gradient + (y * Win::OW + x0) * OC + o;
         const vec* v = in + (from * Win::IW + x0 * STEP + column - Win::LEFT) * IC + c;
-        for (int x = x0; x < x1; ++x, g += OC, v += STEP * IC) {
-            const vec values[INS] = {v[I]...};
-            ((sum[Q] += g[Q / INS] * values[Q % INS]), ...);
-        }
+        for (int x = x0; x < x1; ++x, g += OC, v += STEP * IC) add_products<OUTS, 1, (I >= 0)...>(sum, g, v, inputs);
     }
-    ((at[Q / INS * NEXT + Q % INS] = sum[Q]), ...);
+    unroll<OUTS * INS>([&](auto q) FRL_INLINE { at[q / INS * NEXT + q % INS] = sum[q]; });
 }
 
 template <class Win>
 __attribute__((noinline)) void weight_gradient(const vec* in, const vec* gradient, vec* sums, vec* bias) {
-    constexpr Blocks BLOCKS = best_blocks(Win::IC, Win::OC);
-    constexpr int OUTS = BLOCKS.outs, INS = BLOCKS.pixels, IC = Win::IC, OC = Win::OC;
+    constexpr int COLUMNS = MERGES_COLUMNS<Win> ? 1 : Win::KW, WIDTH = Win::KW / COLUMNS * Win::IC, OC = Win::OC;
+    constexpr Blocks BLOCKS = best_blocks(WIDTH, OC);
+    constexpr int OUTS = BLOCKS.outs, INS = BLOCKS.pixels;
     constexpr int ROWS = Win::OW < 64 ? 64 / Win::OW : 1;  // at a time: few enough for the L1 cache
     for (int y0 = 0; y0 < Win::OH; y0 += ROWS) {
         const int y1 = y0 + ROWS < Win::OH ? y0 + ROWS : Win::OH;
         auto all_taps = [&](auto outs, auto ins, int o, int c) FRL_INLINE {
             for (int row = 0; row < Win::KH; ++row)
-                for (int column = 0; column < Win::KW; ++column)
-                    weight_block<Win>(in, gradient, sums, o, c, row, column, y0, y1, first_numbers<ins>(),
-                                      first_numbers<outs * ins>());
+                for (int column = 0; column < COLUMNS; ++column)
+                    weight_block<Win, outs>(in, gradient, sums, o, c, row, column, y0, y1, first_numbers<ins>());
         };
         auto all_inputs = [&](auto outs, int o) FRL_INLINE {
             int c = 0;
-            for (; c + INS <= IC; c += INS) all_taps(outs, std::integral_constant<int, INS>{}, o, c);
-            if constexpr (IC % INS > 0) all_taps(outs, std::integral_constant<int, IC % INS>{}, o, c);
+            for (; c + INS <= WIDTH; c += INS) all_taps(outs, std::integral_constant<int, INS>{}, o, c);
+            if constexpr (WIDTH % INS > 0) all_taps(outs, std::integral_constant<int, WIDTH % INS>{}, o, c);
         };
         int o = 0;
         for (; o + OUTS <= OC; o += OUTS) all_inputs(std::integral_constant<int, OUTS>{}, o);
