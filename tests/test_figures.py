@@ -302,9 +302,8 @@ def test_command_refuses_an_unknown_figure(capsys):
 
 def test_the_published_figure_is_redrawn_from_the_published_tables(tmp_path, capsys):
     reference = ROOT / "outputs" / "reference"
-    # Of Experiment 1's own folder: beside it lie registered runs of the same settings and other seeds.
-    assert plot.main([f"runs={reference / 'exp1'}", f"out={tmp_path}"]) == 0
-    assert (tmp_path / "figure1.csv").read_text() == (reference / "exp1" / "figure1.csv").read_text()
+    assert plot.main([f"runs={reference / 'registered'}", f"out={tmp_path}"]) == 0
+    assert (tmp_path / "figure1.csv").read_text() == (reference / "figures" / "figure1.csv").read_text()
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".svg", ".pdf", ".csv"}
     capsys.readouterr()
 

@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from frl_repro.basics import sameness
-from frl_repro.commands.jobs import Job
+from frl_repro.commands.jobs import Job, checked_jobs, read
 from frl_repro.commands.running import Task
 from frl_repro.settings.config import RunConfig
 from hydra_plugins.frl import local, pool
@@ -198,11 +198,13 @@ def test_a_job_that_another_sweeper_made_is_composed_by_the_launcher():
 
 def test_what_is_sent_to_another_process_is_the_job_and_no_other():
     hydra = OmegaConf.create({"hydra": {}})
-    jobs = [replace(job(number), hydra=hydra) for number in range(3)]
+    checked = checked_jobs(read(["-m", "dataset=synthetic", "seed=0,1,2"], "config"), "config")
+    jobs = [replace(one, hydra=hydra) for one in checked]
     task = Task(print, "scratch", jobs, RunConfig)
     work, one = pickle.loads(pickle.dumps((task.work, jobs[1])))
     assert work.__self__.jobs == []
-    assert (one.shown, one.composed, one.kind, one.hydra) == ("seed=1", {"output_dir": "o"}, RunConfig, None)
+    assert (one.shown, one.composed, one.kind, one.hydra) == (jobs[1].shown, jobs[1].composed, RunConfig, None)
+    assert one.composed["seed"] == 1
 
 
 @pytest.mark.bench

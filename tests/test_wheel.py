@@ -33,13 +33,13 @@ def entry_points_of(installed):
     return entry_points["console_scripts"]
 
 
-def run_script(installed, folder, name, *arguments):
+def run_script(installed, folder, name, *arguments, **environment):
     module, function = entry_points_of(installed)[name].split(":")
     code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(installed)},
+        env={**os.environ, "PYTHONPATH": str(installed), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -65,7 +65,7 @@ def test_the_console_script_composes_from_the_wheels_own_files(installed, tmp_pa
 def test_every_command_has_help_that_names_it_on_one_screen(installed, tmp_path):
     assert len(names_of(installed)) == 8
     for name in names_of(installed):
-        text = run_script(installed, tmp_path, name, "--help").stdout
+        text = run_script(installed, tmp_path, name, "--help", COLUMNS="100").stdout
         assert f"{name} " in text
         assert len(text.splitlines()) <= 40
     assert "frl.gamma=0.5" in run_script(installed, tmp_path, "frl-repro", "--help", "frl=cfol").stdout
