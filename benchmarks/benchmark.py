@@ -41,7 +41,7 @@ from frl_repro.data import Split, batch_to_float
 from frl_repro.evaluation.measure import set_up_machine
 from frl_repro.models import build_model, fuse
 from frl_repro.models.compute.backends import Backend, choose_backend
-from frl_repro.models.compute.native import lenet5
+from frl_repro.models.compute.native import NativeUnavailable, engine_for
 from frl_repro.training import objectives
 from frl_repro.training.trainer import train_epoch
 
@@ -150,8 +150,10 @@ def machine(device: torch.device) -> dict[str, Any]:
 def lanes() -> int | None:
     """Return the native code's images per vector; None where it does not build."""
     try:
-        return int(lenet5.library().frl_lanes())
-    except lenet5.NativeUnavailable:
+        return engine_for(
+            build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=0).eval(), (1, 32, 32)
+        ).lanes
+    except NativeUnavailable:
         return None
 
 
@@ -202,7 +204,7 @@ def matrix_product(budget: float, device: torch.device) -> float:
 def attack_with(name: str, model: torch.nn.Module, num_steps: int) -> Callable[[torch.Tensor, torch.Tensor], Any]:
     """Return PGD from the clean image by one of the contestants."""
     if name in ("native", "torch"):
-        backend = choose_backend(name, model, CPU)
+        backend = choose_backend(name, model, CPU, image_shape=(1, 32, 32))
         settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "num_steps": num_steps, "use_random_start": False}
         return lambda x, y: pgd(model, x, y, ascend=backend.ascend, **settings)  # type: ignore[arg-type]
     if name == "foolbox":
@@ -287,7 +289,7 @@ def epochs(num_images: int) -> dict[str, dict[str, dict[str, float]]]:
 def epochs_with(name: str, images: torch.Tensor, labels: torch.Tensor) -> dict[str, dict[str, float]]:
     """Return the seconds of one backend."""
     model = build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=0)
-    backend = choose_backend(name, model, CPU)
+    backend = choose_backend(name, model, CPU, image_shape=(1, 32, 32))
     optimizer, attack = adam(model), training_attack(backend)
 
     def epoch(objective: Any) -> dict[str, float]:
@@ -352,7 +354,7 @@ def side_by_side(num_runs: int, device: torch.device) -> dict[str, float]:
     models = [
         build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=r).to(device) for r in range(num_runs)
     ]
-    backend = choose_backend("auto", models[0], device)
+    backend = choose_backend("auto", models[0], device, image_shape=(1, 32, 32))
     optimizers = [adam(model) for model in models]
 
     def update() -> None:

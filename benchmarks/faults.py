@@ -49,7 +49,7 @@ from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.data import Split
 from frl_repro.models.compute import backends, memory
-from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.models.compute.native import build
 from frl_repro.results.tables import writing
 from frl_repro.runs import experiment
 from frl_repro.settings.config import RunConfig
@@ -642,8 +642,8 @@ def _damage(path: Path, chance: random.Random) -> None:
 
 def _has_native_code() -> bool:
     try:
-        native.library()
-    except native.NativeUnavailable as why:
+        build.find_compiler()
+    except build.NativeUnavailable as why:
         sys.stderr.write(f"without native code fused runs are equal up to rounding only: left out ({why})\n")
         return False
     return True

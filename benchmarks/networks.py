@@ -26,8 +26,7 @@ from frl_repro.attacks import pgd
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.keyvalue import choice, run, usage_text, whole_number
 from frl_repro.models import build_model
-from frl_repro.models.compute.backends import TORCH, Backend, choose_backend, native_backend
-from frl_repro.models.compute.native import engine_for
+from frl_repro.models.compute.backends import TORCH, Backend, choose_backend
 from frl_repro.models.compute.native.graph import Convolution, trace
 
 COLOUR = {"mean": [0.5], "std": [0.25]}
@@ -100,8 +99,6 @@ def attacks(name: str, batch: int, budget: float) -> dict[str, Any]:
         "channels last": attack(last, TORCH, images),
         "compiled": attack(torch.compile(last), TORCH, images),
     }
-    if kind == "lenet5":
-        calls["generated"] = attack(model, native_backend(engine_for(model, image_shape)), x)
     seconds = in_turns(calls, budget)
     row: dict[str, Any] = {"rounds": len(seconds["native"]), "num_steps": num_steps}
     for of, pick in {"median": statistics.median, "best": min}.items():
@@ -131,8 +128,7 @@ def report(result: dict[str, Any]) -> str:
                 f"{ratios[0]:.1f} ({ratios[1]:.1f})",
                 f"{100 * median['share']:.0f} ({100 * best['share']:.0f}) %",
             ]
-            note = f"; generated {median['generated']:.1f} ({best['generated']:.1f})" if "generated" in median else ""
-            lines.append(f"| {name}, {batch}{note} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name}, {batch} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -15,15 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+import native_lenet5 as native
 from frl_repro.basics.errors import UserError
 from frl_repro.commands import cli
 from frl_repro.data import Split, batch_to_float, load_dataset, subset
 from frl_repro.evaluation import autoattack, measure, measure_autoattack
 from frl_repro.evaluation.measure import measure_checkpoint
 from frl_repro.models import build_model, checkpoints
-from frl_repro.models.compute.backends import NATIVE, TORCH, choose_backend
+from frl_repro.models.compute.backends import TORCH, choose_backend
 from frl_repro.models.compute.native import NativeUnavailable
-from frl_repro.models.compute.native import lenet5 as native
 from frl_repro.results.tables import components, reading
 from frl_repro.results.tables.outcomes import (
     NATURAL_ERROR,
@@ -35,6 +35,7 @@ from frl_repro.results.tables.outcomes import (
 from frl_repro.results.tables.selection import main_evaluation, select_attack
 from frl_repro.settings.config import EvaluateConfig, RunConfig
 from frl_repro.settings.parse import parse
+from native_lenet5 import NATIVE
 from support import ROOT, Other, composed, outcomes_of_three
 
 EPSILON = 0.1
@@ -173,7 +174,7 @@ def lenet(num_classes=10, num_images=24):
 @pytest.fixture
 def has_native():
     try:
-        native.library()
+        native.engine()
     except NativeUnavailable as reason:
         pytest.skip(str(reason))
 
@@ -609,7 +610,7 @@ def direct_on_published(outcomes, checkpoint, test, epsilon):
     """Return how many images the library's own driver judges differently, on the same images and batches."""
     model = build_model("lenet5", num_classes=10, image_shape=(1, 32, 32), seed=0).eval()
     checkpoints.load_weights(checkpoint, model)
-    backend = choose_backend(outcomes.about["backend"], model, torch.device("cpu"))
+    backend = choose_backend(outcomes.about["backend"], model, torch.device("cpu"), image_shape=(1, 32, 32))
     split: Split = test.select(torch.from_numpy(outcomes.images))
     num_differing, size = 0, outcomes.about["batch_size"]
     for first in range(0, len(split), size):

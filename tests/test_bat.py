@@ -10,12 +10,13 @@ from torch import nn
 
 from frl_repro.attacks import friendly
 from frl_repro.basics.errors import UserError
-from frl_repro.models.compute.backends import NATIVE, TORCH
+from frl_repro.models.compute.backends import TORCH
 from frl_repro.models.lenet5 import LeNet5
 from frl_repro.settings.config import RunConfig
 from frl_repro.settings.parse import parse
 from frl_repro.training.frl import Plan, Weights
 from frl_repro.training.objectives import Friendly
+from native_lenet5 import NATIVE
 from support import composed
 
 RADIUS, STEP, NUM_STEPS = 0.2, 0.07, 4

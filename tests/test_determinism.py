@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import native_lenet5 as native
 from frl_repro.commands import jobs
-from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.models.compute.native import NativeUnavailable
 from frl_repro.runs import experiment
 from support import METHODS, call, contents
 
@@ -32,8 +33,8 @@ LAUNCHERS = {"fused": ["hydra/launcher=fused"], "joblib": ["hydra/launcher=jobli
 def _compiled():
     """Fused runs have the bytes of runs alone on native code."""
     try:
-        native.library()
-    except native.NativeUnavailable as reason:
+        native.engine()
+    except NativeUnavailable as reason:
         pytest.skip(str(reason))
 
 

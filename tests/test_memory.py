@@ -6,13 +6,15 @@ import logging
 import pytest
 import torch
 
+import native_lenet5 as native
 from frl_repro import attacks
 from frl_repro.attacks import pgd
 from frl_repro.basics.errors import reason
 from frl_repro.models import build_model, fuse
 from frl_repro.models.compute import backends
 from frl_repro.models.compute.memory import Parts, ascend_in_parts, logits_in_parts
-from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.models.compute.native import NativeUnavailable
+from frl_repro.models.compute.native import engine as engine_module
 from frl_repro.runs import experiment
 from support import table_contents, tiny_run
 
@@ -94,25 +96,25 @@ def test_another_error_is_no_shortage_of_memory():
 
 def test_native_code_works_in_parts_to_the_same_bits(monkeypatch):
     try:
-        native.library()
-    except native.NativeUnavailable as problem:
+        native.engine()
+    except NativeUnavailable as problem:
         pytest.skip(str(problem))
     model = build_model("lenet5", num_classes=3, image_shape=(1, 32, 32), seed=0).eval()
     x = torch.rand(70, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def answers():
-        settings = {"ascend": backends.NATIVE.ascend, "generator": torch.Generator().manual_seed(0)}
+        settings = {"ascend": native.NATIVE.ascend, "generator": torch.Generator().manual_seed(0)}
         x_adv = pgd(model, x, torch.arange(70) % 3, epsilon=0.1, step_size=0.03, num_steps=3, **settings)
-        return x_adv, backends.NATIVE.logits(model, x_adv)
+        return x_adv, native.NATIVE.logits(model, x_adv)
 
-    whole, most = answers(), native._Call.__init__
+    whole, most = answers(), engine_module._Call.__init__
 
-    def scarce(self, parameters, x, num_threads):
+    def scarce(self, engine, packed, x, num_threads):
         if len(x) > 20:
             in_native_code()
-        most(self, parameters, x, num_threads)
+        most(self, engine, packed, x, num_threads)
 
-    monkeypatch.setattr(native._Call, "__init__", scarce)
+    monkeypatch.setattr(engine_module._Call, "__init__", scarce)
     monkeypatch.setattr(backends._PARTS, "_most", None)
     for found, expected in zip(answers(), whole, strict=True):
         assert torch.equal(found, expected)

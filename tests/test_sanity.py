@@ -108,8 +108,8 @@ def images():
 
 
 def evidence_of(model, images, *, other=None, num_steps=20, num_images=None):
-    backend = choose_backend("auto", model, CPU)
-    attacker = None if other is None else Attacker(other, choose_backend("auto", other, CPU))
+    backend = choose_backend("auto", model, CPU, image_shape=(1, 32, 32))
+    attacker = None if other is None else Attacker(other, choose_backend("auto", other, CPU, image_shape=(1, 32, 32)))
     part = images if num_images is None else images.select(torch.arange(num_images))
     return gather(
         model, part, epsilon=EPSILON, num_steps=num_steps, seed=0, device=CPU, backend=backend, other=attacker

@@ -16,7 +16,7 @@ from typing import Any
 import frl_repro
 
 _PACKAGES = ("torch", "numpy")  # those that compute
-_CODE = (".py", ".cpp", ".hpp")
+_CODE = (".py", ".hpp")
 _NUM_DIGITS = 12  # of a sha256 that people compare by eye
 _LONGEST_VALUE = 200  # characters of a value in a message
 

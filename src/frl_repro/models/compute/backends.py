@@ -20,11 +20,10 @@ from frl_repro import attacks
 from frl_repro.attacks import Ascend, Ascent
 from frl_repro.basics.errors import UserError
 from frl_repro.basics.progress import LOGGER
-from frl_repro.models import FusedModel, LeNet5
+from frl_repro.models import FusedModel
 from frl_repro.models.compute.graphs import GraphedAscend
 from frl_repro.models.compute.memory import Parts, ascend_in_parts, logits_in_parts
-from frl_repro.models.compute.native import Engine, Unsupported, engine_for
-from frl_repro.models.compute.native import lenet5 as native
+from frl_repro.models.compute.native import Engine, NativeUnavailable, Unsupported, engine_for
 
 # How far a gradient's sum over the classes may be from zero: a share of its magnitudes, and what is left of the
 # difference of two numbers near 1, of which cross-entropy's gradient consists where the network is sure.
@@ -75,47 +74,8 @@ TORCH = Backend(
 CUDA = dataclasses.replace(TORCH, ascend=ascend_in_parts(GraphedAscend(), _PARTS))
 
 
-def _native_logits(model: nn.Module, x: Tensor) -> Tensor:
-    return native.logits(list(model.parameters()), x, num_threads=torch.get_num_threads())
-
-
-def _native_ascend(model: nn.Module, ascent: Ascent) -> Tensor:
-    return native.pgd(
-        list(model.parameters()),
-        ascent.x,
-        ascent.target,
-        start=ascent.start,
-        epsilon=_one_per_sample(ascent.epsilon, ascent.x),
-        step_size=_one_per_sample(ascent.step_size, ascent.x),
-        num_steps=ascent.num_steps,
-        early_stop=ascent.early_stop,
-        labels=ascent.y,
-        num_threads=torch.get_num_threads(),
-    )
-
-
 def _one_per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     return value.flatten() if isinstance(value, Tensor) and value.ndim > 0 else x.new_full((len(x),), float(value))
-
-
-class _NativeForward(torch.autograd.Function):
-    """Logits whose backward pass is the native one; it repeats the forward pass, which costs a third of a step."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *parameters)
-        return native.logits(parameters, x, num_threads=torch.get_num_threads())
-
-    @staticmethod
-    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
-        gradients = native.parameter_gradients(parameters, x, logits_gradients[0], num_threads=torch.get_num_threads())
-        return None, *gradients
-
-
-def _native_forward(model: nn.Module, x: Tensor) -> Tensor:
-    logits: Tensor = _NativeForward.apply(x, *model.parameters())  # type: ignore[no-untyped-call]
-    return logits
 
 
 def _target_of(given: Tensor) -> Tensor:
@@ -127,37 +87,6 @@ def _target_of(given: Tensor) -> Tensor:
     if (given.sum(1).abs() > _ZERO_SUM_SHARE * given.abs().sum(1) + _ZERO_SUM_ROUNDING).any():
         raise ValueError("native input gradients are of losses that do not change when all logits of an image do")
     return -given
-
-
-class _NativeForwardOfImages(torch.autograd.Function):
-    """Logits whose backward pass gives the native gradient with respect to the images; it repeats the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *parameters)
-        return native.logits(parameters, x, num_threads=torch.get_num_threads())
-
-    @staticmethod
-    def backward(ctx: Any, *logits_gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
-        target = _target_of(logits_gradients[0])
-        _, gradient = native.logits_and_input_gradient(parameters, x, target, num_threads=torch.get_num_threads())
-        return gradient, *[None] * len(parameters)
-
-
-def _native_forward_of_images(model: nn.Module, x: Tensor) -> Tensor:
-    parameters = [parameter.detach() for parameter in model.parameters()]
-    logits: Tensor = _NativeForwardOfImages.apply(x, *parameters)  # type: ignore[no-untyped-call]
-    return logits
-
-
-NATIVE = Backend(
-    name="native",
-    logits=logits_in_parts(_native_logits, _PARTS),
-    forward=_native_forward,
-    forward_of_images=_native_forward_of_images,
-    ascend=ascend_in_parts(_native_ascend, _PARTS),
-)
 
 
 def native_backend(engine: Engine) -> Backend:
@@ -208,7 +137,7 @@ def native_backend(engine: Engine) -> Backend:
 
 
 class _EngineForward(torch.autograd.Function):
-    """As `_NativeForward`, of generated code."""
+    """Logits whose backward pass is the native one; it repeats the forward pass, which costs a third of a step."""
 
     @staticmethod
     def forward(ctx: Any, engine: Engine, names: tuple[str, ...], x: Tensor, *tensors: Tensor) -> Tensor:
@@ -228,7 +157,7 @@ class _EngineForward(torch.autograd.Function):
 
 
 class _EngineForwardOfImages(torch.autograd.Function):
-    """As `_NativeForwardOfImages`, of generated code."""
+    """Logits whose backward pass gives the native gradient by the images; it repeats the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, engine: Engine, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -264,7 +193,7 @@ def choose_backend(
     model : nn.Module
     device : torch.device
     image_shape : sequence of int, optional
-        (C, H, W) of the images. Native code of other networks than LeNet-5 is generated for one size.
+        (C, H, W) of the images. Native code is generated for one size.
     only_torch : str, optional
         A setting that native code does not follow.
     is_ours : bool
@@ -285,19 +214,15 @@ def choose_backend(
             return TORCH
         return CUDA if is_ours else dataclasses.replace(TORCH, ascend=ascend_in_parts(GraphedAscend(), _PARTS))
     try:
-        # LeNet-5 keeps its own kernel: a registered study is measured with it.
-        if type(model) is LeNet5 and model.conv1.in_channels == 1:
-            native.library()
-            return NATIVE
         if image_shape is None:
             raise Unsupported("no image size is known")
         channels, height, width = image_shape
         with attacks.evaluation_mode(model):
             return native_backend(engine_for(model, (channels, height, width)))
-    except (native.NativeUnavailable, Unsupported) as reason:
+    except (NativeUnavailable, Unsupported) as reason:
         if name == "native":
             raise UserError(f"backend=native: {reason}; use backend=auto") from None
-        if isinstance(reason, native.NativeUnavailable):
+        if isinstance(reason, NativeUnavailable):
             _say_once(f"native backend not available, PyTorch takes over: {reason}")
         elif image_shape is not None:
             _say_once(f"native code does not know this network, PyTorch takes over: {reason}")

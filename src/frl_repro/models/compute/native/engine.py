@@ -64,6 +64,8 @@ class Engine:
     graph : Graph
     trains : bool
         Whether `parameter_gradients` are those of a training step: the network is the same in training mode.
+    lanes : int
+        Images per vector.
     workspace_bytes : int
         Memory that each thread works in.
 
@@ -85,7 +87,8 @@ class Engine:
             )
         self._library = _library(self._program.text, tuple(flags))
         self.trains = trains
-        self.workspace_bytes = 4 * self._library.frl_lanes() * self._program.workspace
+        self.lanes = int(self._library.frl_lanes())
+        self.workspace_bytes = 4 * self.lanes * self._program.workspace
 
     @property
     def num_classes(self) -> int:
@@ -207,7 +210,7 @@ class Engine:
             raise ValueError("no parameter gradients: the network is another one in training mode")
         call = _Call(self, self.pack(tensors, num_threads=num_threads) if packed is None else packed, x, num_threads)
         given = call.floats("logits_gradient", logits_gradient, (call.N, self.num_classes))
-        program, lanes = self._program, self._library.frl_lanes()
+        program, lanes = self._program, self.lanes
         sums = x.new_zeros(call.runs, program.num_sums)
         rows = x.new_empty(call.runs, program.num_rows, -(-call.N // (call.runs * lanes)) * lanes)
         call.run("frl_parameter_gradients", given, sums.data_ptr(), rows.data_ptr())
