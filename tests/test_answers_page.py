@@ -23,14 +23,14 @@ def whole(tmp_path_factory):
 def test_sentences_give_verdicts_only_of_a_whole_study(whole, tmp_path):
     study, answers = whole
     said = registered_section(study, answers, ["0123456789"])
-    assert said.progress == "150 of 150 registered runs stand."
+    assert said.progress == "150 of 150 registered runs are finished."
     assert said.sentences[0] == "Questions 1, 2, 3, 4, 5m: reproduced; question 4b: contradicted; question 5: mixed."
     assert said.origin.endswith("the runs were made by commits 0123456.")
     assert "\N{MINUS SIGN}12.1 [" in said.sentences[1]
     write_study(tmp_path, seeds=SEEDS[:3], outcomes=False)
     part = load_registered(tmp_path)
     said = registered_section(part, part.judge(), [])
-    assert said.progress.startswith(f"{3 * len(CELLS)} of 150 registered runs stand: no verdict is given before")
+    assert said.progress.startswith(f"{3 * len(CELLS)} of 150 registered runs are finished. Until the last one")
     assert not any("reproduced" in sentence for sentence in said.sentences)
 
 
@@ -73,7 +73,7 @@ def test_the_page_shows_registered_runs_alone_where_there_are_any(tmp_path, monk
     assert f"left out: {num_others} tables of no registered run" in printed
     page = (tmp_path / "both/report.html").read_text(encoding="utf-8")
     assert "What the registered study found" in page
-    assert "45 of 150 registered runs stand" in page
+    assert "45 of 150 registered runs are finished" in page
     assert "forest-" in page
     assert "What these runs show" in (tmp_path / "alone/report.html").read_text(encoding="utf-8")
     with (tmp_path / "both/verdicts.csv").open(newline="", encoding="utf-8") as opened:

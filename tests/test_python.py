@@ -232,7 +232,9 @@ def test_a_mistake_in_a_setting_is_one_clear_line(settings, message):
 
 def test_native_code_that_does_not_know_a_layer_names_it():
     model = nn.Sequential(nn.Flatten(), nn.Linear(X[0].numel(), K), nn.Softplus())
-    with pytest.raises(UserError, match=r"^backend=native: 2 \(Softplus\): no softplus; use backend=auto$"):
+    with pytest.raises(
+        UserError, match=r"^backend=native: 2 \(Softplus\): softplus is not among its layers; use backend=auto$"
+    ):
         frl_repro.evaluate(model, (X, Y), num_steps=1, backend="native")
 
 
@@ -585,3 +587,34 @@ def test_what_was_recorded_of_a_network_on_a_gpu_serves_no_other_network():
     one, other = (choose_backend("auto", network(), cuda, is_ours=False) for _ in range(2))
     assert one.ascend is not other.ascend
     assert choose_backend("auto", network(), cuda) is choose_backend("auto", network(), cuda)
+
+
+OWN_NETWORKS = """
+import torch, frl_repro
+from torch import nn
+
+class Branches(nn.Module):
+    def __init__(self, joins):
+        super().__init__()
+        self.first, self.left, self.right = (nn.Conv2d(a, 4, 3, padding=1) for a in (1, 4, 4))
+        self.joins, self.head = joins, nn.LazyLinear(3)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.head(self.joins(torch.relu(self.left(x)), self.right(x)).flatten(1))
+
+x, y = torch.rand(12, 1, 8, 8), torch.arange(12) % 3
+for joins in (torch.add, lambda a, b: torch.cat((a, b), 1)):
+    model = Branches(joins)
+    model(x)
+    frl_repro.evaluate(model, (x, y), epsilons=[0.1], num_steps=1)
+"""
+
+
+def test_own_networks_say_what_attacks_them():
+    done = subprocess.run([sys.executable, "-c", OWN_NETWORKS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "attacks on Branches run on native code\n" in done.stdout
+    assert (
+        "native code does not know this network, PyTorch takes over: forward (Branches): cat is not among its layers\n"
+    ) in done.stdout

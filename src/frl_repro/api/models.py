@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from frl_repro.attacks import evaluation_mode
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.progress import set_up_for_import
 from frl_repro.data import in_unit_range
 from frl_repro.evaluation.measure import resolve_device
-from frl_repro.models.compute.backends import Backend, choose_backend
+from frl_repro.models.compute.backends import Backend, choose_backend, say_once
 
 
 @contextmanager
@@ -33,7 +34,10 @@ def measurable(
         if place.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
         K = num_classes_of(own, images, place)  # images that the model cannot take are refused before native code runs
+        set_up_for_import()
         computing = choose_backend(backend, own, place, image_shape=images.shape[1:], is_ours=False)
+        if computing.name == "native":
+            say_once(f"attacks on {type(model).__name__} run on native code")
         yield own, place, computing, K
 
 

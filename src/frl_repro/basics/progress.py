@@ -48,6 +48,12 @@ def set_up_logging() -> None:
     LOGGER.disabled = False  # hydra/hydra_logging=disabled disables every logger that there is
 
 
+def set_up_for_import() -> None:
+    """Show the package's messages, unless the program that imports it has set up logging of its own."""
+    if not (LOGGER.handlers or logging.getLogger().handlers):
+        set_up_logging()
+
+
 @contextmanager
 def silence() -> Iterator[None]:
     """Show neither messages nor progress inside: of the processes that share a run, one speaks."""

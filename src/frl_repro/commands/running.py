@@ -58,6 +58,8 @@ class Task:
         self.jobs = list(jobs)
         self._act, self._scratch, self._kind = act, scratch, kind
         self._num_jobs, self._commander = len(jobs), os.getpid()
+        configs = [job.config for job in jobs]
+        self._folders = [str(config.folder) for config in configs if isinstance(config, RunConfig)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is sent to another process: without jobs that it does not run."""

@@ -37,7 +37,8 @@ def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     if (height, width) != (LENET5_IMAGE_SIZE, LENET5_IMAGE_SIZE):
         raise UserError(
             f"model=lenet5 takes 32x32 images, the data set has {height}x{width}: for images of your own give "
-            f"dataset.image_size={LENET5_IMAGE_SIZE} (they are resized), or model=preact_resnet18, which takes any size"
+            f"dataset.image_size={LENET5_IMAGE_SIZE} (they are resized), or a network for any size: "
+            "model=resnet8 on a processor, model=preact_resnet18 on a GPU"
         )
     return LeNet5(num_classes=num_classes, in_channels=channels)
 

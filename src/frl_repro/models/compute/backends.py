@@ -223,13 +223,13 @@ def choose_backend(
         if name == "native":
             raise UserError(f"backend=native: {reason}; use backend=auto") from None
         if isinstance(reason, NativeUnavailable):
-            _say_once(f"native backend not available, PyTorch takes over: {reason}")
+            say_once(f"native backend not available, PyTorch takes over: {reason}")
         elif image_shape is not None:
-            _say_once(f"native code does not know this network, PyTorch takes over: {reason}")
+            say_once(f"native code does not know this network, PyTorch takes over: {reason}")
         return TORCH
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
     """Log what holds for all runs of this process."""
     LOGGER.info("%s", message)

@@ -26,7 +26,8 @@ def forest_figure(numbers: DataFrame, *, caption: str) -> Figure:
     ----------
     numbers : DataFrame
         One row a difference: ``question`` (its heading), ``comparison``, ``quantity`` (natural, 8/255 or 16/255),
-        ``estimate``, ``low``, ``high`` (points of error; bounds may be missing), ``threshold`` (points).
+        ``estimate``, ``low``, ``high`` (points of error; bounds may be missing), ``threshold`` (points),
+        ``num_seeds``, and ``is_decided``: whether the mark is filled.
     caption : str
         Over the figure.
     """
@@ -49,8 +50,21 @@ def forest_figure(numbers: DataFrame, *, caption: str) -> Figure:
                 chosen = part[part["quantity"] == quantity]
                 shift = 0.25 * (list(_COLOURS).index(quantity) - 1)
                 axes.hlines([y + shift] * len(chosen), chosen["low"], chosen["high"], color=colour, linewidth=1)
-                marks = [y + shift] * len(chosen)
-                axes.plot(chosen["estimate"], marks, _MARKERS[quantity], color=colour, markersize=3.5)
+                for _, one in chosen.iterrows():
+                    filling = colour if one["is_decided"] else "white"
+                    axes.plot(
+                        one["estimate"],
+                        y + shift,
+                        _MARKERS[quantity],
+                        color=colour,
+                        markerfacecolor=filling,
+                        markersize=3.5,
+                    )
+            ends = dict.fromkeys((int(part["num_seeds"].min()), int(part["num_seeds"].max())))
+            axes.annotate(
+                f"n = {' to '.join(map(str, ends))}", (1.01, y), xycoords=("axes fraction", "data"), va="center",
+                fontsize=5.5, color=GREY,
+            )  # fmt: skip
         axes.set_yticks(range(len(rows)), [wrapped(text, _LABEL_LENGTH) for _, text in rows])
         for (kind, _), label in zip(rows, axes.get_yticklabels(), strict=True):
             if kind == _HEADING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -30,6 +30,7 @@ VERDICT_COLUMNS = (
 """Columns of ``verdicts.csv``: one row a criterion; estimates in the unit's hundredths (points, %)."""
 
 _MINUS = "\N{MINUS SIGN}"
+_LEAST_SEEDS = 3  # for an interval in the figure
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Section:
         Of each question its verdict, and every criterion with its numbers.
     origin : str
         When it was registered, and which commits made its runs.
+    missing : dict of str to str
+        Roles without runs, and what makes them.
     """
 
     title: str
@@ -60,6 +63,7 @@ class Section:
     picture: Picture | None
     criteria: list[tuple[str, Grid]]
     origin: str
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def quantity_of(evidence: Evidence) -> str:
@@ -94,38 +98,43 @@ def verdict_rows(answers: Sequence[Answer]) -> list[dict[str, object]]:
             for one in found:
                 images = one.over_images
                 over = one.over_seeds
+                scale = 100 if one.criterion.unit else 1
+
+                def scaled(value: float, scale: int = scale) -> float | None:
+                    return _number(scale * value, 2)
+
                 row = {
                     "question": answer.question.name, "text": answer.question.text, "verdict": answer.verdict,
                     "decides": decides, "criterion": one.criterion.text, "quantity": quantity_of(one),
-                    "outcome": one.outcome, "num_seeds": len(one.seeds), "estimate": _hundredths(over.estimate),
-                    "low": _hundredths(over.low), "high": _hundredths(over.high),
-                    "images_low": None if images is None else _hundredths(images.low),
-                    "images_high": None if images is None else _hundredths(images.high),
-                    "of_maximum": _hundredths(one.of_maximum.estimate), "unit": one.criterion.unit,
-                    "threshold": _hundredths(one.criterion.threshold),
+                    "outcome": one.outcome, "num_seeds": len(one.seeds), "estimate": scaled(over.estimate),
+                    "low": scaled(over.low), "high": scaled(over.high),
+                    "images_low": None if images is None else scaled(images.low),
+                    "images_high": None if images is None else scaled(images.high),
+                    "of_maximum": scaled(one.of_maximum.estimate), "unit": one.criterion.unit,
+                    "threshold": scaled(one.criterion.threshold),
                     "p": _number(one.p, 6), "adjusted_p": _number(one.adjusted_p, 6),
-                    "values": " ".join(f"{100 * value:.2f}" for value in one.values),
+                    "values": " ".join(f"{scale * value:.2f}" for value in one.values),
                 }  # fmt: skip
                 rows.append(row)
     return rows
 
 
 def forest_numbers(answers: Sequence[Answer]) -> pd.DataFrame:
-    """Return the differences in points that decide, for `figures.forest`; what it costs all classes stands beside."""
+    """Return every difference in points, for `figures.forest`: of each question those that decide, then the others."""
     rows = []
     for answer in answers:
         heading = f"{answer.question.name}. {answer.question.text}"
         for one in (*answer.evidence, *answer.beside):
             if one.criterion.unit != "points" or not one.seeds:
                 continue
-            is_price = one in answer.beside
-            if is_price and "of all classes" not in one.criterion.text:
-                continue
+            has_interval = len(one.seeds) >= _LEAST_SEEDS  # of two seeds it is wider than the axis
             rows.append({
                 "question": heading, "comparison": comparison_of(one), "quantity": quantity_of(one),
-                "estimate": 100 * one.over_seeds.estimate, "low": 100 * one.over_seeds.low,
-                "high": 100 * one.over_seeds.high, "threshold": 100 * one.criterion.threshold,
-                "num_seeds": len(one.seeds),
+                "estimate": 100 * one.over_seeds.estimate,
+                "low": 100 * one.over_seeds.low if has_interval else math.nan,
+                "high": 100 * one.over_seeds.high if has_interval else math.nan,
+                "threshold": 100 * one.criterion.threshold, "num_seeds": len(one.seeds),
+                "is_decided": one.outcome in ("holds", "opposite"),
             })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -136,8 +145,8 @@ def registered_section(study: RegisteredStudy, answers: Sequence[Answer], commit
     cells = study.rows[study.rows["role"].isin([cell.name for cell in registration.CELLS])]
     num_runs = len(cells[["role", "seed"]].drop_duplicates())
     is_done = num_runs == num_cells * num_seeds
-    progress = f"{num_runs} of {num_cells * num_seeds} registered runs stand"
-    progress += "." if is_done else ": no verdict is given before the last one. Effects are shown with their seeds."
+    progress = f"{num_runs} of {num_cells * num_seeds} registered runs are finished."
+    progress += "" if is_done else " Until the last one the numbers are provisional, and no verdict is given."
     name, made = registration.REGISTERED_IN
     used = ", ".join(sorted({commit[:7] for commit in commits if commit})) or "unknown"
     return Section(
@@ -163,7 +172,8 @@ def exploratory_section(answers: Sequence[Answer], notes: Sequence[str]) -> Sect
         None,
         _picture(answers),
         _criteria(answers),
-        "".join(f"No runs of {role}: python {command} " for role, command in missing.items()),
+        "",
+        missing,
     )
 
 
@@ -200,21 +210,26 @@ def _effects(answers: Sequence[Answer]) -> list[str]:
     sentences = []
     for beginning, found in (
         (
-            "reweight 5:1 changes the worst class's error, against its base, by",
+            "Against the base, reweight 5:1 changes the worst class's error by",
             [one for one in by_name["3"].evidence if f"{REWEIGHT_51} below {BASE}" in one.criterion.text],
         ),
         (
-            "margins added to weights (both at their best settings) change it by",
-            [one for one in by_name["5"].evidence if f"below {CHOSEN['reweight']}" in one.criterion.text],
+            "Against the same retraining with equal weights, it changes the worst class's error by",
+            [one for one in by_name["3"].evidence if f"{REWEIGHT_51} below {EQUAL}" in one.criterion.text],
         ),
         (
-            "against equal weights, reweight 5:1 changes the error of all classes together by",
+            "The price, against equal weights: the error of all classes together changes by",
             [one for one in by_name["3"].beside if f"of all classes: {REWEIGHT_51}" in one.criterion.text],
+        ),
+        (
+            "Margins added to weights, each at its chosen setting, change the worst class's error, "
+            "against weights alone, by",
+            [one for one in by_name["5"].evidence if f"below {CHOSEN['reweight']}" in one.criterion.text],
         ),
     ):
         if found and all(one.seeds for one in found):
             seeds = len(found[0].seeds)
-            sentences.append(f"Over {seeds} seed{'s' * (seeds > 1)}, {beginning} {_listed(found)}.")
+            sentences.append(f"{beginning} {_listed(found)}. {seeds} seed{'s' * (seeds > 1)}.")
     return sentences
 
 
@@ -244,11 +259,12 @@ def forest(answers: Sequence[Answer]) -> Figure | None:
     numbers = forest_numbers(answers)
     if numbers.empty:
         return None
-    ends = dict.fromkeys((int(numbers["num_seeds"].min()), int(numbers["num_seeds"].max())))
-    many = "" if list(ends) == [1] else "s"
-    caption = f"Mean over {' to '.join(map(str, ends))} seed{many} with Student's 95 % interval"
+    caption = (
+        "Mean over n seeds with Student's 95 % interval. Filled: a difference after correction for the number of "
+        "criteria. Hollow: none, uncertain, or at the ceiling"
+    )
     if (numbers["threshold"] != 0).any():
-        caption += ". Grey dashes: thresholds other than 0"
+        caption += ". Dashes: thresholds other than 0"
     return forest_figure(numbers, caption=caption)
 
 
@@ -256,7 +272,7 @@ def _picture(answers: Sequence[Answer]) -> Picture | None:
     figure = forest(answers)
     if figure is None:
         return None
-    title = "Every difference in points, with what it costs all classes"
+    title = "Every difference: the first less the second, in points of error. Left of 0 the first has fewer errors"
     return Picture("forest", title, svg_of(figure), alt_text(title, forest_numbers(answers)))
 
 
@@ -309,10 +325,6 @@ def said(answers: Sequence[Answer]) -> str:
             )
     lines += [f"no runs of {role}: python {command}" for role, command in missing_runs(answers).items()]
     return "".join(f"{line}\n" for line in lines)
-
-
-def _hundredths(value: float) -> float | None:
-    return _number(100 * value, 2)
 
 
 def _number(value: float, digits: int) -> float | None:

@@ -231,12 +231,12 @@ class _Tracer(TorchFunctionMode):
             value = self._reshaped(self._value(args[0]), result)
         else:
             if not hasattr(self, f"_on_{name}"):
-                self._fail(f"no {name}")
+                self._fail(f"{name} is not among its layers")
             handler: Callable[..., int] = getattr(self, f"_on_{name}")
             try:
                 value = handler(*args, **kwargs)
             except TypeError:
-                self._fail(f"no {name} with these arguments")
+                self._fail(f"{name} with arguments that it does not know")
         if result.numel() != 2 * _volume(self.shapes[value]):
             self._fail(f"{name} gives {tuple(result.shape)}")
         self.values[id(result)] = value
