@@ -152,13 +152,15 @@ def _costs(request: Request, *, shows_jobs: bool) -> str:
         if shows_jobs:
             raise
         return f"{request.track.name}: {problem}\n"
-    lines = [f"train.py -m {shlex.join(job.overrides)} seed={_listed(request.seeds)}\n" for job in found]
+    lines = [f"python train.py -m {shlex.join(job.overrides)} seed={_listed(request.seeds)}\n" for job in found]
     num_seeds, needs_base = len(request.seeds), any(job.start == BASE for job in found)
     own = sum(job.image_steps for job in found)
     total = num_seeds * (own + (budget.base if needs_base else 0))
+    bases = f" and {_counted(num_seeds, 'base')}" if needs_base else ""
     summary = (
         f"{request.track.name}: {len(found)} settings of {len({job.method for job in found})} methods, "
-        f"{num_seeds} seeds: {len(found) * num_seeds} runs{f' and {num_seeds} bases' if needs_base else ''}, "
+        f"{_counted(num_seeds, 'seed')}: {_counted(len(found) * num_seeds, 'run')}"
+        f"{bases}, "
         f"{total / 1e9:.2f} G image-steps; budget of a run {budget.image_steps / 1e6:.2f} M, "
         f"of it the base {budget.base / 1e6:.2f} M\n"
     )
@@ -242,8 +244,15 @@ def _show(runs: Path, out: Path) -> str:
     from frl_repro.results.report.bench import said
     from frl_repro.results.report.bench_files import write_bench
 
-    files = write_bench(bench_published.folders(runs) or [runs], out)
+    folders = bench_published.folders(runs)
+    if not folders and not runs.exists():
+        raise UserError(f"nothing has run yet under {runs}: python scripts/bench.py seeds=20 runs the first seed")
+    files = write_bench(folders or [runs], out)
     return said(files.board) + "".join(f"wrote {path}\n" for path in files.written)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _once(key: str, text: str) -> list[str]:
