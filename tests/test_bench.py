@@ -103,7 +103,7 @@ def test_no_job_costs_more_than_the_control_and_one_more_epoch_would(name):
     ("track=mnist", "track=mnist is unknown, did you mean 'fashion_mnist-lenet5'?"),
     ("starts=nowhere", "starts=nowhere is unknown; known: base, scratch"),
     ("settings=best", "settings=best is unknown; known: all, published"),
-    ("show=true", "nothing has run yet under outputs/bench: python scripts/bench.py seeds=20 runs the first seed"),
+    ("show=true", "python scripts/bench.py seeds=20 runs the first seed"),
 ])  # fmt: skip
 def test_a_wrong_line_is_answered_before_anything_runs(line, message, tmp_path, capsys):
     given = dict(word.split("=", 1) for word in line.split())
