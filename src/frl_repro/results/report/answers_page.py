@@ -45,7 +45,7 @@ class Section:
     progress : str
         How much of the registered study stands, or that nothing was registered.
     verdicts : Grid or None
-        A row a question: over all radii, and at each alone; None where nothing is decided.
+        A row a question: over all radii, and at each alone; None while nothing is decided.
     picture : Picture or None
         All differences on one axis; None while nothing is measured.
     criteria : list of (str, Grid)
@@ -153,7 +153,7 @@ def registered_section(study: RegisteredStudy, answers: Sequence[Answer], commit
         "What the registered study found",
         [*([_said_of_verdicts(answers)] if is_done else []), *_effects(answers)],
         progress,
-        _verdicts(answers),
+        _verdicts(answers) if is_done else None,
         _picture(answers),
         _criteria(answers),
         f"Questions, criteria and words were fixed beforehand (docs/registration.md), in commit {name} ({made}); "
