@@ -296,7 +296,7 @@ def test_a_torchscript_archive_is_refused_with_what_to_do(tmp_path):
 
 
 def test_lenet5_on_images_of_another_size_says_first_how_to_keep_it():
-    with pytest.raises(UserError, match=r"has 28x28: for images of your own give dataset\.image_size=32 .*, or model="):
+    with pytest.raises(UserError, match=r"28x28: for images of your own give dataset\.image_size=32 .*, or a network"):
         build_model("lenet5", num_classes=10, image_shape=(1, 28, 28), seed=0)
 
 

@@ -91,7 +91,7 @@ def test_lenet5_is_the_reports():
 
 
 def test_models_say_what_they_cannot_do():
-    with pytest.raises(UserError, match=r"has 28x28: .* dataset\.image_size=32 .*, or model=preact_resnet18"):
+    with pytest.raises(UserError, match=r"has 28x28: .* dataset\.image_size=32 .* model=resnet8 on a processor"):
         build_model("lenet5", num_classes=10, image_shape=(1, 28, 28), seed=0)
     with pytest.raises(UserError, match="unknown model 'lenet'; known: lenet5"):
         build_model("lenet", num_classes=10, image_shape=(1, 32, 32), seed=0)
