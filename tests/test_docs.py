@@ -267,6 +267,6 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
     pages = {page: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
     loaded = r'(?:src|href)="(https?://[^"]+\.(?:js|css|png|svg|woff2?)[^"]*|https?://fonts[^"]*)"'
     assert {page.name: found for page, text in pages.items() if (found := re.findall(loaded, text))} == {}
-    assert (tmp_path / "site" / "search" / "search_index.js").exists()
+    assert (tmp_path / "site" / "search" / "search_index.json").exists()
     assert "frl.strength" in pages[tmp_path / "site" / "settings.html"]
     assert "L-infinity ball" in pages[tmp_path / "site" / "api.html"]
