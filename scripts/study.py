@@ -257,9 +257,14 @@ def study(given: dict[str, str]) -> int:
 
 def is_committed(sweep: str, seed: str) -> bool:
     """Whether the results of every run of a sweep are committed."""
+    cell = next((cell.name for cell in CELLS if cell.overrides == sweep), None)
+    if cell is not None:  # the list has the names of registered runs; composing each one takes a while
+        listed = [run_id for run_id, run in registered_runs().items() if (run.cell, str(run.seed)) == (cell, seed)]
+        folders = [_REFERENCE / _REGISTERED / run_id for run_id in listed]
+        return bool(folders) and all((folder / CLASSWISE_FILE).exists() for folder in folders)
     runs = check_command_line(["-m", *shlex.split(sweep), f"seed={seed}"], "config")
-    folders = [run.folder for run in runs if isinstance(run, RunConfig)]
-    return all((place_of(folder.name, folder.parent) / CLASSWISE_FILE).exists() for folder in folders)
+    folders = [place_of(run.run_id, run.folder.parent) for run in runs if isinstance(run, RunConfig)]
+    return all((folder / CLASSWISE_FILE).exists() for folder in folders)
 
 
 def place_of(run_id: str, output_dir: Path) -> Path:

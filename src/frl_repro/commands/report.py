@@ -181,9 +181,9 @@ def _section(runs: str, study: Study, registered: RegisteredStudy | None, answer
 
 def _left_out(tables: Sequence[Path]) -> list[str]:
     """Return a line on the runs that are not shown because others are registered, if there are any."""
-    from frl_repro.results.registration import of_one_study
+    from frl_repro.results.registration import is_of_bench, of_one_study
 
-    number = len(tables) - len(of_one_study(tables))
+    number = sum(not is_of_bench(table) for table in set(tables) - set(of_one_study(tables)))
     if not number:
         return []
     return [f"left out: {number} tables of no registered run, which are not mixed with registered ones; narrow runs="]

@@ -27,6 +27,9 @@ SEEDS = (20, 21, 22, 23, 24)
 
 FEW_SEEDS = SEEDS[:3]
 
+AVERAGED = r"\bema_decay=[0-9.]"
+"""In a run's variant: its weights are a running average."""
+
 AUTOATTACK_FOLDER = "autoattack"
 """Beside the runs: what AutoAttack makes of chosen models."""
 
@@ -183,6 +186,6 @@ def contestant_of(method: str, alpha_nat: float, alpha_bndy: float, variant: str
     """Return what a run's method is called on the bench, from the columns of its tables."""
     if method == "combined" and alpha_nat == alpha_bndy == 0:
         return "margins"
-    if method == CONTROL and re.search(r"\bema_decay=[0-9.]", variant):
+    if method == CONTROL and re.search(AVERAGED, variant):
         return "ema_from_base" if re.search(r"\bema_from_start=[Tt]rue", variant) else "ema"
     return method

@@ -14,6 +14,7 @@ from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import registration
 from frl_repro.results.figures.forest import forest_figure
 from frl_repro.results.registration import BASE, CELLS, EQUAL
+from frl_repro.results.report.markdown import points
 from frl_repro.results.report.page import Cell, Grid, Picture, alt_text, svg_of
 from frl_repro.results.report.questions import CHOSEN, REWEIGHT_51
 from frl_repro.results.report.registered import CANDIDATES, RegisteredStudy
@@ -96,22 +97,16 @@ def verdict_rows(answers: Sequence[Answer]) -> list[dict[str, object]]:
     for answer in answers:
         for decides, found in ((True, answer.evidence), (False, answer.beside)):
             for one in found:
-                images = one.over_images
-                over = one.over_seeds
-                scale = 100 if one.criterion.unit else 1
-
-                def scaled(value: float, scale: int = scale) -> float | None:
-                    return _number(scale * value, 2)
-
+                images, over, scale = one.over_images, one.over_seeds, one.criterion.scale
                 row = {
                     "question": answer.question.name, "text": answer.question.text, "verdict": answer.verdict,
                     "decides": decides, "criterion": one.criterion.text, "quantity": quantity_of(one),
-                    "outcome": one.outcome, "num_seeds": len(one.seeds), "estimate": scaled(over.estimate),
-                    "low": scaled(over.low), "high": scaled(over.high),
-                    "images_low": None if images is None else scaled(images.low),
-                    "images_high": None if images is None else scaled(images.high),
-                    "of_maximum": scaled(one.of_maximum.estimate), "unit": one.criterion.unit,
-                    "threshold": scaled(one.criterion.threshold),
+                    "outcome": one.outcome, "num_seeds": len(one.seeds), "estimate": _number(scale * over.estimate, 2),
+                    "low": _number(scale * over.low, 2), "high": _number(scale * over.high, 2),
+                    "images_low": None if images is None else _number(scale * images.low, 2),
+                    "images_high": None if images is None else _number(scale * images.high, 2),
+                    "of_maximum": _number(scale * one.of_maximum.estimate, 2), "unit": one.criterion.unit,
+                    "threshold": _number(scale * one.criterion.threshold, 2),
                     "p": _number(one.p, 6), "adjusted_p": _number(one.adjusted_p, 6),
                     "values": " ".join(f"{scale * value:.2f}" for value in one.values),
                 }  # fmt: skip
@@ -141,17 +136,12 @@ def forest_numbers(answers: Sequence[Answer]) -> pd.DataFrame:
 
 def registered_section(study: RegisteredStudy, answers: Sequence[Answer], commits: Sequence[str]) -> Section:
     """Return what the page says of the registered study; ``commits`` made its runs."""
-    num_cells, num_seeds = len(registration.CELLS), len(registration.SEEDS)
-    cells = study.rows[study.rows["role"].isin([cell.name for cell in registration.CELLS])]
-    num_runs = len(cells[["role", "seed"]].drop_duplicates())
-    is_done = num_runs == num_cells * num_seeds
-    progress = f"{num_runs} of {num_cells * num_seeds} registered runs are finished."
-    progress += "" if is_done else " Until the last one the numbers are provisional, and no verdict is given."
+    progress, is_done = _progress(study)
     name, made = registration.REGISTERED_IN
     used = ", ".join(sorted({commit[:7] for commit in commits if commit})) or "unknown"
     return Section(
         "What the registered study found",
-        [*([_said_of_verdicts(answers)] if is_done else []), *_effects(answers)],
+        _sentences(answers, is_done=is_done),
         progress,
         _verdicts(answers) if is_done else None,
         _picture(answers),
@@ -159,6 +149,27 @@ def registered_section(study: RegisteredStudy, answers: Sequence[Answer], commit
         f"Questions, criteria and words were fixed beforehand (docs/registration.md), in commit {name} ({made}); "
         f"the runs were made by commits {used}.",
     )
+
+
+def headline(study: RegisteredStudy, answers: Sequence[Answer]) -> list[str]:
+    """Return what a page says of the registered study in a few sentences, the last of which says how far it is."""
+    progress, is_done = _progress(study)
+    return [*_sentences(answers, is_done=is_done), progress]
+
+
+def _progress(study: RegisteredStudy) -> tuple[str, bool]:
+    """How much of the study stands, and whether it is whole."""
+    num_registered = len(registration.CELLS) * len(registration.SEEDS)
+    cells = study.rows[study.rows["role"].isin([cell.name for cell in registration.CELLS])]
+    num_runs = len(cells[["role", "seed"]].drop_duplicates())
+    is_done = num_runs == num_registered
+    progress = f"{num_runs} of {num_registered} registered runs are finished."
+    progress += "" if is_done else " Until the last one the numbers are provisional, and no verdict is given."
+    return progress, is_done
+
+
+def _sentences(answers: Sequence[Answer], *, is_done: bool) -> list[str]:
+    return [*([_said_of_verdicts(answers)] if is_done else []), *_effects(answers)]
 
 
 def exploratory_section(answers: Sequence[Answer], notes: Sequence[str]) -> Section:
@@ -236,10 +247,8 @@ def _effects(answers: Sequence[Answer]) -> list[str]:
 def _listed(found: Sequence[Evidence]) -> str:
     said = []
     for one in found:
-        interval = one.over_seeds
-        bounds = "" if math.isnan(interval.low) else f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
         where = "natural" if one.criterion.radius is None else f"robust at {quantity_of(one)}"
-        said.append(f"{100 * interval.estimate:+.1f}{bounds} points ({where})")
+        said.append(f"{points(one.over_seeds)} points ({where})")
     return ", ".join(said).replace("-", _MINUS)
 
 
@@ -291,7 +300,7 @@ def _criteria_of(answer: Answer) -> Grid:
     rows = []
     for decides, found in (("", answer.evidence), (" (beside, decides nothing)", answer.beside)):
         for one in found:
-            unit = {"points": 100, "%": 100}.get(one.criterion.unit, 1)
+            unit = one.criterion.scale
             over, images = one.over_seeds, one.over_images
             bounds = "-" if math.isnan(over.low) else f"[{unit * over.low:.1f}, {unit * over.high:.1f}]"
             of_images = "-" if images is None else f"[{unit * images.low:.1f}, {unit * images.high:.1f}]"
@@ -317,10 +326,10 @@ def said(answers: Sequence[Answer]) -> str:
         for one in answer.evidence:
             if not one.seeds:
                 continue
-            unit, over = "points" if one.criterion.unit == "points" else one.criterion.unit, one.over_seeds
+            over = one.over_seeds
             bounds = "" if math.isnan(over.low) else f" [{100 * over.low:.1f}, {100 * over.high:.1f}]"
             lines.append(
-                f"    {one.outcome}: {one.criterion.text}: {100 * over.estimate:+.1f} {unit}{bounds}, "
+                f"    {one.outcome}: {one.criterion.text}: {100 * over.estimate:+.1f} {one.criterion.unit}{bounds}, "
                 f"seeds {', '.join(map(str, one.seeds))}"
             )
     lines += [f"no runs of {role}: python {command}" for role, command in missing_runs(answers).items()]

@@ -141,6 +141,11 @@ def _interval(name: str, values: Sequence[float]) -> dict[str, object]:
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
+def interval_in(row: pd.Series, name: str) -> statistics.Interval:
+    """Return an interval from its columns in a row of `leaderboard`."""
+    return statistics.Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
+
+
 def _if_equal(model: Model, radius: str) -> float:
     """Return the largest class error that equal classes would show on average with as many images."""
     num_classes = len(model.shares)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from frl_repro.results.protocol import BASE, CNN_SMALL, CONTESTANTS, IMBALANCED, LENET5, TRACKS
+from frl_repro.results.report.bench import interval_in
 from frl_repro.results.report.bench_claims import CLAIMS, PRICE
 from frl_repro.results.report.bench_models import CRITERIA
 from frl_repro.results.report.bench_ranks import agreements
 from frl_repro.results.report.bench_verdicts import Answer, fate_of, judge
 from frl_repro.results.report.markdown import points, table
-from frl_repro.results.tables.statistics import Interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -74,7 +74,7 @@ def _evidence(answers: list[Answer]) -> str:
             what = f"all classes, less than {100 * one.threshold:+.0f}" if one.kind == PRICE else "worst class, below 0"
             rows.append(
                 [
-                    f"`{answer.method}`", answer.track, STARTS[answer.start], one.radius, what, _points(one.interval),
+                    f"`{answer.method}`", answer.track, STARTS[answer.start], one.radius, what, points(one.interval),
                     str(one.num_seeds), _p(one.adjusted_p), str(one.num_comparisons), one.outcome,
                 ]
             )  # fmt: skip
@@ -153,15 +153,9 @@ def _ranks(bench: Bench) -> str:
     return table(["between", "one", "the other", "methods", "n", "Spearman's correlation [95 %]"], lines)
 
 
-def _points(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return f"{round(100 * interval.estimate, 1) + 0:+.1f}"
-    return points(interval)
-
-
 def _difference(row: Series, name: str) -> str:
-    interval = Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
-    return "-" if math.isnan(interval.estimate) else _points(interval)
+    interval = interval_in(row, name)
+    return "-" if math.isnan(interval.estimate) else points(interval)
 
 
 def _autoattack(row: Series) -> str:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from frl_repro.results.figures.pareto import pareto_figure
 from frl_repro.results.protocol import CNN_SMALL, IMBALANCED, LENET5, VERSION
+from frl_repro.results.report.bench import interval_in
 from frl_repro.results.report.bench_claims import CLAIMS
 from frl_repro.results.report.bench_details import anchor, details
 from frl_repro.results.report.bench_models import BASE_MODEL, CRITERIA, Bench
 from frl_repro.results.report.bench_ranks import agreements
 from frl_repro.results.report.bench_verdicts import fate_of, judge
+from frl_repro.results.report.markdown import points
 from frl_repro.results.report.page import Cell, Grid, Picture, svg_of, template
 
 if TYPE_CHECKING:
@@ -170,11 +172,10 @@ def _p(value: float) -> Cell:
 
 
 def _difference(row: Series, name: str) -> Cell:
-    estimate, low, high = (round(100 * float(row[f"{name}{end}"]), 1) + 0 for end in ("", "_low", "_high"))
-    if math.isnan(estimate):
+    interval = interval_in(row, name)
+    if math.isnan(interval.estimate):
         return Cell("-", "")
-    bounds = "" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]"
-    return Cell(f"{estimate:+.1f}{bounds}".replace("-", _MINUS), f"{100 * float(row[name]):.8g}")
+    return Cell(points(interval).replace("-", _MINUS), f"{100 * interval.estimate:.8g}")
 
 
 def _spoken(track: str, rows: DataFrame) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from frl_repro.results.protocol import CNN_SMALL, CONTESTANTS, IMBALANCED, LENET5, TRACKS
+from frl_repro.results.report.bench import interval_in
 from frl_repro.results.report.bench_claims import CLAIMS, GAIN, PRICE
 from frl_repro.results.report.bench_models import CRITERIA
-from frl_repro.results.report.verdicts import FAMILY_LEVEL, SMALLEST_OF_INTEREST, Outcome, Verdict, verdict_of
+from frl_repro.results.report.verdicts import Outcome, Verdict, outcome_of, verdict_of
 from frl_repro.results.tables.statistics import Interval
 
 if TYPE_CHECKING:
@@ -115,11 +116,7 @@ def _price(row: Series) -> Evidence:
 
 
 def _evidence(row: Series, kind: str, name: str, threshold: float, adjusted_p: float) -> Evidence:
-    interval = Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
-    outcome: Outcome = "uncertain"
-    if max(abs(interval.low - threshold), abs(interval.high - threshold)) < SMALLEST_OF_INTEREST:
-        outcome = "no difference"
-    elif adjusted_p < FAMILY_LEVEL:
-        outcome = "holds" if interval.estimate < threshold else "opposite"
+    interval = interval_in(row, name)
+    outcome = outcome_of(interval, threshold, adjusted_p)
     num_seeds, num_comparisons = int(row["num_seeds"]), int(row["num_comparisons"])
     return Evidence(kind, str(row["epsilon"]), interval, threshold, adjusted_p, num_comparisons, num_seeds, outcome)

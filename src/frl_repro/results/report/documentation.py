@@ -67,25 +67,23 @@ def tables(
         name: (lambda: _NO_RUNS) if registered is None else functools.partial(make, registered, answers)
         for name, make in makers.items()
     }
+
+    @functools.cache  # read once, and not before a page asks for a card
+    def published() -> DataFrame:
+        return select_attack(select_checkpoint(read_runs(of_first_study(find_tables(runs))), "last"), None)
+
     for name, (method, alphas, when) in _MODELS.items():
-        found[f"model-{name}"] = functools.partial(_card, runs, method, alphas or NO_ALPHAS, when)
+        found[f"model-{name}"] = functools.partial(_card, published, method, alphas or NO_ALPHAS, when)
     return found
 
 
-def _card(runs: str | Path, method: str, alphas: Mapping[str, float], when: str) -> str:
-    return card(_first_study(str(runs)), method, alphas, when=when)
-
-
-@functools.cache
-def _first_study(runs: str) -> DataFrame:
-    """Rows of the runs whose models are published."""
-    return select_attack(select_checkpoint(read_runs(of_first_study(find_tables(runs))), "last"), None)
+def _card(published: Callable[[], DataFrame], method: str, alphas: Mapping[str, float], when: str) -> str:
+    return card(published(), method, alphas, when=when)
 
 
 def headline(study: RegisteredStudy, answers: Sequence[Answer]) -> str:
     """How far the study is, what holds, how large it is and who pays, as a list."""
-    section = answers_page.registered_section(study, answers, [])
-    return "".join(f"\n- {one}" for one in (*section.sentences, section.progress)) + "\n\n"
+    return "".join(f"\n- {one}" for one in answers_page.headline(study, answers)) + "\n\n"
 
 
 def verdicts(_: RegisteredStudy, answers: Sequence[Answer]) -> str:
@@ -111,14 +109,12 @@ def _evidence(answers: Sequence[Answer], which: Callable[[Answer], Sequence[Evid
     rows = []
     for answer in answers:
         for one in which(answer):
-            scale = 100 if one.criterion.unit else 1
-            values = one.over_seeds if scale == 100 else None
-            mean = "not run"
+            unit, over, mean, images = one.criterion.unit, one.over_seeds, "not run", "-"
             if one.seeds:
-                over = one.over_seeds
-                mean = points(over) if values else f"{over.estimate:+.2f} [{over.low:.2f}, {over.high:.2f}]"
-                mean += {"points": " points", "%": " %"}.get(one.criterion.unit, "")
-            images = "-" if one.over_images is None or scale == 1 else points(one.over_images).split(" ", 1)[1]
+                plain = f"{over.estimate:+.2f} [{over.low:.2f}, {over.high:.2f}]"
+                mean = f"{points(over)} {unit}" if unit else plain
+            if unit and one.over_images is not None:
+                images = points(one.over_images).split(" ", 1)[1]
             rows.append([answer.question.name, one.criterion.text, str(len(one.seeds)), mean, images, one.outcome])
     header = ["", "criterion", "seeds", "mean [95 % over seeds]", "[95 % over images]", "outcome"]
     return table(header, rows)

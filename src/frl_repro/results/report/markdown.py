@@ -5,6 +5,7 @@ A page holds ``<!-- table: NAME -->`` and ``<!-- end -->``; `documentation.table
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,10 +107,10 @@ def find_model(
 
 
 def points(interval: statistics.Interval) -> str:
-    """``-2.4 [-3.8, -1.0]``, in points."""
+    """``-2.4 [-3.8, -1.0]``, in points; without bounds where there are none."""
     # Adding 0 turns the -0.0 of a rounded small number into 0.0.
     estimate, low, high = (round(100 * value, 1) + 0 for value in (interval.estimate, interval.low, interval.high))
-    return f"{estimate:+.1f} [{low:.1f}, {high:.1f}]"
+    return f"{estimate:+.1f}" + ("" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]")
 
 
 def card(df: DataFrame, method: str, alphas: Mapping[str, float] = NO_ALPHAS, *, when: str = "after") -> str:

@@ -100,6 +100,11 @@ class Criterion:
     unit: str = "points"
     needs_room: bool = False
 
+    @property
+    def scale(self) -> int:
+        """What values are multiplied by to be shown in the unit."""
+        return 100 if self.unit else 1
+
 
 @dataclass(frozen=True)
 class Question:

@@ -68,7 +68,7 @@ def load_registered(runs: str | Path) -> RegisteredStudy | None:
             "the registered models trained from scratch need the base models, which name their worst class: "
             f"run {EQUAL!r}"
         )
-    base = bases(before)
+    base = _bases(before)
     selection = after[after["split"] == "selection"]
     chosen = {
         (method, seed): cell
@@ -84,7 +84,7 @@ def load_registered(runs: str | Path) -> RegisteredStudy | None:
     return RegisteredStudy(rows, RADII, outcomes, chosen)
 
 
-def bases(before: DataFrame) -> DataFrame:
+def _bases(before: DataFrame) -> DataFrame:
     """Return the rows of each seed's base, which every retraining measured as epoch 0.
 
     Raises

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from frl_repro.basics.errors import UserError
-from frl_repro.basics.radii import EPSILON_TOLERANCE
+from frl_repro.results.protocol import AVERAGED
 from frl_repro.results.registration import (
     ADVERSARIAL,
     BASE,
@@ -38,13 +37,12 @@ from frl_repro.results.tables.selection import (
     summary,
 )
 from frl_repro.results.tables.subsets import select_checkpoint, select_epsilon, select_last_epoch, select_split
-from frl_repro.results.tables.variants import AVERAGED, VARIANT_COLUMN, read_runs
+from frl_repro.results.tables.variants import VARIANT_COLUMN, read_runs
 from frl_repro.results.tables.where import classes_alone, select_where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
     from pandas import DataFrame, Series
 
 _METHODS = ("natural", "adversarial", "finetune", "reweight", "remargin", "combined")
@@ -147,7 +145,7 @@ def load_study(runs: str | Path, *, epsilon: float | None = None, attack: str | 
     df = select_attack(df, attack)
     df = comparable(df[df["run_id"].isin(set(select_epsilon(df, radius)["run_id"]))])
     radii = (radius,) if epsilon is not None else _common_radii(df[df["method"].isin(_METHODS)], radius)
-    df = df[_is_at(df["epsilon"], radii)]
+    df = pd.concat([select_epsilon(df, one) for one in radii])
     found = {role: rows for role, rows in _roles(df) if not rows.empty}
     if not found:
         notes.append(f"no run of {runs} plays a part in the questions: {', '.join(_METHODS)}")
@@ -188,11 +186,6 @@ def _common_radii(rows: DataFrame, radius: float) -> tuple[float, ...]:
     return tuple(common) or (radius,)
 
 
-def _is_at(epsilon: Series[float], radii: Sequence[float]) -> NDArray[np.bool_]:
-    is_close = np.isclose(epsilon.to_numpy()[:, None], list(radii), rtol=0, atol=EPSILON_TOLERANCE)
-    return np.asarray(is_close.any(axis=1))
-
-
 def _roles(df: DataFrame) -> Iterator[tuple[str, DataFrame]]:
     """Yield every role with the rows of the runs that could play it."""
 
@@ -203,7 +196,7 @@ def _roles(df: DataFrame) -> Iterator[tuple[str, DataFrame]]:
     def alphas(nat: float, bndy: float) -> Series[bool]:
         return (df["alpha_nat"] == nat) & (df["alpha_bndy"] == bndy)
 
-    is_averaged = df[VARIANT_COLUMN].str.contains(AVERAGED) if VARIANT_COLUMN in df.columns else df["method"] == ""
+    is_averaged = df[VARIANT_COLUMN].str.contains(AVERAGED)
     yield NATURAL, of("natural")
     yield ADVERSARIAL, of("adversarial")
     yield EQUAL, of("finetune", ~is_averaged)
@@ -228,7 +221,9 @@ def _one_setting(rows: DataFrame, epsilon: float) -> tuple[DataFrame, str]:
 
 def _chosen(rows: DataFrame, radii: Sequence[float]) -> tuple[DataFrame, str, str]:
     """Rows of each seed's chosen setting, the settings with their numbers of seeds, and what to know of the choice."""
-    rows = rows.assign(role=[setting_name(row) for _, row in rows.iterrows()])
+    setting = rows.groupby(setting_columns(rows), dropna=False).ngroup()
+    names = {place: setting_name(rows.loc[setting == place].iloc[0]) for place in setting.unique()}
+    rows = rows.assign(role=setting.map(names))
     seeds = rows.groupby("role", sort=False)["seed"].nunique()
     candidates = [str(name) for name in seeds.index[seeds == seeds.max()]]
     fewer = [f"{name} ({number})" for name, number in seeds[seeds < seeds.max()].items()]

@@ -202,17 +202,24 @@ def _is_at_ceiling(radius: float, models: Comparison) -> bool:
 
 def _decided(evidence: Evidence, adjusted_p: float, at_ceiling: set[float]) -> Evidence:
     """Return the evidence with what comes of it."""
-    criterion, interval = evidence.criterion, evidence.over_seeds
+    criterion = evidence.criterion
     if not evidence.seeds:
         return evidence
-    outcome: Outcome = "uncertain"
-    if criterion.needs_room and criterion.radius in at_ceiling:
-        outcome = "ceiling"
-    elif max(abs(interval.low - criterion.threshold), abs(interval.high - criterion.threshold)) < SMALLEST_OF_INTEREST:
-        outcome = "no difference"
-    elif adjusted_p < FAMILY_LEVEL:
-        outcome = "holds" if (interval.estimate > criterion.threshold) is criterion.is_above else "opposite"
+    outcome: Outcome = "ceiling"
+    if not (criterion.needs_room and criterion.radius in at_ceiling):
+        outcome = outcome_of(evidence.over_seeds, criterion.threshold, adjusted_p, is_above=criterion.is_above)
     return replace(evidence, adjusted_p=adjusted_p, outcome=outcome)
+
+
+def outcome_of(
+    interval: statistics.Interval, threshold: float, adjusted_p: float, *, is_above: bool = False
+) -> Outcome:
+    """Return what comes of a criterion that holds above, or else below, a threshold."""
+    if max(abs(interval.low - threshold), abs(interval.high - threshold)) < SMALLEST_OF_INTEREST:
+        return "no difference"
+    if adjusted_p < FAMILY_LEVEL:
+        return "holds" if (interval.estimate > threshold) is is_above else "opposite"
+    return "uncertain"
 
 
 def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:

@@ -41,9 +41,6 @@ EXTERNAL = "external"
 
 _ALIKE = ("dataset", "model", "method", *SETTING_COLUMNS)
 
-AVERAGED = r"\bema_decay=[0-9.]"
-"""In a variant: the run's weights are a running average."""
-
 _SECTIONS = ("dataset", "model", "attack", "trainer", "frl", "tau", "retrain", "departures")
 """Parts of a run's configuration that say how it was trained and are not columns of the tables."""
 
