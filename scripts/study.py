@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,18 +21,23 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # A source checkout works without installing the package, from any directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from frl_repro.basics.errors import UserError
+from frl_repro.basics.radii import format_epsilon
 from frl_repro.basics.run_folder import CLASSWISE_FILE, DONE_FILE, RUN_FILE, SPLIT_FILE, WEIGHTS_FILE, read_object
 from frl_repro.basics.time_left import duration, seconds_left
 from frl_repro.commands.helptext import program_name
 from frl_repro.commands.jobs import check_command_line, configure
 from frl_repro.commands.keyvalue import choice, run, switch, usage_text, whole_number
-from frl_repro.results.registration import CELLS, COLUMNS, SEEDS, registered_runs
+from frl_repro.results.registration import BASE, CELLS, COLUMNS, SEEDS, registered_runs
 from frl_repro.results.registration import STUDY as REGISTERED_STUDY
+from frl_repro.results.report.questions import RADII, robust_error
+from frl_repro.results.report.registered import load_registered
+from frl_repro.results.tables.components import COMPONENTS_FILE
 from frl_repro.results.tables.outcomes import OUTCOMES_FILE
 from frl_repro.settings.config import RunConfig
 
@@ -67,6 +74,12 @@ class Part:
 _AUDIT = "experiment=audit departures.scrambled_labels"
 _AUDITED = ("fixed_step", "flipped_boundary", "base_saw_validation")
 """Departures that can change Experiment 3; docs/deviations.md says why two others cannot."""
+_DEPARTING = (
+    "experiment=exp2 recipe=report_code frl.update_every=48 retrain.trainer.num_epochs=10 "
+    "alpha.nat=5 alpha.bndy=1 output_dir=outputs/departures"
+)
+_OF_REWEIGHT = ("flipped_boundary", "weight_by_prediction", "base_saw_validation")
+"""Departures that can change Experiment 2."""
 STUDY = {
     "exp1": Part("natural against adversarial training", ("experiment=exp1",), ("figure=1 runs=outputs/exp1",)),
     "exp2": Part(
@@ -100,16 +113,28 @@ STUDY = {
         ),
         ("figure=settings runs=outputs/audit",),
     ),
+    "departures": Part(
+        "reweight 5:1 with the published departures that can change it: all, none, and each alone",
+        (
+            _DEPARTING,
+            *(
+                " ".join([_DEPARTING, *(f"departures.{other}=false" for other in _OF_REWEIGHT if other != name)])
+                for name in ("", *_OF_REWEIGHT)
+            ),
+        ),
+        ("figure=settings runs=outputs/departures",),
+    ),
     "cadence": Part(
-        "how often the class weights are updated",
-        ("experiment=exp2 alpha.nat=5 alpha.bndy=1 frl.update_every=1,48,epoch output_dir=outputs/cadence",),
-        ("figure=settings runs=outputs/cadence",),
+        "class weights updated every step, and every epoch; Experiment 2 has every 48 steps",
+        ("experiment=exp2 alpha.nat=5 alpha.bndy=1 frl.update_every=1,epoch output_dir=outputs/cadence",),
+        ("figure=settings runs=outputs/cadence,outputs/exp2 where=alpha_nat=5,alpha_bndy=1",),
     ),
     "longer": Part(
-        "plain adversarial training for as many epochs as base and retraining together, at either radius",
+        "plain adversarial training for as many epochs as base and retraining together, beside the control",
         (
             "experiment=exp1 attack=pgd dataset.validation_fraction=0.2 trainer.num_epochs=25 "
             "attack.epsilon=8/255,16/255 output_dir=outputs/longer",
+            "experiment=controls retrain.trainer.ema_decay=null",
         ),
         ("figure=settings runs=outputs/longer",),
     ),
@@ -137,6 +162,12 @@ STUDY = {
         is_on_request=True,
         is_by_seed=True,
     ),
+    "autoattack": Part(
+        "AutoAttack on the worst class of the registered models that are on this machine; publish=true comes before",
+        (),
+        seeds=",".join(map(str, SEEDS)),
+        is_on_request=True,
+    ),
     "grid": Part(
         "reweight over all alphas",
         ("experiment=exp2 alpha.nat=1,2,5,10 alpha.bndy=1,2,5,10",),
@@ -152,19 +183,21 @@ _REGISTERED = "registered"
 """Folder of the registered runs; the bases lie in it whole, so that another machine goes on."""
 
 _BASES = "bases"
-_KEPT = ("exp2", "audit", "cadence", "longer", "split")
+_AUTOATTACK = "autoattack"
+_OF_AUTOATTACK = f"{_REGISTERED}/{_AUTOATTACK}"
+_KEPT = ("exp2", "controls", "audit", "departures", "cadence", "longer", "split")
 """Folders of outputs/ whose runs are evidence beside the registered ones."""
 
 _NOT_PUBLISHED = (WEIGHTS_FILE, SPLIT_FILE, DONE_FILE)
 
 _KEYS = {
-    "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published, registered]",
-    "seeds": "comma-separated seeds   [0,1,2; split: 0; registered: 10 to 19]",
+    "parts": f"comma-separated choice of {', '.join(STUDY)}   [all but published, registered, autoattack]",
+    "seeds": "comma-separated seeds   [0,1,2; split: 0; registered, autoattack: 10 to 19]",
     "jobs": "runs at a time, each in a process; more than 1 needs the extra `parallel`   [1]",
     "launcher": "fused trains all runs of a sweep side by side in one process; else one after the other   [serial]",
     "set": "settings added to every run, separated by spaces, for example 'device=cuda'   [none]",
     "list": "true prints the registered runs as CSV, for registered.csv, and runs nothing   [false]",
-    "committed": "skip leaves out sweeps whose results are committed in outputs/reference; run repeats them   "
+    "committed": "skip leaves out runs whose results are committed in outputs/reference; run repeats them   "
     "[run; registered: skip]",
     "publish": "true copies finished runs of the registered study and of the evidence beside it to outputs/reference, "
     "and runs nothing   [false]",
@@ -199,27 +232,27 @@ def commands_of(name: str, given: dict[str, str], extra: list[str]) -> list[list
     """Return the commands of a part without ``python``: its sweeps, then its figures."""
     part = STUDY[name]
     seeds = _seeds(given.get("seeds", part.seeds))
+    if name == _AUTOATTACK:
+        return autoattack_commands(seeds.split(","), [one for one in extra if not one.startswith("hydra")])
     skips = choice("committed", given.get("committed", "skip" if part.is_by_seed else "run"), ("skip", "run")) == "skip"
     turns = seeds.split(",") if part.is_by_seed or skips else [seeds]
-    sweeps = [
-        ["train.py", "-m", *sweep.split(), f"seed={turn}", *extra]
-        for turn in turns
-        for sweep in part.sweeps
-        if not (skips and is_committed(sweep, turn))
-    ]
+    wanted = [(turn, sweep) for turn in turns for sweep in part.sweeps]
+    if skips:
+        wanted = [(turn, left) for turn, sweep in wanted for left in _not_committed(sweep, turn)]
+    sweeps = [["train.py", "-m", *sweep.split(), f"seed={turn}", *extra] for turn, sweep in wanted]
     return [*sweeps, *(["scripts/plot.py", *figure.split(), f"out=outputs/{name}"] for figure in part.figures)]
 
 
 def run_commands(commands: list[tuple[str, list[str]]]) -> list[str]:
     """Run commands, each with the name of its part; say how long the others will take; return those that failed."""
     failed, seconds = [], []
-    num_sweeps = sum(command[0] == "train.py" for _, command in commands)  # figures take no time beside them
+    num_sweeps = sum(command[0] != "scripts/plot.py" for _, command in commands)  # figures take no time beside them
     for number, (name, command) in enumerate(commands, start=1):
         print(f"[{name}] {number} of {len(commands)}: python {shlex.join(command)}", flush=True)
         started = time.perf_counter()
         code = subprocess.run([sys.executable, *command], cwd=_ROOT, check=False).returncode
         taken = time.perf_counter() - started
-        seconds += [taken] if command[0] == "train.py" else []
+        seconds += [taken] if command[0] != "scripts/plot.py" else []
         left = seconds_left(seconds, num_sweeps - len(seconds))
         after = f", about {duration(left)} left" if left else ""
         print(f"[{name}] exit code {code} after {duration(taken)}{after}", flush=True)
@@ -243,16 +276,67 @@ def study(given: dict[str, str]) -> int:
         extra = [*launcher, *shlex.split(given.get("set", ""))]
     except ValueError as problem:
         raise UserError(f"set={given['set']} cannot be read ({problem}): close the quotes") from None
+    if not is_dry and {_REGISTERED, _AUTOATTACK} & set(names):
+        restore_bases()
     commands = [(name, command) for name in names for command in commands_of(name, given, extra)]
     if is_dry:
         sys.stdout.write("".join(f"[{name}] python {shlex.join(command)}\n" for name, command in commands))
         return 0
-    if _REGISTERED in names:
-        restore_bases()
     failed = run_commands(commands)
     for line in failed:
         sys.stderr.write(f"failed: python {line}\n")
     return 1 if failed else 0
+
+
+def autoattack_commands(seeds: list[str], more: list[str]) -> list[list[str]]:
+    """Return a command for each registered model whose weights are here, on the classes that are its worst at a radius.
+
+    Held-back images name the worst classes. Of the other classes one image each is taken, so that tables have them all.
+    Models that have been measured are left out.
+    """
+    found = load_registered(_REFERENCE)
+    if found is None:
+        return []
+    commands = []
+    for seed, role in itertools.product(seeds, (BASE, *(cell.name for cell in CELLS))):
+        folder = _folder_of(role, int(seed))
+        if folder is None or any((_REFERENCE / _OF_AUTOATTACK).glob(f"{folder.name}-*/{CLASSWISE_FILE}")):
+            continue
+        if role not in found.roles or int(seed) not in found.seeds((role,)):
+            continue
+        place = found.seeds((role,)).index(int(seed))
+        named = found.errors((role,)).worst_class
+        worst = sorted({int(named[role, robust_error(radius)][place]) for radius in RADII})
+        commands.append([
+            "scripts/evaluate.py", f"checkpoint={folder / WEIGHTS_FILE}", "evaluation=autoattack",
+            f"evaluation.epsilons=[{','.join(map(format_epsilon, RADII))}]",
+            f"evaluation.num_images={len(found.class_names)}",
+            f"evaluation.whole_classes=[{','.join(map(str, worst))}]",
+            f"output_dir={_OUTPUTS / _OF_AUTOATTACK}", *more,
+        ])  # fmt: skip
+    return commands
+
+
+def _folder_of(role: str, seed: int) -> Path | None:
+    """Return the folder of a registered model whose weights are on this machine; None where they are not."""
+    if role == BASE:
+        found = [base for base in registered_bases(_OUTPUTS / _BASES) if _config_of(base)["seed"] == seed]
+    else:
+        names = [name for name, run in registered_runs().items() if (run.cell, run.seed) == (role, seed)]
+        found = [_OUTPUTS / place / name for name in names for place in ("exp1", _REGISTERED)]
+    return next((folder for folder in found if (folder / WEIGHTS_FILE).exists()), None)
+
+
+def _not_committed(sweep: str, seed: str) -> list[str]:
+    """Return what is left of a sweep: itself, where none of its runs is committed, else those that are not."""
+    values = [re.split(r",(?![^\[]*\])", setting) for setting in sweep.split()]
+    names = [setting.partition("=")[0] for setting in sweep.split()]
+    runs = [
+        " ".join(one if "=" in one else f"{name}={one}" for name, one in zip(names, chosen, strict=True))
+        for chosen in itertools.product(*values)
+    ]
+    left = [run for run in runs if not is_committed(run, seed)]
+    return [sweep] if left == runs else left
 
 
 def is_committed(sweep: str, seed: str) -> bool:
@@ -285,14 +369,31 @@ def publish() -> str:
                 ignore=shutil.ignore_patterns(*left_out),
                 dirs_exist_ok=True,
             )
-    for done in sorted((_OUTPUTS / _BASES).glob(f"*/{DONE_FILE}")):
-        config = read_object(done.with_name(RUN_FILE))["config"]
-        if config["seed"] in SEEDS and config["dataset"].get("selection_fraction"):
-            shutil.copytree(done.parent, _REFERENCE / _REGISTERED / _BASES / done.parent.name, dirs_exist_ok=True)
+    for base in registered_bases(_OUTPUTS / _BASES):
+        shutil.copytree(base, _REFERENCE / _REGISTERED / _BASES / base.name, dirs_exist_ok=True)
+    for measured in sorted((_OUTPUTS / _OF_AUTOATTACK).glob(f"*/{OUTCOMES_FILE}")):
+        shutil.copytree(
+            measured.parent,
+            _REFERENCE / _OF_AUTOATTACK / measured.parent.name,
+            ignore=shutil.ignore_patterns(OUTCOMES_FILE, COMPONENTS_FILE),
+            dirs_exist_ok=True,
+        )
     return "".join(
         f"{len(list((_REFERENCE / name).glob(f'*/{CLASSWISE_FILE}')))} runs stand in {_REFERENCE / name}\n"
         for name in (_REGISTERED, *_KEPT)
     )
+
+
+def registered_bases(bases: Path) -> list[Path]:
+    """Return the folders of finished base models that are registered, in order of their names."""
+    finished = [done.parent for done in sorted(bases.glob(f"*/{DONE_FILE}"))]
+    configs = {base: _config_of(base) for base in finished}
+    return [b for b, of in configs.items() if of["seed"] in SEEDS and of["dataset"].get("selection_fraction")]
+
+
+def _config_of(run: Path) -> dict[str, Any]:
+    config: dict[str, Any] = read_object(run / RUN_FILE)["config"]
+    return config
 
 
 def restore_bases() -> None:

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pandas import DataFrame
 
 from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.registration import ADVERSARIAL, BASE, CELLS, NATURAL, of_first_study
-from frl_repro.results.report import answers_page
+from frl_repro.results.report import answers_page, exploratory
 from frl_repro.results.report.comparison import at_radius
-from frl_repro.results.report.markdown import NO_ALPHAS, card, points, table
+from frl_repro.results.report.markdown import NO_ALPHAS, card, mean_sd, points, table
 from frl_repro.results.report.questions import CHOSEN, NATURAL_ERROR, RADII, REWEIGHT_51, Quantity, quantities
 from frl_repro.results.report.registered import CANDIDATES, RegisteredStudy
 from frl_repro.results.report.verdicts import Answer, Evidence
@@ -67,6 +66,8 @@ def tables(
         name: (lambda: _NO_RUNS) if registered is None else functools.partial(make, registered, answers)
         for name, make in makers.items()
     }
+
+    found |= exploratory.tables(runs, registered)
 
     @functools.cache  # read once, and not before a page asks for a card
     def published() -> DataFrame:
@@ -127,7 +128,7 @@ def errors(study: RegisteredStudy, _: Sequence[Answer]) -> str:
     for name in (one for one in names if one in study.roles):
         found = study.errors((name,))
         cells = [
-            _mean_sd(take(name, quantity))
+            mean_sd(take(name, quantity))
             for take in (found.worst, found.overall)
             for quantity in quantities(study.radii)
         ]
@@ -151,7 +152,7 @@ def beside_the_report(study: RegisteredStudy, _: Sequence[Answer]) -> str:
             first = [value for value in on_first if value is not None]
             name, radius = quantity
             label = f"{role}: {name}" + ("" if radius is None else f" at {format_epsilon(radius)}")
-            cells = [_mean_sd(np.array(first)) if len(first) == len(seeds) else "-", _mean_sd(whole)]
+            cells = [mean_sd(np.array(first)) if len(first) == len(seeds) else "-", mean_sd(whole)]
             rows.append([label, _OF_REPORT.get((role, quantity), "-"), *cells, str(len(seeds))])
     header = [f'error of "{_HARD}", in percent', "report (a share)", "ours, its 3,000 images", "ours, all 10,000"]
     return table([*header, "seeds"], rows)
@@ -174,9 +175,3 @@ def chosen(study: RegisteredStudy, _: Sequence[Answer]) -> str:
         number = Counter(cell for (of, _), cell in study.chosen.items() if of == method)
         rows.append([method, ", ".join(f"{cell} ({number[cell]})" for cell in cells)])
     return table(["method", "candidates (seeds that chose them)"], rows)
-
-
-def _mean_sd(values: NDArray[np.float64]) -> str:
-    """``48.1 ± 1.2``, of shares in percent."""
-    deviation = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * values.mean():.1f}{deviation}"

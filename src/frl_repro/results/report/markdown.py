@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
 
@@ -113,6 +114,12 @@ def points(interval: statistics.Interval) -> str:
     return f"{estimate:+.1f}" + ("" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]")
 
 
+def mean_sd(values: NDArray[np.float64]) -> str:
+    """``48.1 ± 1.2``, of shares in percent; the mean alone of a single one."""
+    deviation = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * values.mean():.1f}{deviation}"
+
+
 def card(df: DataFrame, method: str, alphas: Mapping[str, float] = NO_ALPHAS, *, when: str = "after") -> str:
     """A model card's errors: by class, mean and deviation over seeds; parameters as for `find_model`."""
     model = find_model(df, method, alphas, when=when)
@@ -120,8 +127,7 @@ def card(df: DataFrame, method: str, alphas: Mapping[str, float] = NO_ALPHAS, *,
     columns = (("natural", _HIGH), ("robust", _LOW), ("robust", _HIGH))
 
     def cells(class_name: str | None) -> list[str]:
-        every = [model.of(quantity, radius, class_name) for quantity, radius in columns]
-        return [f"{100 * np.mean(v):.1f}" + (f" ± {100 * np.std(v, ddof=1):.1f}" if len(v) > 1 else "") for v in every]
+        return [mean_sd(np.array(model.of(quantity, radius, class_name))) for quantity, radius in columns]
 
     rows = [[name, *cells(name)] for name in names] + [["**all classes**", *cells(None)]]
     seeds = f"mean ± sd over seeds {', '.join(map(str, model.seeds))}"

@@ -15,6 +15,7 @@ from frl_repro.results.report.comparison import FROM_SCRATCH, Comparison, choose
 from frl_repro.results.report.questions import CHOSEN, RADII
 from frl_repro.results.report.verdicts import Answer, judge
 from frl_repro.results.tables.reading import find_tables, read_classwise
+from frl_repro.results.tables.selection import select_attack
 from frl_repro.results.tables.subsets import select_checkpoint
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def load_registered(runs: str | Path) -> RegisteredStudy | None:
     table = table[is_ours]
     if table.empty:
         return None
+    table = select_attack(table, None)
     cells = table["run_id"].map({run_id: run.cell for run_id, run in registered.items()})
     table = table.assign(role=cells)[table["split"].isin(["test", "selection"])]
     is_last = table["epoch"] == table.groupby(["run_id", "split"])["epoch"].transform("max")
