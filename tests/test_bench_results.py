@@ -15,6 +15,7 @@ from frl_repro.commands import report as report_command
 from frl_repro.results.protocol import CNN_SMALL, CONTESTANTS, LENET5, RESNET8
 from frl_repro.results.registration import bench_runs
 from frl_repro.results.report.bench import leaderboard
+from frl_repro.results.report.bench_advice import advice
 from frl_repro.results.report.bench_docs import NO_RUNS, bench_tables
 from frl_repro.results.report.bench_files import write_bench
 from frl_repro.results.report.bench_front import front_methods
@@ -112,6 +113,26 @@ def test_the_committed_page_is_what_the_committed_tables_give(tmp_path):
     text = (ROOT / "docs" / "bench.md").read_text()
     for name, table in made.items():
         assert _table(text, name) == table()
+
+
+def test_advice_names_the_best_with_its_numbers_and_what_lies_near(files):
+    sentences = advice(files.board)
+    rows = files.board[(files.board["criterion"] == "worst class") & files.board["difference"].notna()]
+    rows = rows[(rows["track"] == LENET5) & (rows["method"] != "ema")]  # a control is no method
+    means = rows.groupby(["method", "start"])["robust_worst"].mean().sort_values()
+    (method, start), near = means.index[0], means.index[1:][means.iloc[1:] < means.iloc[0] + 0.01]
+    assert f": `{method}` from {'a base' if start == 'base' else start} (5 seeds)." in sentences[0]
+    values = expected_difference(LENET5, start, method, "16/255")
+    assert f" and {100 * values.mean():+.1f} [" in sentences[0]
+    for other, of_start in means.index[1:]:
+        name = f"`{other}` from {'a base' if of_start == 'base' else of_start}"
+        assert (name in sentences[0]) == ((other, of_start) in near)
+    # On CIFAR-10 every made-up method costs more than a point.
+    assert any(one.startswith("No method on CIFAR-10 with cnn_small costs at most a point") for one in sentences)
+
+
+def test_advice_without_runs_is_none(files):
+    assert advice(files.board.iloc[:0]) == []
 
 
 def test_without_runs_every_table_says_so():

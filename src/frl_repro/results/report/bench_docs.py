@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from frl_repro.results.protocol import BASE, CNN_SMALL, CONTESTANTS, IMBALANCED, LENET5, TRACKS
 from frl_repro.results.report.bench import interval_in
+from frl_repro.results.report.bench_advice import advice
 from frl_repro.results.report.bench_claims import CLAIMS, PRICE
 from frl_repro.results.report.bench_models import CRITERIA
 from frl_repro.results.report.bench_ranks import agreements
@@ -26,12 +27,20 @@ STARTS = {BASE: "a base", "scratch": "scratch"}
 
 def bench_tables(bench: Bench | None, board: DataFrame | None) -> dict[str, Callable[[], str]]:
     """Return every table of docs/bench.md by name, made when it is called; without runs each says so."""
-    names = ["bench-claims", "bench-evidence", "bench-tuning", "bench-ranks", *(f"bench-{name}" for name in TRACKS)]
+    names = [
+        "bench-advice",
+        "bench-claims",
+        "bench-evidence",
+        "bench-tuning",
+        "bench-ranks",
+        *(f"bench-{name}" for name in TRACKS),
+    ]
     if bench is None or board is None:
         return dict.fromkeys(names, lambda: NO_RUNS)
     first = board[board["criterion"] == next(iter(CRITERIA))]
     answers = judge(board)
     makers: dict[str, Callable[[], str]] = {
+        "bench-advice": functools.partial(_advice, board),
         "bench-claims": functools.partial(_claims, answers),
         "bench-evidence": functools.partial(_evidence, answers),
         "bench-tuning": functools.partial(_tuning, first),
@@ -40,6 +49,14 @@ def bench_tables(bench: Bench | None, board: DataFrame | None) -> dict[str, Call
     for name in TRACKS:
         makers[f"bench-{name}"] = functools.partial(_board, first[first["track"] == name])
     return makers
+
+
+def _advice(board: DataFrame) -> str:
+    """Which method to use, as a list."""
+    sentences = advice(board)
+    return (
+        "\n" + "".join(f"{number}. {one}\n" for number, one in enumerate(sentences, 1)) + "\n" if sentences else NO_RUNS
+    )
 
 
 def _claims(answers: list[Answer]) -> str:
