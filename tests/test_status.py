@@ -66,6 +66,14 @@ def test_every_state_is_told_and_the_exit_code_says_the_worst(in_tmp, capsys):
     assert lines_of(capsys, "show=none") == (3, lines[:1])
 
 
+def test_committed_tables_are_those_of_runs_that_are_done(in_tmp, capsys):
+    for place in ("reference/exp2", "exp2"):
+        make_run(in_tmp / "outputs" / place / "tables")
+        (in_tmp / "outputs" / place / "tables" / "classwise.csv").write_text("")
+    assert lines_of(capsys, "runs=outputs/reference") == (0, ["1 runs under outputs/reference: 1 done"])
+    assert lines_of(capsys, "runs=outputs/exp2")[1][0].endswith("1 stopped")  # it may go on
+
+
 def test_damage_is_told(in_tmp, capsys):
     make_run(in_tmp / "outputs" / "finished", is_done=True)
     make_run(in_tmp / "outputs" / "garbled")

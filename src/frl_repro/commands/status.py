@@ -12,6 +12,7 @@ from frl_repro.basics.errors import UserError, one_line
 from frl_repro.basics.folder_lock import LOCK_FILE, is_held, told
 from frl_repro.basics.paths import in_home
 from frl_repro.basics.run_folder import (
+    CLASSWISE_FILE,
     DONE_FILE,
     PREVIOUS_STATE_FILE,
     RUN_FILE,
@@ -168,6 +169,8 @@ def _run_in(folder: Path, files: Sequence[str], *, verify: bool) -> _Run | None:
         if name in files:
             epoch = (state_header(folder / name) or {}).get("epoch", "?")
         if not is_held(folder):
+            if _PUBLISHED in folder.parts and name not in files and CLASSWISE_FILE in files:  # weights stay elsewhere
+                return _Run(folder, "done", f"{num_epochs}/{num_epochs}", changed)
             return _Run(folder, "stopped", f"{epoch}/{num_epochs}", changed)
         about = told(folder)
         if "epochs" in about:
@@ -224,7 +227,7 @@ def _usage() -> str:
         keys=_KEYS,
         sections={
             "states": (
-                "  done      complete\n"
+                "  done      complete; in outputs/reference, its tables are committed\n"
                 "  running   a process works on it now\n"
                 "  failed    the last sweep gave a reason (failed.json)\n"
                 "  damaged   a file is not what was written (verify=true looks into finished runs)\n"
