@@ -1,5 +1,6 @@
 """Answers from anyone's runs, the documentation's tables and the HTML page, from small made-up tables."""
 
+import json
 import re
 
 import numpy as np
@@ -140,6 +141,26 @@ def outcome(errors, seed, generator):
     labels = np.repeat(np.arange(len(errors)), COUNT)
     about = {"seed": seed, "method": "reweight"}
     return Outcomes(labels, natural.ravel(), {EPSILON: robust.ravel()}, about)
+
+
+def test_runs_that_differ_in_the_seed_alone_share_their_settings_on_the_page(runs, tmp_path):
+    for seed, (epochs, split) in enumerate([(10, "0"), (10, "1"), (12, "2")]):
+        name = f"reweight-5.0-1.0-None-{seed}"
+        config = {"seed": seed, "dataset": {"name": "d", "split_seed": int(split)}, "trainer": {"num_epochs": epochs}}
+        about = {
+            "run_id": f"reweight-seed{seed}-0{seed}",
+            "config": config,
+            "config_hash": "ab",
+            "command": f"run {seed}",
+        }
+        (runs / name / "run.json").write_text(json.dumps(about))
+    assert report.main([f"runs={runs}", f"out={tmp_path / 'out'}", "figures=false"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    section = page[page.index('id="runs-title"') : page.index("<script>")]
+    assert "of the 3 runs behind this page" in section
+    settings = re.findall(r"<summary><code>(.*?)</code>(.*?)</summary>", section)
+    assert settings == [("reweight", " (2 runs)"), ("reweight-seed2-02", "")]
+    assert all(section.count(f"<code>run {seed}</code>") == 1 for seed in range(3))
 
 
 def test_outcomes_give_intervals_over_images_for_the_models_they_belong_to(runs):

@@ -166,7 +166,7 @@ def render(
         class_tables={name: class_grid(study, *_TABLES_OF[name], top=top) for name in _TABLES_OF},
         settings=settings,
         checks=checks,
-        runs=list(_runs(runs)),
+        runs=_runs(runs),
         deviations=_rendered(deviations),
     )
 
@@ -282,22 +282,47 @@ def _minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _runs(runs: str | Path) -> Iterable[dict[str, Any]]:
+def _runs(runs: str | Path) -> list[dict[str, Any]]:
+    """Return the runs behind the page by their settings: those that differ in the seed alone share one record."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for table in find_tables(runs):
         path = table.with_name("run.json")
         if path.exists() and not is_of_bench(table):  # the bench has a page of its own
-            run = read_json(path)
-            commit = run.get("git_commit") or ""
-            yield {
-                "run_id": run.get("run_id", table.parent.name),
-                "command": run.get("command", ""),
-                "commit": commit[:10] + ("+" if run.get("git_dirty") else ""),
-                "device": run.get("device", ""),
-                "backend": run.get("backend", ""),
-                "torch": run.get("versions", {}).get("torch", ""),
-                "minutes": f"{run.get('wall_seconds', 0) / 60:.0f}",
-                "json": json.dumps(run.get("config", {}), indent=1, sort_keys=True),
-            }
+            run = {"run_id": table.parent.name, **read_json(path)}
+            groups.setdefault(json.dumps(_without_seed(run), sort_keys=True), []).append(run)
+    found = []
+    for same in groups.values():
+        seeds = [(run.get("config") or {}).get("seed") for run in same]
+        settings = {**_without_seed(same[0]), "seed": seeds if len(seeds) > 1 else seeds[0]}
+        found.append({
+            "name": re.sub(r"-seed\d+-[0-9a-f]+$", "", same[0]["run_id"]) if len(same) > 1 else same[0]["run_id"],
+            "number": len(same),
+            "runs": [_provenance(run) for run in same],
+            "json": json.dumps(settings, indent=1, sort_keys=True),
+        })  # fmt: skip
+    return found
+
+
+def _without_seed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run but its seed, also where the data split follows it."""
+    config = {**(run.get("config") or {})}
+    seed, dataset = config.pop("seed", None), config.get("dataset")
+    if isinstance(dataset, dict) and "split_seed" in dataset and dataset["split_seed"] == seed:
+        config["dataset"] = {**dataset, "split_seed": "seed"}
+    return config
+
+
+def _provenance(run: Mapping[str, Any]) -> dict[str, str]:
+    commit = run.get("git_commit") or ""
+    return {
+        "run_id": run["run_id"],
+        "command": run.get("command", ""),
+        "commit": commit[:10] + ("+" if run.get("git_dirty") else ""),
+        "device": run.get("device", ""),
+        "backend": run.get("backend", ""),
+        "torch": run.get("versions", {}).get("torch", ""),
+        "minutes": f"{run.get('wall_seconds', 0) / 60:.0f}",
+    }
 
 
 def _rendered(markdown: str) -> Markup:
