@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -308,11 +309,12 @@ def autoattack_commands(seeds: list[str], more: list[str]) -> list[list[str]]:
         named = found.errors((role,)).worst_class
         worst = sorted({int(named[role, robust_error(radius)][place]) for radius in RADII})
         commands.append([
-            "scripts/evaluate.py", f"checkpoint={folder / WEIGHTS_FILE}", "evaluation=autoattack",
+            "scripts/evaluate.py", f"checkpoint={os.path.relpath(folder / WEIGHTS_FILE, _ROOT)}",
+            "evaluation=autoattack",
             f"evaluation.epsilons=[{','.join(map(format_epsilon, RADII))}]",
             f"evaluation.num_images={len(found.class_names)}",
             f"evaluation.whole_classes=[{','.join(map(str, worst))}]",
-            f"output_dir={_OUTPUTS / _OF_AUTOATTACK}", *more,
+            f"output_dir={os.path.relpath(_OUTPUTS / _OF_AUTOATTACK, _ROOT)}", *more,
         ])  # fmt: skip
     return commands
 
