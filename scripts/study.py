@@ -109,7 +109,7 @@ STUDY = {
             f"{_AUDIT}=false alpha.margin=0 alpha.nat=0",
             f"{_AUDIT}=false alpha.nat=0",
             *(f"{_AUDIT}=false departures.{name}=false" for name in _AUDITED),
-            f"{_AUDIT}=false frl.margin_centred=true frl.margin_bounds=[0,1000],[0.5,2],[0.5,1],[1,2]",
+            f"{_AUDIT}=false frl.margin_centred=true frl.margin_bounds=[0.5,2]",
             f"{_AUDIT}=false frl.margin_centred=true frl.margin_bounds=[0.5,2] departures.fixed_step=false",
         ),
         ("figure=settings runs=outputs/audit",),

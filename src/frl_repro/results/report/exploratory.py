@@ -84,8 +84,7 @@ _LABELS_RIGHT = {
     **_kept(scrambled_labels=False, fixed_step=True, flipped_boundary=True, base_saw_validation=True),
     "frl.margin_centred": "false", "alpha_nat": "1.0", "alpha_margin": "10.0",
 }  # fmt: skip
-_CENTRED = {**_LABELS_RIGHT, "frl.margin_centred": "true"}
-_AS_IN_THE_TEXT = {**_CENTRED, "frl.margin_bounds": "[0.5,2.0]"}
+_AS_IN_THE_TEXT = {**_LABELS_RIGHT, "frl.margin_centred": "true", "frl.margin_bounds": "[0.5,2.0]"}
 _PUT_RIGHT = "labels put right (1)"
 _OF_REWEIGHT = {"flipped_boundary": "5", "weight_by_prediction": "8", "base_saw_validation": "7"}
 _EVERY_48 = "every 48 steps (10 an epoch)"
@@ -100,9 +99,6 @@ TABLES = {
             _Row("as published", {**_LABELS_RIGHT, **_kept(scrambled_labels=True)}),
             _Row(_PUT_RIGHT, _LABELS_RIGHT),
             _Row("labels right, margins as the text has them (2)", _AS_IN_THE_TEXT),
-            _Row("labels right, margins centred, without bounds", {**_CENTRED, "frl.margin_bounds": "[0.0,1000.0]"}),
-            _Row("labels right, margins centred, at most the radius", {**_CENTRED, "frl.margin_bounds": "[0.5,1.0]"}),
-            _Row("labels right, margins centred, at least the radius", {**_CENTRED, "frl.margin_bounds": "[1.0,2.0]"}),
             _Row("labels right, step follows the margin (9)", {**_LABELS_RIGHT, **_kept(fixed_step=False)}),
             _Row(
                 "labels right, margins as the text has them (2), step follows (9)",
