@@ -24,7 +24,7 @@ from frl_repro.results.report.questions import CHOSEN, RADII, REWEIGHT_51, quant
 from frl_repro.results.report.registered import RegisteredStudy
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.reading import find_tables, read_classwise
-from frl_repro.results.tables.selection import AUTOATTACK, CHOICE_SPLITS
+from frl_repro.results.tables.selection import AUTOATTACK, CHOICE_SPLITS, attacks_of, select_attack
 from frl_repro.results.tables.subsets import select_checkpoint, select_epsilon, select_last_epoch, select_split
 from frl_repro.results.tables.variants import SETTINGS_COLUMN, parts_of, read_runs
 
@@ -294,7 +294,9 @@ def _autoattack_table(runs: Path, registered: RegisteredStudy | None) -> str:
             theirs = _worst_errors(registered, measured, second, seeds, radius)
             cells += [points(statistics.over_seeds((a - b).tolist())) for a, b in zip(ours, theirs, strict=True)]
         rows.append([f"{first} against {second}", str(len(seeds)), *cells])
-    return errors + table(["difference in points [95 % over seeds]", *header], rows)
+    name = next(iter(next(iter(measured.values())).values()))["attack"].iloc[0]
+    said = f"The attack is called `{name}` in tables: docs/robustness.md explains the name.\n\n"
+    return errors + table(["difference in points [95 % over seeds]", *header], rows) + said
 
 
 def _measured(runs: Path, registered: RegisteredStudy) -> dict[str, dict[int, DataFrame]]:
@@ -304,6 +306,9 @@ def _measured(runs: Path, registered: RegisteredStudy) -> dict[str, dict[int, Da
         return {}
     found: dict[str, dict[int, DataFrame]] = {}
     rows_of_all = select_last_epoch(select_split(read_classwise(find_tables(folder)), "test"))
+    rows_of_all = select_attack(
+        rows_of_all, attacks_of(rows_of_all)[0]
+    )  # of most models: all four attacks, or the first
     for run_id, rows in rows_of_all.groupby("run_id"):
         run = registered_runs().get(str(run_id))
         role, seed = (BASE, int(rows["seed"].iloc[0])) if run is None else (run.cell, run.seed)
