@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pandas import DataFrame
 
 from frl_repro.basics.radii import format_epsilon
-from frl_repro.results.registration import BASE, EQUAL, EQUAL_MARGINS, registered_runs
+from frl_repro.results.registration import BASE, CELLS, EQUAL, EQUAL_MARGINS, registered_runs
 from frl_repro.results.report.comparison import Comparison
 from frl_repro.results.report.markdown import mean_sd, points, table
 from frl_repro.results.report.questions import CHOSEN, RADII, REWEIGHT_51, quantities, robust_error
@@ -278,7 +278,7 @@ def _autoattack_table(runs: Path, registered: RegisteredStudy | None) -> str:
     radii = [format_epsilon(radius) for radius in RADII]
     header = ["n", *(f"{attack}, {radius}" for radius in radii for attack in ("PGD-20", "AutoAttack"))]
     rows = []
-    for role in (role for role in registered.roles if role in measured):
+    for role in (role for role in (BASE, *(cell.name for cell in CELLS), *CHOSEN.values()) if role in measured):
         seeds = sorted(measured[role])
         pairs = [_worst_errors(registered, measured, role, seeds, radius) for radius in RADII]
         rows.append([role, str(len(seeds)), *(mean_sd(errors) for pair in pairs for errors in pair)])
