@@ -19,6 +19,7 @@ NAMES = {
     CNN_SMALL: "CIFAR-10 with cnn_small",
     IMBALANCED: "imbalanced Fashion-MNIST",
 }
+_CONTROLS = [name for name, contestant in CONTESTANTS.items() if contestant.is_control]
 _LEVEL = 0.05
 _AFFORDED = 0.01  # points of robust error of all classes that a method for free may cost
 _NEAR = 0.01  # what lies this near the best is named with it
@@ -60,8 +61,7 @@ def _by_track(of: dict[str, DataFrame], start: str, say: Callable[[DataFrame], s
 
 def _compared(rows: DataFrame) -> DataFrame:
     """Rows of methods that are compared with a control, which are not controls themselves."""
-    is_control = rows["method"].map(lambda name: name in CONTESTANTS and CONTESTANTS[name].is_control)
-    return rows[rows["difference"].notna() & ~is_control.astype(bool)]
+    return rows[rows["difference"].notna() & ~rows["method"].isin(_CONTROLS)]
 
 
 def _best(rows: DataFrame, column: str = "robust_worst") -> tuple[DataFrame, str]:
@@ -152,8 +152,7 @@ def _untuned(rows: DataFrame) -> str:
 
 
 def _controls(rows: DataFrame) -> str:
-    is_control = rows["method"].map(lambda name: name in CONTESTANTS and CONTESTANTS[name].is_control)
-    rows = rows[is_control.astype(bool) & rows["difference"].notna()]
+    rows = rows[rows["difference"].notna() & rows["method"].isin(_CONTROLS)]
     parts = [
         f"{_name(str(method), str(start))} by {_change(part, 'difference')} points"
         for (method, start), part in rows.groupby(["method", "start"], sort=False)

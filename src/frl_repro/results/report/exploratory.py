@@ -306,9 +306,8 @@ def _measured(runs: Path, registered: RegisteredStudy) -> dict[str, dict[int, Da
         return {}
     found: dict[str, dict[int, DataFrame]] = {}
     rows_of_all = select_last_epoch(select_split(read_classwise(find_tables(folder)), "test"))
-    rows_of_all = select_attack(
-        rows_of_all, attacks_of(rows_of_all)[0]
-    )  # of most models: all four attacks, or the first
+    # Of most models; a measurement by all four attacks and one by the first two have different names.
+    rows_of_all = select_attack(rows_of_all, attacks_of(rows_of_all)[0])
     for run_id, rows in rows_of_all.groupby("run_id"):
         run = registered_runs().get(str(run_id))
         role, seed = (BASE, int(rows["seed"].iloc[0])) if run is None else (run.cell, run.seed)
