@@ -103,7 +103,7 @@ STUDY = {
         ("figure=settings runs=outputs/exp2,outputs/exp4,outputs/controls",),
     ),
     "audit": Part(
-        "remargin with the published departures, with its labels put right, and then without another one each",
+        "remargin as published, with labels put right, and with another departure left out each",
         (
             f"{_AUDIT}=true,false",
             f"{_AUDIT}=false alpha.margin=0 alpha.nat=0",
@@ -115,7 +115,7 @@ STUDY = {
         ("figure=settings runs=outputs/audit",),
     ),
     "departures": Part(
-        "reweight 5:1 with the published departures that can change it: all, none, and each alone",
+        "reweight 5:1 with all published departures that can change it, none, and each alone",
         (
             _DEPARTING,
             *(
@@ -131,7 +131,7 @@ STUDY = {
         ("figure=settings runs=outputs/cadence,outputs/exp2 where=alpha_nat=5,alpha_bndy=1",),
     ),
     "longer": Part(
-        "plain adversarial training for as many epochs as base and retraining together, beside the control",
+        "plain adversarial training for the epochs of base and retraining, beside the control",
         (
             "experiment=exp1 attack=pgd dataset.validation_fraction=0.2 trainer.num_epochs=25 "
             "attack.epsilon=8/255,16/255 output_dir=outputs/longer",
@@ -140,14 +140,14 @@ STUDY = {
         ("figure=settings runs=outputs/longer",),
     ),
     "split": Part(
-        "how much the data split matters: one seed, five splits, each with a base of its own",
+        "how much the data split matters: one seed, five splits, each with its own base",
         ("experiment=study frl=reweight alpha.nat=5 alpha.bndy=1 dataset.split_seed=100,101,102,103,104 "
          "output_dir=outputs/split",),
         ("figure=settings runs=outputs/split",),
         seeds="0",
     ),
     "published": Part(
-        "Experiments 2 and 3 as the published code runs them: the policy is measured before every step",
+        "Experiments 2 and 3 with the policy measured before every step, as published",
         (
             "experiment=exp2 recipe=report_code alpha.nat=1 alpha.bndy=1,5 output_dir=outputs/published",
             "experiment=exp2 recipe=report_code alpha.nat=5 alpha.bndy=1 output_dir=outputs/published",
@@ -164,7 +164,7 @@ STUDY = {
         is_by_seed=True,
     ),
     "autoattack": Part(
-        "AutoAttack on the worst class of the registered models that are on this machine; publish=true comes before",
+        "AutoAttack on the worst class of registered models that are here (publish=true first)",
         (),
         seeds=",".join(map(str, SEEDS)),
         is_on_request=True,
@@ -181,7 +181,7 @@ _REFERENCE = _OUTPUTS / "reference"
 """Committed results: runs without weights, in a folder for each part; see `place_of`."""
 
 _REGISTERED = "registered"
-"""Folder of the registered runs; the bases lie in it whole, so that another machine goes on."""
+"""Folder of the registered runs; bases of the last three seeds lie in it whole, so that another machine goes on."""
 
 _BASES = "bases"
 _AUTOATTACK = "autoattack"
@@ -200,8 +200,8 @@ _KEYS = {
     "list": "true prints the registered runs as CSV, for registered.csv, and runs nothing   [false]",
     "committed": "skip leaves out runs whose results are committed in outputs/reference; run repeats them   "
     "[run; registered: skip]",
-    "publish": "true copies finished runs of the registered study and of the evidence beside it to outputs/reference, "
-    "and runs nothing   [false]",
+    "publish": "true copies finished runs of the registered study, and of the parts beside it, to "
+    "outputs/reference, and runs nothing   [false]",
     "dry": "true prints the commands and runs nothing   [false]",
 }
 
@@ -399,8 +399,12 @@ def _config_of(run: Path) -> dict[str, Any]:
 
 
 def restore_bases() -> None:
-    """Put committed base models where retraining looks for them, unless there are some already."""
-    for base in sorted((_REFERENCE / _REGISTERED / _BASES).glob("*")):
+    """Put committed base models where retraining looks for them, unless there are some already.
+
+    Most seeds' bases are committed without the list of their images, to keep the repository small: those train again.
+    """
+    for listed in sorted((_REFERENCE / _REGISTERED / _BASES).glob(f"*/{SPLIT_FILE}")):
+        base = listed.parent
         if not (_OUTPUTS / _BASES / base.name).exists():
             shutil.copytree(base, _OUTPUTS / _BASES / base.name)
 

@@ -181,13 +181,23 @@ def test_a_network_takes_classes_channels_and_scale_from_the_data_unless_told():
 
 
 def test_images_and_gradients_keep_their_order_in_memory_whatever_the_network_uses():
-    model = network().eval()
+    model = network(width=8).eval()
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     x = torch.rand(4, 3, 16, 16)
-    other = network().to(memory_format=torch.contiguous_format).eval()
+    other = network(width=8).to(memory_format=torch.contiguous_format).eval()
     torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-4)
     x_adv = pgd(model, x, torch.arange(4), epsilon=0.1, step_size=0.05, num_steps=1, use_random_start=False)
     assert x_adv.is_contiguous()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [1, 4, 7])
+def test_narrow_networks_keep_out_of_the_layout_whose_gradients_break_the_heap(name, width):
+    model = network(name, width=width)  # a channels-last one ends the process on a machine with AVX2 alone
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+    for _ in range(10):
+        model(torch.rand(16, 3, 8, 8)).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_an_attack_leaves_batch_statistics_alone():

@@ -32,6 +32,11 @@ __all__ = [
 ]
 
 
+# oneDNN (PyTorch's convolutions on a processor) writes past its buffer in the gradient of a strided 1x1 convolution
+# that has fewer channels than an AVX2 register and lies channels last (uxlfoundation/oneDNN issue 6035).
+_CHANNELS_LAST_FROM = 8
+
+
 def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     channels, height, width = image_shape
     if (height, width) != (LENET5_IMAGE_SIZE, LENET5_IMAGE_SIZE):
@@ -56,6 +61,8 @@ def _residual(
     channels = image_shape[0]
     normalise = Normalise(mean, std, num_channels=channels)
     model = network(num_classes=num_classes, in_channels=channels, normalise=normalise, width=width)
+    if width < _CHANNELS_LAST_FROM:
+        return model
     # Convolutions read all channels of a pixel together: this order in memory is theirs.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
