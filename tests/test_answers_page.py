@@ -1,6 +1,7 @@
 """The registered study on the page: effects first, no verdict before the last run, and no part in the first study."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,18 @@ def test_sentences_give_verdicts_only_of_a_whole_study(whole, tmp_path):
     said = registered_section(part, part.judge(), [])
     assert said.progress.startswith(f"{3 * len(CELLS)} of 150 registered runs are finished. Until the last one")
     assert not any("reproduced" in sentence for sentence in said.sentences)
+
+
+def test_the_class_that_pays_most_is_named_with_its_rise(whole):
+    study, answers = whole
+    rows = study.rows.copy()
+    paying = (rows["role"] == "reweight 5:1") & (rows["class_name"] == "bag") & (rows["split"] == "test")
+    rows.loc[paying, ["natural_error", "robust_error"]] += 0.1
+    said = registered_section(replace(study, rows=rows), answers, []).sentences[-1]
+    assert said.startswith(
+        'The class that pays most, against equal weights: "bag" +10.0 [10.0, 10.0] points (natural), '
+    )
+    assert said.endswith("(robust at 16/255). 10 seeds.")
 
 
 def test_every_difference_stands_on_one_axis_in_points(whole):

@@ -16,9 +16,10 @@ from frl_repro.results.figures.forest import forest_figure
 from frl_repro.results.registration import BASE, CELLS, EQUAL
 from frl_repro.results.report.markdown import points
 from frl_repro.results.report.page import Cell, Grid, Picture, alt_text, svg_of
-from frl_repro.results.report.questions import CHOSEN, REWEIGHT_51
+from frl_repro.results.report.questions import CHOSEN, REWEIGHT_51, quantities
 from frl_repro.results.report.registered import CANDIDATES, RegisteredStudy
 from frl_repro.results.report.verdicts import Answer, Evidence
+from frl_repro.results.tables import statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +142,7 @@ def registered_section(study: RegisteredStudy, answers: Sequence[Answer], commit
     used = ", ".join(sorted({commit[:7] for commit in commits if commit})) or "unknown"
     return Section(
         "What the registered study found",
-        _sentences(answers, is_done=is_done),
+        _sentences(study, answers, is_done=is_done),
         progress,
         _verdicts(answers) if is_done else None,
         _picture(answers),
@@ -154,7 +155,7 @@ def registered_section(study: RegisteredStudy, answers: Sequence[Answer], commit
 def headline(study: RegisteredStudy, answers: Sequence[Answer]) -> list[str]:
     """Return what a page says of the registered study in a few sentences, the last of which says how far it is."""
     progress, is_done = _progress(study)
-    return [*_sentences(answers, is_done=is_done), progress]
+    return [*_sentences(study, answers, is_done=is_done), progress]
 
 
 def _progress(study: RegisteredStudy) -> tuple[str, bool]:
@@ -168,8 +169,23 @@ def _progress(study: RegisteredStudy) -> tuple[str, bool]:
     return progress, is_done
 
 
-def _sentences(answers: Sequence[Answer], *, is_done: bool) -> list[str]:
-    return [*([_said_of_verdicts(answers)] if is_done else []), *_effects(answers)]
+def _sentences(study: RegisteredStudy, answers: Sequence[Answer], *, is_done: bool) -> list[str]:
+    return [*([_said_of_verdicts(answers)] if is_done else []), *_effects(answers), *_classes_that_pay(study)]
+
+
+def _classes_that_pay(study: RegisteredStudy) -> list[str]:
+    """Name the class whose error reweight 5:1 raises most against equal weights; nothing where runs are missing."""
+    roles = (REWEIGHT_51, EQUAL)
+    if not set(roles) <= set(study.roles) or len(study.seeds(roles)) < _LEAST_SEEDS:
+        return []
+    errors = study.errors(roles)
+    rises = []
+    for quantity in quantities(study.radii):
+        change = errors.by_class[REWEIGHT_51, quantity] - errors.by_class[EQUAL, quantity]
+        payer = int(change.mean(0).argmax())
+        rise = points(statistics.over_seeds(change[:, payer].tolist())).replace("-", _MINUS)
+        rises.append(f'"{study.class_names[payer]}" {rise} points ({_where(quantity[1])})')
+    return [f"The class that pays most, against equal weights: {', '.join(rises)}. {len(study.seeds(roles))} seeds."]
 
 
 def exploratory_section(answers: Sequence[Answer], notes: Sequence[str]) -> Section:
@@ -247,9 +263,12 @@ def _effects(answers: Sequence[Answer]) -> list[str]:
 def _listed(found: Sequence[Evidence]) -> str:
     said = []
     for one in found:
-        where = "natural" if one.criterion.radius is None else f"robust at {quantity_of(one)}"
-        said.append(f"{points(one.over_seeds)} points ({where})")
+        said.append(f"{points(one.over_seeds)} points ({_where(one.criterion.radius)})")
     return ", ".join(said).replace("-", _MINUS)
+
+
+def _where(radius: float | None) -> str:
+    return "natural" if radius is None else f"robust at {format_epsilon(radius)}"
 
 
 def _verdicts(answers: Sequence[Answer]) -> Grid:

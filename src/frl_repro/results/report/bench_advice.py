@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from frl_repro.results.protocol import BASE, CNN_SMALL, CONTESTANTS, CONTROL, IMBALANCED, LENET5
 from frl_repro.results.report.bench import interval_in
-from frl_repro.results.report.bench_models import CRITERIA
+from frl_repro.results.report.bench_models import CRITERIA, START_NAMES
 from frl_repro.results.report.markdown import points
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _best(rows: DataFrame, column: str = "robust_worst") -> tuple[DataFrame, str
 
 
 def _name(method: str, start: str) -> str:
-    return f"`{method}` from {'a base' if start == BASE else 'scratch'}"
+    return f"`{method}` from {START_NAMES[start]}"
 
 
 def _method(rows: DataFrame) -> str:

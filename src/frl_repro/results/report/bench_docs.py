@@ -11,7 +11,7 @@ from frl_repro.results.protocol import BASE, CNN_SMALL, CONTESTANTS, IMBALANCED,
 from frl_repro.results.report.bench import interval_in
 from frl_repro.results.report.bench_advice import advice
 from frl_repro.results.report.bench_claims import CLAIMS, PRICE
-from frl_repro.results.report.bench_models import CRITERIA
+from frl_repro.results.report.bench_models import CRITERIA, START_NAMES
 from frl_repro.results.report.bench_ranks import agreements
 from frl_repro.results.report.bench_verdicts import Answer, fate_of, judge
 from frl_repro.results.report.markdown import points, table
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from frl_repro.results.report.bench_models import Bench
 
 NO_RUNS = "\nNo runs yet.\n\n"
-STARTS = {BASE: "a base", "scratch": "scratch"}
 
 
 def bench_tables(bench: Bench | None, board: DataFrame | None) -> dict[str, Callable[[], str]]:
@@ -91,8 +90,8 @@ def _evidence(answers: list[Answer]) -> str:
             what = f"all classes, less than {100 * one.threshold:+.0f}" if one.kind == PRICE else "worst class, below 0"
             rows.append(
                 [
-                    f"`{answer.method}`", answer.track, STARTS[answer.start], one.radius, what, points(one.interval),
-                    str(one.num_seeds), _p(one.adjusted_p), str(one.num_comparisons), one.outcome,
+                    f"`{answer.method}`", answer.track, START_NAMES[answer.start], one.radius, what,
+                    points(one.interval), str(one.num_seeds), _p(one.adjusted_p), str(one.num_comparisons), one.outcome,
                 ]
             )  # fmt: skip
     header = ["method", "track", "from", "radius", "criterion", "against the control [95 %]", "n"]
@@ -110,7 +109,7 @@ def _board(rows: DataFrame) -> str:
             name = f"`{row['method']}`" + ("" if row["registered"] else " (not registered)")
             lines.append(
                 [
-                    name, "" if row["method"] == BASE else STARTS[row["start"]], f"{row['num_seeds']:.0f}",
+                    name, "" if row["method"] == BASE else START_NAMES[row["start"]], f"{row['num_seeds']:.0f}",
                     *(_percent(row[key]) for key in ("natural_average", "natural_worst", "robust_average")),
                     _percent(row["robust_worst"]), _percent(row["robust_maximum"]), _percent(row["if_equal"]),
                     _difference(row, "difference"), _p(row["adjusted_p"]), _difference(row, "average_difference"),
@@ -134,7 +133,7 @@ def _tuning(rows: DataFrame) -> str:
         return NO_RUNS
     lines = [
         [
-            f"`{row['method']}`", row["track"], STARTS[row["start"]], row["epsilon"], f"{row['num_seeds']:.0f}",
+            f"`{row['method']}`", row["track"], START_NAMES[row["start"]], row["epsilon"], f"{row['num_seeds']:.0f}",
             _difference(row, "tuning"), row["chosen"], _at_end(row),
         ]
         for _, row in rows.iterrows()

@@ -38,6 +38,9 @@ _SIZES = {"num_train": None, "validation_fraction": 0.2}
 BASE_MODEL = "base"
 """What the models that retraining starts from are called among methods."""
 
+START_NAMES = {BASE: "a base", SCRATCH: "scratch"}
+"""What a method is trained from, for readers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
