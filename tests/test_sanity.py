@@ -475,7 +475,10 @@ def test_the_table_comes_back_and_a_changed_threshold_is_refused(tmp_path):
 def test_the_figure_shows_the_tables_numbers_and_the_worst_class(tmp_path):
     errors = {("pgd", EPSILON): flags(*range(11, 91, 2))}  # all of class 1
     table = table_of(made(errors=errors), tmp_path / "sanity.csv")
-    left, right = sanity_figure(table).axes
+    figure = sanity_figure(table, "base")
+    left, right = figure.axes
+    assert figure.get_suptitle().startswith("base, seed ")
+    assert sanity_figure(table).get_suptitle().startswith(f"{table['method'].iloc[0]}, seed ")
     lines = {line.get_label(): line for line in left.lines}
     assert lines["all images"].get_ydata().tolist() == pytest.approx([0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1, 1, 1])
     assert lines["worst class: Bag"].get_ydata()[4] == pytest.approx((5 + 40) / 50)

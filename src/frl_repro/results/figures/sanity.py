@@ -32,13 +32,15 @@ _DIRECTIONS = {
 }
 
 
-def sanity_figure(table: DataFrame) -> Figure:
+def sanity_figure(table: DataFrame, name: str | None = None) -> Figure:
     """Robust error over the radius by class, the worst class in colour; mean loss over the distance by direction.
 
     Parameters
     ----------
     table
         From `sanity_rules.read_sanity`.
+    name
+        What the title calls the model; its method where None.
     """
     first, epsilon = table.iloc[0], checked_epsilon(table)
     sweep = sweep_numbers(table)
@@ -47,7 +49,7 @@ def sanity_figure(table: DataFrame) -> Figure:
         left, right = figure.subplots(1, 2)
         handles = [*_draw_sweep(left, sweep, epsilon), *_draw_losses(right, table)]
         add_legend(figure, handles, num_columns=2)
-        title = f"{first['method']}, seed {first['seed']:.0f}, {first['num_images']:.0f} test images, "
+        title = f"{name or first['method']}, seed {first['seed']:.0f}, {first['num_images']:.0f} test images, "
         figure.suptitle(wrapped(title + sweep["attack"].iloc[-1].upper()), fontsize=6.5)
     return figure
 

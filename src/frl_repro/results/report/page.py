@@ -20,7 +20,7 @@ from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import DEFAULT_TOP
 from frl_repro.results.figures.style import drawing
 from frl_repro.results.registration import ADVERSARIAL, BASE, EQUAL, EQUAL_MARGINS, NATURAL, is_of_bench
-from frl_repro.results.report.questions import CHOSEN
+from frl_repro.results.report.questions import CHOSEN, COMBINED_51, REWEIGHT_51
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.reading import find_tables, read_json
 from frl_repro.results.tables.subsets import overall
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 _TABLES_OF = {
     "1": ("Classes, natural beside adversarial training", (NATURAL, ADVERSARIAL)),
-    "2": ("Classes, before and after reweight, and its control", (BASE, EQUAL, CHOSEN["reweight"])),
+    "2": ("Classes, before and after reweight, and its control", (BASE, EQUAL, REWEIGHT_51, CHOSEN["reweight"])),
     "3": ("Classes, before and after remargin, and its control", (BASE, EQUAL_MARGINS, CHOSEN["remargin"])),
-    "4": ("Classes, before and after both together", (BASE, CHOSEN["combined"])),
+    "4": ("Classes, before and after both together", (BASE, COMBINED_51, CHOSEN["combined"])),
 }
 """Figure to the class table beneath it: its caption and its models."""
 
@@ -186,7 +186,9 @@ def class_grid(study: Study, caption: str, roles: Sequence[str], *, top: int = D
 
     Of many classes ``top`` of the worst and of the best are shown, by the last column, and the others' mean.
     """
-    roles = [role for role in roles if role in study.settings]
+    # Where one setting is all that there is of a method, it plays two roles: the first is shown.
+    settings = {study.settings[role]: role for role in reversed(roles) if role in study.settings}
+    roles = list(reversed(settings.values()))
     if not roles:
         return None
     columns = [(role, quantity, study.at_main_radius(role)) for role in roles for quantity in _QUANTITIES]
@@ -208,10 +210,17 @@ def class_grid(study: Study, caption: str, roles: Sequence[str], *, top: int = D
             middle.append(_percent_cell(of_them.groupby("seed")[f"{quantity}_error"].mean(), is_worst=False))
         rows = [*(rows[place] for place in ends[0]), middle, *(rows[place] for place in ends[1])]
         caption += f", {top} worst and {top} best of {len(study.class_names)} by the last column"
-    header = ["class", *(f"{study.settings[role]}: {quantity}" for role, quantity, _ in columns)]
-    seeds = "; ".join(f"{study.settings[role]}: {len(study.seeds([role]))} seeds" for role in roles)
+    header = ["class", *(f"{role}: {quantity}" for role, quantity, _ in columns)]
+    models = "; ".join(_played_by(study, role) for role in roles)
     attack = f"{study.attack.upper()} at {format_epsilon(study.epsilon)}"
-    return Grid(f"{caption}. Errors in percent, test split, {attack}, mean ± sd ({seeds})", header, rows, footer)
+    return Grid(f"{caption}. Errors in percent, test split, {attack}, mean ± sd ({models})", header, rows, footer)
+
+
+def _played_by(study: Study, role: str) -> str:
+    """``equal weights = finetune, 10 seeds``; settings among which seeds choose say their numbers of seeds."""
+    setting = study.settings[role]
+    name = role if setting == role else f"{role} = {setting}"
+    return name if setting.endswith(("seed)", "seeds)")) else f"{name}, {len(study.seeds([role]))} seeds"
 
 
 def settings_grid(

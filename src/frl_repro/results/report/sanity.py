@@ -54,7 +54,7 @@ def sanity_pictures(files: Sequence[Path]) -> list[Picture]:
     for file in files:
         table = read_sanity(file)
         title = f"Is the robustness real? {file.parent.name}"
-        figure, numbers = svg_of(sanity_figure(table)), sweep_numbers(table)
+        figure, numbers = svg_of(sanity_figure(table, file.parent.name)), sweep_numbers(table)
         said = numbers.loc[numbers["class_name"] == "", ["epsilon", "value"]]
         pictures.append(Picture(f"sanity-{file.parent.name}", title, figure, alt_text(title, said)))
     return pictures
