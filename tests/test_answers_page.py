@@ -7,7 +7,7 @@ import pytest
 
 from frl_repro.commands import report
 from frl_repro.results.registration import CELLS, SEEDS
-from frl_repro.results.report.answers_page import forest_numbers, registered_section, verdict_rows
+from frl_repro.results.report.answers_page import forest, forest_numbers, registered_section, verdict_rows
 from frl_repro.results.report.registered import load_registered
 from support import write_study as write_first_study
 from test_registration import write_study
@@ -58,6 +58,16 @@ def test_every_difference_stands_on_one_axis_in_points(whole):
     assert numbers["comparison"].str.startswith("all classes: ").any()  # who pays
     assert not numbers["comparison"].str.contains("ERROR|error").any()
     assert numbers.loc[numbers["comparison"].str.startswith("adversarial"), "threshold"].unique().tolist() == [5.0]
+
+
+def test_the_forest_prints_every_difference_with_its_interval(whole):
+    answers = whole[1]
+    texts = [text.get_text() for text in forest(answers).axes[0].texts]
+    numbers = forest_numbers(answers).drop_duplicates(["question", "comparison", "quantity", "estimate"])
+    assert len(texts) == len(numbers)
+    first = numbers[numbers["comparison"] == "worst class: reweight 5:1 \N{MINUS SIGN} base"].iloc[0]
+    said = f"{first['estimate']:+.1f} [{first['low']:.1f}, {first['high']:.1f}]"
+    assert said.replace("-", "\N{MINUS SIGN}") in texts
 
 
 def test_the_table_of_verdicts_holds_every_criterion(whole):

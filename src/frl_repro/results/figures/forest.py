@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -10,17 +11,18 @@ from frl_repro.results.figures.style import BLUE, COLUMN_WIDTH, GREEN, GREY, ORA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 _COLOURS = {"natural": GREEN, "8/255": BLUE, "16/255": ORANGE}
 _MARKERS = {"natural": "s", "8/255": "o", "16/255": "D"}
 _ROW_HEIGHT = 0.3  # inches a comparison
 _LABEL_LENGTH = 42
 _HEADING = "heading"
+_SMALL = 5.0  # points; three lines fit a row
 
 
 def forest_figure(numbers: DataFrame, *, caption: str) -> Figure:
-    """One row a comparison with up to three marks: natural error, robust error at either radius.
+    """One row a comparison with up to three marks and their numbers: natural error, robust error at either radius.
 
     Parameters
     ----------
@@ -35,9 +37,10 @@ def forest_figure(numbers: DataFrame, *, caption: str) -> Figure:
     for question, part in numbers.groupby("question", sort=False):
         rows.append((_HEADING, str(question)))
         rows += [(str(question), str(name)) for name in part["comparison"].unique()]
+    has_one_n = numbers["num_seeds"].nunique() == 1
     place = {row: y for y, row in enumerate(rows)}
     with paper_style():
-        figure = Figure(figsize=(1.55 * COLUMN_WIDTH, 0.9 + _ROW_HEIGHT * len(rows)), layout="constrained")
+        figure = Figure(figsize=(1.8 * COLUMN_WIDTH, 0.9 + _ROW_HEIGHT * len(rows)), layout="constrained")
         axes: Axes = figure.subplots()
         axes.axvline(0, color=GREY, linewidth=0.6)
         for named, part in numbers.groupby(["question", "comparison"], sort=False):
@@ -47,7 +50,8 @@ def forest_figure(numbers: DataFrame, *, caption: str) -> Figure:
             if len(thresholds) == 1 and thresholds[0] != 0:
                 axes.plot([thresholds[0]] * 2, [y - 0.45, y + 0.45], color=GREY, linewidth=0.8, linestyle=(0, (2, 1)))
             for quantity, colour in _COLOURS.items():
-                chosen = part[part["quantity"] == quantity]
+                # A difference that two criteria hold to different thresholds is one mark.
+                chosen = part[part["quantity"] == quantity].drop_duplicates("estimate")
                 shift = 0.25 * (list(_COLOURS).index(quantity) - 1)
                 axes.hlines([y + shift] * len(chosen), chosen["low"], chosen["high"], color=colour, linewidth=1)
                 for _, one in chosen.iterrows():
@@ -60,11 +64,11 @@ def forest_figure(numbers: DataFrame, *, caption: str) -> Figure:
                         markerfacecolor=filling,
                         markersize=3.5,
                     )
-            ends = dict.fromkeys((int(part["num_seeds"].min()), int(part["num_seeds"].max())))
-            axes.annotate(
-                f"n = {' to '.join(map(str, ends))}", (1.01, y), xycoords=("axes fraction", "data"), va="center",
-                fontsize=5.5, color=GREY,
-            )  # fmt: skip
+                    number = _said(one) + ("" if has_one_n else f", n = {one['num_seeds']}")
+                    axes.annotate(
+                        number, (1, y + shift), (4, 0), xycoords=("axes fraction", "data"),
+                        textcoords="offset points", va="center", fontsize=_SMALL, color=colour,
+                    )  # fmt: skip
         axes.set_yticks(range(len(rows)), [wrapped(text, _LABEL_LENGTH) for _, text in rows])
         for (kind, _), label in zip(rows, axes.get_yticklabels(), strict=True):
             if kind == _HEADING:
@@ -79,3 +83,9 @@ def forest_figure(numbers: DataFrame, *, caption: str) -> Figure:
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(wrapped(caption, 100), fontsize=6.5)
     return figure
+
+
+def _said(one: Series) -> str:
+    """``-13.3 [-14.5, -12.1]``; the mean alone where there is no interval."""
+    bounds = "" if math.isnan(one["low"]) else f" [{one['low']:.1f}, {one['high']:.1f}]"
+    return f"{one['estimate']:+.1f}{bounds}".replace("-", "\N{MINUS SIGN}")

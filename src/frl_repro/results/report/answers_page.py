@@ -287,9 +287,10 @@ def forest(answers: Sequence[Answer]) -> Figure | None:
     numbers = forest_numbers(answers)
     if numbers.empty:
         return None
+    n = numbers["num_seeds"].unique()
     caption = (
-        "Mean over n seeds with Student's 95 % interval. Filled: a difference after correction for the number of "
-        "criteria. Hollow: none, uncertain, or at the ceiling"
+        f"Mean over {n[0] if len(n) == 1 else 'n'} seeds with Student's 95 % interval. Filled: a difference after "
+        "correction for the number of criteria. Hollow: none, uncertain, or at the ceiling"
     )
     if (numbers["threshold"] != 0).any():
         caption += ". Dashes: thresholds other than 0"
