@@ -7,7 +7,7 @@ import pytest
 
 from frl_repro.commands.jobs import check_command_line
 from frl_repro.results.registration import registered_runs
-from frl_repro.results.report import exploratory
+from frl_repro.results.report import documentation, exploratory
 from frl_repro.results.report.questions import RADII
 from frl_repro.results.report.registered import load_registered
 from frl_repro.results.tables import schema, writing
@@ -83,6 +83,16 @@ def test_rows_have_errors_of_the_worst_class_and_the_difference_from_the_referen
     ]  # fmt: skip
     assert cells_of(text, "every 48 steps (10 an epoch)")[-1] == "-"
     assert "Not run yet: every epoch." in text
+
+
+def test_cards_of_published_models_have_none_of_these_runs(tmp_path):
+    made = documentation.tables(tmp_path, None, [])  # reads nothing before a card is asked for
+    write_table(tmp_path / "exp2" / "a-published-run", "a-published-run", [(5, 10, 20)] * 3, seed=0)
+    before = documentation.tables(tmp_path, None, [])["model-reweight"]()
+    for part in ("audit", "departures", "cadence", "longer", "split"):
+        write_table(tmp_path / part / f"{part}-run", f"{part}-run", [(50, 60, 70)] * 3, seed=1)
+    assert made["model-reweight"]() == before
+    assert "5.0" in before
 
 
 def test_where_nothing_has_run_the_table_says_what_runs_it(tmp_path):

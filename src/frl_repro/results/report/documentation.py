@@ -71,7 +71,8 @@ def tables(
 
     @functools.cache  # read once, and not before a page asks for a card
     def published() -> DataFrame:
-        return select_attack(select_checkpoint(read_runs(of_first_study(find_tables(runs))), "last"), None)
+        tables = [path for path in find_tables(runs) if path.parents[1].name not in exploratory.PLACES]
+        return select_attack(select_checkpoint(read_runs(of_first_study(tables)), "last"), None)
 
     for name, (method, alphas, when) in _MODELS.items():
         found[f"model-{name}"] = functools.partial(_card, published, method, alphas or NO_ALPHAS, when)

@@ -157,6 +157,9 @@ TABLES = {
 }  # fmt: skip
 """By the name of the mark in a page."""
 
+PLACES = frozenset(one.part for one in TABLES.values() if not one.place)
+"""Folders of such runs alone: one may bear the method and alphas of a published model, and differ in other settings."""
+
 
 def tables(runs: str | Path, registered: RegisteredStudy | None) -> dict[str, Callable[[], str]]:
     """Return every table by name, made when it is called; where there are no runs it says what makes them."""
