@@ -36,6 +36,7 @@ from frl_repro.commands.jobs import check_command_line, configure
 from frl_repro.commands.keyvalue import choice, run, switch, usage_text, whole_number
 from frl_repro.results.registration import BASE, CELLS, COLUMNS, SEEDS, registered_runs
 from frl_repro.results.registration import STUDY as REGISTERED_STUDY
+from frl_repro.results.report.exploratory import PLACES
 from frl_repro.results.report.questions import RADII, robust_error
 from frl_repro.results.report.registered import load_registered
 from frl_repro.results.tables.components import COMPONENTS_FILE
@@ -186,7 +187,7 @@ _REGISTERED = "registered"
 _BASES = "bases"
 _AUTOATTACK = "autoattack"
 _OF_AUTOATTACK = f"{_REGISTERED}/{_AUTOATTACK}"
-_KEPT = ("exp2", "controls", "audit", "departures", "cadence", "longer", "split")
+_KEPT = ("exp2", "controls", *PLACES)
 """Folders of outputs/ whose runs are evidence beside the registered ones."""
 
 _NOT_PUBLISHED = (WEIGHTS_FILE, SPLIT_FILE, DONE_FILE)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 from frl_repro.results.figures.style import BLUE, COLUMN_WIDTH, GREEN, GREY, ORANGE, paper_style, wrapped
+from frl_repro.results.tables.statistics import Interval, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,5 +87,5 @@ def forest_figure(numbers: DataFrame, *, caption: str) -> Figure:
 
 def _said(one: Series) -> str:
     """``-13.3 [-14.5, -12.1]``; the mean alone where there is no interval."""
-    bounds = "" if math.isnan(one["low"]) else f" [{one['low']:.1f}, {one['high']:.1f}]"
-    return f"{one['estimate']:+.1f}{bounds}".replace("-", "\N{MINUS SIGN}")
+    interval = Interval(*(one[name] / 100 for name in ("estimate", "low", "high")))
+    return points(interval).replace("-", "\N{MINUS SIGN}")

@@ -14,12 +14,12 @@ from frl_repro.basics.radii import format_epsilon
 from frl_repro.results import registration
 from frl_repro.results.figures.forest import forest_figure
 from frl_repro.results.registration import BASE, CELLS, EQUAL
-from frl_repro.results.report.markdown import points
 from frl_repro.results.report.page import Cell, Grid, Picture, alt_text, svg_of
 from frl_repro.results.report.questions import CHOSEN, REWEIGHT_51, quantities
 from frl_repro.results.report.registered import CANDIDATES, RegisteredStudy
 from frl_repro.results.report.verdicts import Answer, Evidence
 from frl_repro.results.tables import statistics
+from frl_repro.results.tables.statistics import points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from frl_repro.results.protocol import BASE, CNN_SMALL, CONTESTANTS, CONTROL, IMBALANCED, LENET5
 from frl_repro.results.report.bench import interval_in
 from frl_repro.results.report.bench_models import CRITERIA, START_NAMES
-from frl_repro.results.report.markdown import points
+from frl_repro.results.tables.statistics import points
 
 if TYPE_CHECKING:
     from collections.abc import Callable

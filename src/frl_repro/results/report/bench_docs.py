@@ -14,7 +14,8 @@ from frl_repro.results.report.bench_claims import CLAIMS, PRICE
 from frl_repro.results.report.bench_models import CRITERIA, START_NAMES
 from frl_repro.results.report.bench_ranks import agreements
 from frl_repro.results.report.bench_verdicts import Answer, fate_of, judge
-from frl_repro.results.report.markdown import points, table
+from frl_repro.results.report.markdown import table
+from frl_repro.results.tables.statistics import points
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

@@ -14,8 +14,8 @@ from frl_repro.results.report.bench_details import anchor, details
 from frl_repro.results.report.bench_models import BASE_MODEL, CRITERIA, Bench
 from frl_repro.results.report.bench_ranks import agreements
 from frl_repro.results.report.bench_verdicts import fate_of, judge
-from frl_repro.results.report.markdown import points
 from frl_repro.results.report.page import Cell, Grid, Picture, svg_of, template
+from frl_repro.results.tables.statistics import points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

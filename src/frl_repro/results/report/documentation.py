@@ -14,12 +14,13 @@ from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.registration import ADVERSARIAL, BASE, CELLS, NATURAL, of_first_study
 from frl_repro.results.report import answers_page, exploratory
 from frl_repro.results.report.comparison import at_radius
-from frl_repro.results.report.markdown import NO_ALPHAS, card, mean_sd, points, table
+from frl_repro.results.report.markdown import NO_ALPHAS, card, mean_sd, table
 from frl_repro.results.report.questions import CHOSEN, NATURAL_ERROR, RADII, REWEIGHT_51, Quantity, quantities
 from frl_repro.results.report.registered import CANDIDATES, RegisteredStudy
 from frl_repro.results.report.verdicts import Answer, Evidence
 from frl_repro.results.tables.reading import find_tables
 from frl_repro.results.tables.selection import select_attack
+from frl_repro.results.tables.statistics import points
 from frl_repro.results.tables.subsets import select_checkpoint
 from frl_repro.results.tables.variants import read_runs
 

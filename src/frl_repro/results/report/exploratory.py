@@ -19,12 +19,13 @@ from pandas import DataFrame
 from frl_repro.basics.radii import format_epsilon
 from frl_repro.results.registration import BASE, CELLS, EQUAL, EQUAL_MARGINS, registered_runs
 from frl_repro.results.report.comparison import Comparison
-from frl_repro.results.report.markdown import mean_sd, points, table
+from frl_repro.results.report.markdown import mean_sd, table
 from frl_repro.results.report.questions import CHOSEN, RADII, REWEIGHT_51, quantities, robust_error
 from frl_repro.results.report.registered import RegisteredStudy
 from frl_repro.results.tables import statistics
 from frl_repro.results.tables.reading import find_tables, read_classwise
 from frl_repro.results.tables.selection import AUTOATTACK, CHOICE_SPLITS, attacks_of, select_attack
+from frl_repro.results.tables.statistics import points
 from frl_repro.results.tables.subsets import select_checkpoint, select_epsilon, select_last_epoch, select_split
 from frl_repro.results.tables.variants import SETTINGS_COLUMN, parts_of, read_runs
 
@@ -157,7 +158,7 @@ TABLES = {
 }  # fmt: skip
 """By the name of the mark in a page."""
 
-PLACES = frozenset(one.part for one in TABLES.values() if not one.place)
+PLACES = tuple(one.part for one in TABLES.values() if not one.place)
 """Folders of such runs alone: one may bear the method and alphas of a published model, and differ in other settings."""
 
 

@@ -5,7 +5,6 @@ A page holds ``<!-- table: NAME -->`` and ``<!-- end -->``; `documentation.table
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from frl_repro.basics.errors import UserError
-from frl_repro.results.tables import statistics
 from frl_repro.results.tables.subsets import overall, select_epsilon, select_last_epoch, select_split
 
 if TYPE_CHECKING:
@@ -105,13 +103,6 @@ def find_model(
         wanted = ", ".join(f"alpha.{name}={value:g}" for name, value in alphas.items())
         raise UserError(f"a table of the documentation needs {method} {wanted}, which the tables lack")
     return Model(rows)
-
-
-def points(interval: statistics.Interval) -> str:
-    """``-2.4 [-3.8, -1.0]``, in points; without bounds where there are none."""
-    # Adding 0 turns the -0.0 of a rounded small number into 0.0.
-    estimate, low, high = (round(100 * value, 1) + 0 for value in (interval.estimate, interval.low, interval.high))
-    return f"{estimate:+.1f}" + ("" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]")
 
 
 def mean_sd(values: NDArray[np.float64]) -> str:

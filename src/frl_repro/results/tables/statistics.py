@@ -38,6 +38,13 @@ class Interval:
         return self.low > value or self.high < value
 
 
+def points(interval: Interval) -> str:
+    """``-2.4 [-3.8, -1.0]``, in points; without bounds where there are none."""
+    # Adding 0 turns the -0.0 of a rounded small number into 0.0.
+    estimate, low, high = (round(100 * value, 1) + 0 for value in (interval.estimate, interval.low, interval.high))
+    return f"{estimate:+.1f}" + ("" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]")
+
+
 def over_seeds(values: Sequence[float], *, level: float = LEVEL) -> Interval:
     """Mean of independent repetitions with Student's t interval; NaN bounds for one repetition.
 
